@@ -1,0 +1,1 @@
+"""From a work directory to captions: models, objectives, reward, search, checkpoints, stages."""

@@ -1,0 +1,189 @@
+"""What a training step and a search read: features of images, and captions packed for the cells."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from features.store import FeatureStore
+from pipeline.captions import CaptionTable, Image
+from pipeline.vocabulary import BOS, PAD, Vocabulary
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+class Features(NamedTuple):
+    """Stored features of a batch of images, as float32."""
+
+    grid_IRC: Tensor
+    pooled_IC: Tensor
+
+    def to(self, device: torch.device) -> "Features":
+        """Return the features on `device`."""
+        return Features(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True)
+class PackedWords:
+    """Captions sorted by falling length and packed step by step, so that no padding is computed.
+
+    The first `alive[0]` words are the first words of all captions, the next `alive[1]` the second
+    words of those that have one, and so on. A caption of n tokens (EOS among them) is read from BOS
+    to its last token but one, and predicts its n tokens: `inputs_P` lags one behind `targets_P`.
+    """
+
+    inputs_P: Tensor
+    """int64, the words read."""
+    targets_P: Tensor
+    """int64, the words to predict."""
+    caption_P: Tensor
+    """int64, which of the captions given to `pack` each word belongs to."""
+    image_B: Tensor
+    """int64, the image of each caption, longest caption first."""
+    alive: list[int]
+    """Captions that still have a word, for each step."""
+
+
+def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
+    """Pack captions.
+
+    Args:
+        tokens_BT: int64, each row a caption ending in EOS (or cut off), then PAD.
+        image_B: int64, the image of each caption.
+    """
+    real_BT = tokens_BT != PAD
+    length_B = real_BT.sum(1)
+    order_B = length_B.argsort(descending=True, stable=True)
+    steps = int(length_B.max())
+    real_TB = real_BT[order_B, :steps].T
+    targets_TB = tokens_BT[order_B, :steps].T
+    inputs_TB = torch.cat((torch.full_like(targets_TB[:1], BOS), targets_TB[:-1]))
+    return PackedWords(
+        inputs_P=inputs_TB[real_TB],
+        targets_P=targets_TB[real_TB],
+        caption_P=order_B.expand(steps, -1)[real_TB],
+        image_B=image_B[order_B],
+        alive=real_TB.sum(1).tolist(),
+    )
+
+
+def pad(captions: Sequence[Sequence[int]]) -> Tensor:
+    """Return captions of token ids as one int64 tensor [B, T], short ones followed by PAD."""
+    longest = max(map(len, captions))
+    return torch.tensor([[*caption, *[PAD] * (longest - len(caption))] for caption in captions])
+
+
+class Batch(NamedTuple):
+    """One training batch, on the device."""
+
+    image_ids: Tensor
+    """int64 [I], the data set's ids."""
+    features: Features
+    tokens_BT: Tensor
+    """int64 [B, T], all captions of the images."""
+    image_B: Tensor
+    """int64 [B], the place in the batch of each caption's image."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        return Batch(
+            self.image_ids.to(device, non_blocking=True),
+            self.features.to(device),
+            self.tokens_BT.to(device, non_blocking=True),
+            self.image_B.to(device, non_blocking=True),
+        )
+
+
+class SplitReader:
+    """Reads the features of one split's images.
+
+    Those whose extraction failed are left out: `images` are the others, `left_out` counts them.
+
+    Raises:
+        UserError: the split is empty, or some of its images are not in the store yet.
+    """
+
+    def __init__(self, store: FeatureStore, table: CaptionTable, split: str) -> None:
+        self.split = split
+        images = table.split(split)
+        failed = store.failures()
+        self.images: list[Image] = [image for image in images if image.id not in failed]
+        self.left_out = len(images) - len(self.images)
+        self._store = store
+        self._rows = store.rows([image.id for image in self.images])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def features(self, places: Sequence[int]) -> Features:
+        """Read the features of the images at `places`."""
+        rows = self._rows[np.asarray(places)]
+        return Features(
+            torch.from_numpy(self._store.grid(rows)).float(),
+            torch.from_numpy(self._store.pooled(rows)).float(),
+        )
+
+    def batches(self, size: int) -> Iterator[tuple[list[Image], Features]]:
+        """Yield all images in order with their features, `size` at a time, reading one ahead."""
+        places = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
+        for chosen, features in zip(places, _read_ahead(self.features, places), strict=True):
+            yield [self.images[i] for i in chosen], features
+
+
+class TrainingReader(SplitReader):
+    """Shuffled training batches. Batch n of epoch e is a function of the seed, e and n alone."""
+
+    def __init__(
+        self, store: FeatureStore, table: CaptionTable, vocabulary: Vocabulary, size: int, seed: int
+    ) -> None:
+        super().__init__(store, table, "train")
+        self.captions = [
+            [vocabulary.encode(caption.tokens) for caption in image.captions]
+            for image in self.images
+        ]
+        self._size = size
+        self._seed = seed
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches make an epoch; the last may be smaller."""
+        return -(-len(self) // self._size)
+
+    def epoch(self, phase: str, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
+        """Yield an epoch's batches from `first_batch` on, reading one ahead."""
+        generator = np.random.default_rng([self._seed, *phase.encode(), epoch])
+        order = generator.permutation(len(self))
+        starts = range(first_batch * self._size, len(self), self._size)
+        chosen = [order[start : start + self._size].tolist() for start in starts]
+        yield from _read_ahead(self.batch, chosen)
+
+    def batch(self, places: Sequence[int]) -> Batch:
+        """Read the images at `places` with all their captions."""
+        captions = [self.captions[place] for place in places]
+        counts = torch.tensor([len(several) for several in captions])
+        return Batch(
+            image_ids=torch.tensor([self.images[place].id for place in places]),
+            features=self.features(places),
+            tokens_BT=pad([caption for several in captions for caption in several]),
+            image_B=torch.arange(len(places)).repeat_interleave(counts),
+        )
+
+
+def _read_ahead(
+    read: Callable[[Argument], Result], arguments: Iterable[Argument]
+) -> Iterator[Result]:
+    """Yield `read(argument)` for each argument; a thread reads the next one meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        pending: Future[Result] | None = None
+        for argument in arguments:
+            following = reader.submit(read, argument)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()

@@ -1,0 +1,276 @@
+"""The decoders: Show and Tell, Att2in and Up-Down, each with LSTM or GRU cells.
+
+Everything that does not depend on the state is computed outside the time loop: the image's share
+once per image (`encode`), the words' share of the gates for all steps in one product.
+
+Shape suffixes:
+    I images, B captions (rows of the recurrent state), P words of all captions packed step by step,
+    R regions, C channels of a region, H hidden size, A attention size, G gates of a cell,
+    V words that can be written (the vocabulary from EOS on).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from decoder.batches import Features, PackedWords
+from decoder.options import ModelOptions
+from pipeline.vocabulary import EOS
+
+State = tuple[Tensor, ...]
+
+
+class LSTMCell(nn.Module):
+    """LSTM whose inputs come as ready-made shares of the gates (Hochreiter & Schmidhuber 1997).
+
+    With `maxout` the cell's input is the larger of two linear units instead of a tanh, as in Att2in
+    (Rennie et al. 2017, section 3.2).
+    """
+
+    def __init__(self, hidden: int, maxout: bool = False) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.maxout = maxout
+        self.candidate_size = 2 * hidden if maxout else hidden
+        self.gates_size = 3 * hidden + self.candidate_size
+        self.recurrent = nn.Linear(hidden, self.gates_size)
+        nn.init.ones_(self.recurrent.bias[hidden : 2 * hidden])  # remember, until taught to forget
+
+    def start(self, like: Tensor, rows: int) -> State:
+        zeros_BH = like.new_zeros(rows, self.hidden)
+        return (zeros_BH, zeros_BH)
+
+    def forward(self, inputs_BG: Tensor, state: State) -> State:
+        hidden_BH, cell_BH = state
+        gates_BG = inputs_BG + self.recurrent(hidden_BH)
+        input_BH, forget_BH, output_BH = gates_BG[:, : 3 * self.hidden].sigmoid().chunk(3, dim=1)
+        candidate = gates_BG[:, 3 * self.hidden :]
+        candidate_BH = torch.maximum(*candidate.chunk(2, 1)) if self.maxout else candidate.tanh()
+        cell_BH = forget_BH * cell_BH + input_BH * candidate_BH
+        return (output_BH * cell_BH.tanh(), cell_BH)
+
+
+class GRUCell(nn.Module):
+    """GRU whose inputs come as ready-made shares of the gates (Cho et al. 2014)."""
+
+    def __init__(self, hidden: int, maxout: bool = False) -> None:
+        super().__init__()
+        del maxout  # defined for the LSTM's cell input only
+        self.hidden = self.candidate_size = hidden
+        self.gates_size = 3 * hidden
+        self.recurrent = nn.Linear(hidden, self.gates_size)
+
+    def start(self, like: Tensor, rows: int) -> State:
+        return (like.new_zeros(rows, self.hidden),)
+
+    def forward(self, inputs_BG: Tensor, state: State) -> State:
+        (hidden_BH,) = state
+        reset_in, update_in, candidate_in = inputs_BG.chunk(3, dim=1)
+        reset_rec, update_rec, candidate_rec = self.recurrent(hidden_BH).chunk(3, dim=1)
+        reset_BH = (reset_in + reset_rec).sigmoid()
+        update_BH = (update_in + update_rec).sigmoid()
+        candidate_BH = (candidate_in + reset_BH * candidate_rec).tanh()
+        return (torch.lerp(candidate_BH, hidden_BH, update_BH),)
+
+
+CELLS: dict[str, type[LSTMCell] | type[GRUCell]] = {"lstm": LSTMCell, "gru": GRUCell}
+
+
+class Memory(NamedTuple):
+    """What the decoder keeps of each image while it writes; every tensor has the images first."""
+
+    gates_IG: Tensor
+    """The pooled feature's share of the first cell's gates; no gates if the model has none."""
+    regions_IRH: Tensor
+    """The embedded grid; no regions if the model does not attend."""
+    keys_IRA: Tensor
+    """The grid as the attention compares it with the state; no regions likewise."""
+
+    def images(self, index: Tensor) -> "Memory":
+        """Return the memory of the images at `index` (int64 or a mask), in that order."""
+        return Memory(*(tensor[index] for tensor in self))
+
+    def first(self, count: int) -> "Memory":
+        """Return the memory of the first `count` images, without copying."""
+        return self if count == len(self.gates_IG) else Memory(*(t[:count] for t in self))
+
+
+class Decoder(nn.Module, ABC):
+    """What the three models share; each adds its cells and its `step`.
+
+    Args:
+        options: the sizes.
+        words: size of the vocabulary, special words included.
+        channels: of the stored features.
+    """
+
+    reads_pooled = True
+    attends = True
+    maxout = False
+    first_cell: LSTMCell | GRUCell
+
+    def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
+        super().__init__()
+        hidden, attention = options.hidden, options.attention
+        self.word_embedding = nn.Embedding(words, hidden)
+        self.first_cell = CELLS[options.cell](hidden, self.maxout)
+        self.word_gates = nn.Linear(hidden, self.first_cell.gates_size, bias=False)
+        if self.reads_pooled:
+            self.pooled_embedding = nn.Linear(channels, hidden)
+            self.image_gates = nn.Linear(hidden, self.first_cell.gates_size, bias=False)
+        if self.attends:
+            self.region_embedding = nn.Linear(channels, hidden)
+            self.attention_key = nn.Linear(hidden, attention)
+            self.attention_query = nn.Linear(hidden, attention, bias=False)
+            self.attention_score = nn.Linear(attention, 1, bias=False)
+        self.dropout = nn.Dropout(options.dropout)
+        # Only words from EOS on have an output, so none of the three before can be generated.
+        self.output = nn.Linear(hidden, words - EOS)
+        nn.init.normal_(self.word_embedding.weight, std=0.1)
+
+    @abstractmethod
+    def start(self, memory: Memory, rows: int) -> State:
+        """Return the state of `rows` captions before their first word."""
+
+    @abstractmethod
+    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
+        """Read one word of each caption.
+
+        Args:
+            word_gates_BG: the words' share of the first cell's gates.
+            memory: of I images; captions of an image stand together and B is a multiple of I.
+            state: what `start` or the last step returned.
+
+        Returns:
+            The new state, whose first tensor is the output [B, H], and the attention [B, R] (of no
+            regions if the model does not attend).
+        """
+
+    def encode(self, features: Features) -> Memory:
+        """Compute what does not depend on the words, once for each image."""
+        gates_IG = features.pooled_IC[:, :0]
+        regions_IRH = keys_IRA = features.grid_IRC[:, :0]
+        if self.reads_pooled:
+            pooled_IH = self.dropout(self.pooled_embedding(features.pooled_IC).relu())
+            gates_IG = self.image_gates(pooled_IH)
+        if self.attends:
+            regions_IRH = self.dropout(self.region_embedding(features.grid_IRC).relu())
+            keys_IRA = self.attention_key(regions_IRH)
+        return Memory(gates_IG, regions_IRH, keys_IRA)
+
+    def attend(self, state_BH: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
+        """Average the regions, weighted by how well each fits the state (Bahdanau et al. 2015).
+
+        Returns:
+            The attended feature [B, H] and the weights [B, R], which sum to 1.
+        """
+        images = len(memory.keys_IRA)
+        query_INA = self.attention_query(state_BH).unflatten(0, (images, -1))
+        fit_INRA = (memory.keys_IRA[:, None] + query_INA[:, :, None]).tanh()
+        weights_INR = self.attention_score(fit_INRA).squeeze(-1).softmax(-1)
+        attended_INH = weights_INR @ memory.regions_IRH
+        return attended_INH.flatten(0, 1), weights_INR.flatten(0, 1)
+
+    def gates_of(self, words: Tensor) -> Tensor:
+        """Return the share of `words` (int64 [n]) in the first cell's gates, [n, G]."""
+        return self.word_gates(self.dropout(self.word_embedding(words)))
+
+    def forward(self, memory: Memory, words: PackedWords) -> Tensor:
+        """Teacher forcing: read every caption, return the logits of each next word, [P, V]."""
+        outputs = [state[0] for state, _ in self.read(memory, words)]
+        return self.output(self.dropout(torch.cat(outputs)))
+
+    def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
+        """Yield `step`'s results while reading the captions, shorter ones dropping out."""
+        memory = memory.images(words.image_B)
+        state = self.start(memory, len(words.image_B))
+        for gates_BG in self.gates_of(words.inputs_P).split(words.alive):
+            alive = len(gates_BG)
+            state = tuple(tensor[:alive] for tensor in state)
+            state, weights_BR = self.step(gates_BG, memory.first(alive), state)
+            yield state, weights_BR
+
+    def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
+        """Read one more word of each caption; return the logits of the next one [B, V]."""
+        state, _ = self.step(self.gates_of(words_B), memory, state)
+        return self.output(self.dropout(state[0])), state
+
+
+def _per_caption(per_image: Tensor, rows: int) -> Tensor:
+    """Repeat each image's row for its captions, which stand together."""
+    count = rows // len(per_image)
+    return per_image if count == 1 else per_image.repeat_interleave(count, 0)
+
+
+class ShowTell(Decoder):
+    """The image is the first word that one cell reads (Vinyals et al. 2015, equations 10-12)."""
+
+    attends = False
+
+    def start(self, memory: Memory, rows: int) -> State:
+        blank = self.first_cell.start(memory.gates_IG, len(memory.gates_IG))
+        return tuple(_per_caption(t, rows) for t in self.first_cell(memory.gates_IG, blank))
+
+    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
+        return self.first_cell(word_gates_BG, state), word_gates_BG[:, :0]
+
+
+class Att2in(Decoder):
+    """The attended feature enters the cell's input only (Rennie et al. 2017, section 3.2)."""
+
+    reads_pooled = False
+    maxout = True
+
+    def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
+        super().__init__(options, words, channels)
+        self.attended_candidate = nn.Linear(options.hidden, self.first_cell.candidate_size)
+
+    def start(self, memory: Memory, rows: int) -> State:
+        return self.first_cell.start(memory.gates_IG, rows)
+
+    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
+        attended_BH, weights_BR = self.attend(state[0], memory)
+        candidate = self.attended_candidate(attended_BH)
+        untouched = word_gates_BG.shape[1] - candidate.shape[1]
+        return self.first_cell(word_gates_BG + F.pad(candidate, (untouched, 0)), state), weights_BR
+
+
+class UpDown(Decoder):
+    """One cell attends, a second one writes (Anderson et al. 2018, section 3.2)."""
+
+    second_cell: LSTMCell | GRUCell
+
+    def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
+        super().__init__(options, words, channels)
+        self.second_cell = CELLS[options.cell](options.hidden)
+        self.written_gates = nn.Linear(options.hidden, self.first_cell.gates_size, bias=False)
+        self.attended_gates = nn.Linear(2 * options.hidden, self.second_cell.gates_size, bias=False)
+
+    def start(self, memory: Memory, rows: int) -> State:
+        like = memory.gates_IG
+        return self.second_cell.start(like, rows) + self.first_cell.start(like, rows)
+
+    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
+        second, first = state[: len(state) // 2], state[len(state) // 2 :]
+        image_gates_BG = _per_caption(memory.gates_IG, len(word_gates_BG))
+        gates_BG = word_gates_BG + image_gates_BG + self.written_gates(second[0])
+        first = self.first_cell(gates_BG, first)
+        attended_BH, weights_BR = self.attend(first[0], memory)
+        gates_BG = self.attended_gates(torch.cat((attended_BH, first[0]), dim=1))
+        return self.second_cell(gates_BG, second) + first, weights_BR
+
+
+MODELS: dict[str, Callable[[ModelOptions, int, int], Decoder]] = {
+    "show_tell": ShowTell,
+    "att2in": Att2in,
+    "updown": UpDown,
+}
+
+
+def build(options: ModelOptions, words: int, channels: int) -> Decoder:
+    """Return a decoder with fresh weights (see `Decoder` for the arguments)."""
+    return MODELS[options.model](options, words, channels)

@@ -1,0 +1,200 @@
+"""The options of the decoder's stages; the docstrings of the fields are their help texts."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from features.errors import UserError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the decoder is made of."""
+
+    model: Literal["show_tell", "att2in", "updown"] = "updown"
+    """Show and Tell sees the pooled feature only; Att2in and Up-Down attend to the grid."""
+    cell: Literal["lstm", "gru"] = "lstm"
+    """The recurrent cell."""
+    hidden: int = 512
+    """Size of the recurrent state, of the word vectors and of the embedded image features."""
+    attention: int = 512
+    """Size of the space in which a region and the state are compared."""
+    dropout: float = 0.5
+    """Share of the word vectors, embedded image features and outputs dropped in training."""
+
+    def __post_init__(self) -> None:
+        _require(min(self.hidden, self.attention) > 0, "--hidden and --attention must be positive")
+        _require(0 <= self.dropout < 1, f"--dropout must be in [0, 1), found {self.dropout}")
+
+
+@dataclass(frozen=True)
+class CrossEntropyOptions:
+    """Phase 1: teacher forcing with cross-entropy."""
+
+    epochs: int = 10
+    """Passes over the training images; each pass sees every caption once."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate after the warm-up; it then falls linearly to 0."""
+    label_smoothing: float = 0.1
+    """Share of the target's probability spread over all words."""
+    scheduled_sampling: float = 0.0
+    """Probability that an input word is the model's own; rises from 0 to this over the phase."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation CIDEr; 0 never stops early."""
+
+    def __post_init__(self) -> None:
+        _check_phase("xe", self.epochs, self.learning_rate)
+        _require(0 <= self.label_smoothing < 1, "--xe.label-smoothing must be in [0, 1)")
+        _require(0 <= self.scheduled_sampling <= 1, "--xe.scheduled-sampling must be in [0, 1]")
+        _require(self.patience >= 0, "--xe.patience must not be negative")
+
+
+@dataclass(frozen=True)
+class ReinforceOptions:
+    """Phase 2: REINFORCE on the CIDEr-D of the model's own samples."""
+
+    epochs: int = 5
+    """Passes over the training images; 0 leaves the phase out."""
+    learning_rate: float = 5e-5
+    """Adam's learning rate after the warm-up; it then falls linearly to 0."""
+    samples: int = 5
+    """Captions sampled for each image."""
+    baseline: Literal["greedy", "mean"] = "mean"
+    """What a sample must beat: the greedy caption (self-critical), or its siblings' mean."""
+    temperature: float = 1.0
+    """Of the sampling distribution."""
+    bleu_weight: float = 0.0
+    """Share of BLEU-4 in the reward; the rest is CIDEr-D."""
+    patience: int = 0
+    """Stop after this many epochs without a better validation CIDEr; 0 never stops early."""
+
+    def __post_init__(self) -> None:
+        _check_phase("rl", self.epochs, self.learning_rate)
+        _require(self.samples > 0, "--rl.samples must be positive")
+        if self.baseline == "mean":
+            _require(self.samples > 1, "--rl.baseline mean needs --rl.samples of at least 2")
+        _require(self.temperature > 0, "--rl.temperature must be positive")
+        _require(0 <= self.bleu_weight <= 1, "--rl.bleu-weight must be in [0, 1]")
+        _require(self.patience >= 0, "--rl.patience must not be negative")
+
+
+def _check_phase(name: str, epochs: int, learning_rate: float) -> None:
+    _require(epochs >= 0, f"--{name}.epochs must not be negative, found {epochs}")
+    _require(learning_rate > 0, f"--{name}.learning-rate must be positive, found {learning_rate}")
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Train a decoder from a work directory's features and captions."""
+
+    work: Path
+    """The work directory that pipeline.prepare and pipeline.extract made."""
+    run: str
+    """Name of the run; its files are written to WORK/runs/NAME."""
+    decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
+    xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
+    rl: ReinforceOptions = field(default_factory=ReinforceOptions)
+    batch_size: int = 10
+    """Images in a batch; each comes with all its captions."""
+    warmup: float = 0.05
+    """Share of a phase's steps over which the learning rate rises from 0."""
+    clip: float = 1.0
+    """Largest norm of the gradient."""
+    average: float = 0.999
+    """Decay of the running average of the weights, which is what is validated; 0 keeps none."""
+    beam: int = 5
+    """Beam of the validation captions that choose the best weights."""
+    seed: int = 1
+    """Fixes the initial weights, the order of the images, dropout and the samples."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    save_minutes: float = 5.0
+    """Save the state for --resume this often, besides after every epoch and when terminated."""
+    resume: bool = False
+    """Continue a run that was stopped, exactly where its last saved state stands."""
+    force: bool = False
+    """Start anew although the run has begun; with --resume only if it cannot be continued."""
+
+    def __post_init__(self) -> None:
+        name = Path(self.run)
+        _require(
+            len(name.parts) == 1 and self.run not in ("", ".", ".."),
+            f"--run must be a plain name such as 'updown', found {self.run!r}",
+        )
+        _require(self.batch_size > 0, "--batch-size must be positive")
+        _require(0 <= self.warmup <= 1, "--warmup must be in [0, 1]")
+        _require(self.clip > 0, "--clip must be positive")
+        _require(0 <= self.average < 1, "--average must be in [0, 1)")
+        _require(self.beam > 0, "--beam must be positive")
+        _require(self.save_minutes >= 0, "--save-minutes must not be negative")
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How captions are chosen."""
+
+    beam: int = 5
+    """Width of the beam search; 1 is greedy."""
+    length_penalty: float = 0.0
+    """Captions are ranked by log-probability / length ** this; 0 does not normalise."""
+    sample: bool = False
+    """Draw from the model's distribution instead of searching."""
+    temperature: float = 1.0
+    """With --sample: above 1 flattens the distribution, below 1 sharpens it."""
+    top_k: int = 0
+    """With --sample: draw among the k most probable words only; 0 among all."""
+    top_p: float = 1.0
+    """With --sample: draw among the fewest words that hold this much probability (nucleus)."""
+    max_length: int = 0
+    """Most words of a caption; 0 takes the longest that the run was trained on."""
+
+    def __post_init__(self) -> None:
+        _require(self.beam > 0, "--beam must be positive")
+        _require(self.temperature > 0, "--temperature must be positive")
+        _require(self.top_k >= 0, "--top-k must not be negative")
+        _require(0 < self.top_p <= 1, "--top-p must be in (0, 1]")
+        _require(self.max_length >= 0, "--max-length must not be negative")
+
+
+@dataclass(frozen=True)
+class CaptionOptions:
+    """Write captions for a split of a work directory, or for pictures of your own."""
+
+    run: Path
+    """The run's folder, WORK/runs/NAME."""
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Pictures and folders of pictures to caption; prints a line for each."""
+    split: str | None = None
+    """Caption this split of the run's work directory instead, into RUN/captions_SPLIT.json."""
+    weights: Literal["best", "best_xe"] = "best"
+    """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
+    out: Path | None = None
+    """With --split: write the captions here."""
+    generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
+    attention: int = 64
+    """With --split: save where each word looked for this many of the first images."""
+    json: bool = False
+    """Print a JSON object a line instead of path, tab, caption."""
+    batch_size: int = 50
+    """Images captioned at once."""
+    seed: int = 1
+    """With --sample: fixes what is drawn."""
+    device: str = "auto"
+    """cpu, cuda, or auto: cuda where there is one."""
+    force: bool = False
+    """With --split: caption again although nothing changed."""
+
+    def __post_init__(self) -> None:
+        _require(
+            (self.split is None) != (not self.pictures),
+            "expected either --split NAME or the paths of pictures",
+        )
+        _require(self.batch_size > 0, "--batch-size must be positive")
+        _require(self.attention >= 0, "--attention must not be negative")

@@ -1,0 +1,147 @@
+"""A run's folder: what lies where, its config, and the decoder loaded back from it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import filelock
+import torch
+
+from decoder import checkpoints, models
+from decoder.models import Decoder
+from decoder.options import ModelOptions, TrainOptions
+from features.errors import UserError
+from features.store import FeatureStore
+from pipeline import vocabulary as vocabularies
+from pipeline.command import read_json
+from pipeline.vocabulary import Vocabulary
+
+MADE_BY = "python -m decoder.train"
+_LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
+
+OptionsClass = TypeVar("OptionsClass")
+
+
+class RunFolder:
+    """The files of one run, `WORK/runs/NAME`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.json"
+        self.vocabulary = path / "vocabulary.json"
+        self.best = path / "best.safetensors"
+        self.best_xe = path / "best_xe.safetensors"
+        self.state = path / "state" / "resume.safetensors"
+        self.metrics = path / "metrics.jsonl"
+        self.tensorboard = path / "tensorboard"
+
+    @property
+    def work(self) -> Path:
+        """The work directory that the run belongs to."""
+        return self.path.parent.parent
+
+
+@contextmanager
+def locked(run: RunFolder) -> Iterator[None]:
+    """Hold the run's folder, made if need be, for one training at a time.
+
+    Raises:
+        UserError: another training holds it, or it cannot be made.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(run.path / ".lock", timeout=0):
+            yield
+    except filelock.Timeout as error:
+        raise UserError(
+            f"another training is writing to {run.path}; wait for it, or choose another --run"
+        ) from error
+    except OSError as error:
+        raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is cuda where there is one, else cpu.
+
+    Raises:
+        UserError: there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"the device {name!r} is not usable here; use --device cpu, or auto to let the "
+            "machine choose"
+        ) from error
+    return device
+
+
+def describe(options: TrainOptions, store: FeatureStore, model: Decoder) -> dict[str, Any]:
+    """Return what config.json says of a run: all that is needed to repeat it."""
+    return {
+        "options": _jsonable(asdict(options)),
+        "seed": options.seed,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "features": store.description,
+        "fingerprint": store.fingerprint,
+        "reward": reward_signature(options),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+    }
+
+
+def reward_signature(options: TrainOptions) -> str:
+    """Return the set-up of REINFORCE in one line; two runs compare only if theirs agree."""
+    rl = options.rl
+    return (
+        f"CIDEr-D, n 1-4, sigma 6, end token counted, baseline {rl.baseline}, "
+        f"{rl.samples} samples an image at temperature {rl.temperature}, BLEU-4 share "
+        f"{rl.bleu_weight}, unknown words never match"
+    )
+
+
+def _version(library: str) -> str:
+    try:
+        return version(library)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _jsonable(inner) for key, inner in value.items()}
+    return str(value) if isinstance(value, Path) else value
+
+
+def load_decoder(
+    run: RunFolder, weights: Path, device: torch.device
+) -> tuple[Decoder, Vocabulary, dict[str, Any]]:
+    """Load a run's decoder in evaluation mode, its vocabulary and its config.
+
+    Raises:
+        UserError: a file is missing or broken, or the three do not belong together.
+    """
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path}; {MADE_BY} makes one")
+    config = read_json(run.config, MADE_BY)
+    vocabulary = vocabularies.load(run.vocabulary)
+    try:
+        options = _from_json(ModelOptions, config["options"]["decoder"])
+        channels = int(config["features"]["channels"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.config} is not a run's config ({error!r}); train anew") from error
+    model = models.build(options, len(vocabulary), channels).to(device).eval()
+    checkpoints.load_weights(model, weights)
+    return model, vocabulary, config
+
+
+def _from_json(options_class: type[OptionsClass], values: dict[str, Any]) -> OptionsClass:
+    known = {field.name for field in fields(options_class)}  # type: ignore[arg-type]
+    if values.keys() != known:
+        raise ValueError(f"expected the options {sorted(known)}, found {sorted(values)}")
+    return options_class(**values)

@@ -1,0 +1,1 @@
+"""From somebody's data set to a work directory: formats, caption table, vocabulary, stages."""

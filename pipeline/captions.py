@@ -1,0 +1,165 @@
+"""The caption table: every image of a work directory, its split and its reference captions.
+
+On disk (`WORK/captions.json`) it is the COCO caption format with three additions: each image has a
+"split", each annotation has its "tokens" (so that nothing after `pipeline.prepare` needs a
+tokenizer), and "info" names the data set and the image root.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from features.errors import UserError, first_few
+from pipeline.command import read_json, write_json
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One reference caption, as written by a person, and its tokens (see `pipeline.text`)."""
+
+    text: str
+    tokens: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Image:
+    """One picture of the data set; `file_name` is relative to the table's root."""
+
+    id: int
+    file_name: str
+    split: str
+    captions: tuple[Caption, ...]
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """All images of a data set, in the order of the feature store's rows."""
+
+    dataset: str
+    root: Path
+    images: tuple[Image, ...]
+
+    def split(self, name: str) -> list[Image]:
+        """Return the images of a split.
+
+        Raises:
+            UserError: the data set has no image in that split.
+        """
+        images = [image for image in self.images if image.split == name]
+        if not images:
+            counts = Counter(image.split for image in self.images)
+            there = ", ".join(f"{split} ({count})" for split, count in counts.items())
+            raise UserError(f"the data set {self.dataset} has no split {name!r}; it has {there}")
+        return images
+
+    def held_out_split(self) -> str:
+        """Return the split to report on: test, or val where the test split is absent."""
+        return "test" if any(image.split == "test" for image in self.images) else "val"
+
+    def path(self, image: Image) -> Path:
+        """Return where the picture of `image` lies."""
+        return self.root / image.file_name
+
+
+def check_file_name(name: object) -> str:
+    """Return `name` if it is a relative path that stays inside the image root.
+
+    Raises:
+        UserError: it is no string, is absolute, climbs out with "..", has a NUL or newline, or
+            has half a surrogate pair, which cannot be written as UTF-8.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"expected the file name of an image, found {name!r}")
+    path = PurePosixPath(name.replace("\\", "/"))
+    if (
+        path.is_absolute()
+        or ".." in path.parts
+        or any(c in "\0\n\r" or "\ud800" <= c <= "\udfff" for c in name)
+    ):
+        raise UserError(f"the file name {name!r} leaves the image root or is not a plain path")
+    return name
+
+
+def save(table: CaptionTable, path: Path) -> None:
+    """Write `table` to `path` as COCO captions, atomically."""
+    root = table.root.resolve()
+    # A root inside the work directory is written relative to it, so that the directory can move.
+    if root.is_relative_to(path.parent.resolve()):
+        root = root.relative_to(path.parent.resolve())
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for image in table.images:
+        images.append({"id": image.id, "file_name": image.file_name, "split": image.split})
+        for caption in image.captions:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image.id,
+                    "caption": caption.text,
+                    "tokens": list(caption.tokens),
+                }
+            )
+    info = {"dataset": table.dataset, "image_root": str(root)}
+    write_json(path, {"info": info, "images": images, "annotations": annotations})
+
+
+def load(path: Path) -> CaptionTable:
+    """Read and check the caption table of a work directory.
+
+    Raises:
+        UserError: the file is missing, is not JSON, lacks a key, repeats an image id, names an
+            unknown split or image, or a file name that leaves the image root.
+    """
+    content = read_json(path, "python -m pipeline.prepare")
+    try:
+        info = content["info"]
+        captions = _captions_by_image(content["annotations"])
+        images = tuple(
+            Image(
+                int(entry["id"]),
+                check_file_name(entry["file_name"]),
+                str(entry["split"]),
+                tuple(captions.pop(int(entry["id"]), ())),
+            )
+            for entry in content["images"]
+        )
+        table = CaptionTable(str(info["dataset"]), path.parent / info["image_root"], images)
+    except KeyError as error:
+        raise UserError(
+            f"{path} lacks the key {error}; python -m pipeline.prepare makes it anew"
+        ) from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a caption table ({error}); python -m pipeline.prepare makes it anew"
+        ) from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    if captions:
+        raise UserError(
+            f"{path}: {len(captions)} image ids have captions but no image: {first_few(captions)}"
+        )
+    check_ids(images, path)
+    strange = {image.split for image in images} - set(SPLITS)
+    if strange:
+        raise UserError(f"{path}: unknown splits {sorted(strange)}; expected {', '.join(SPLITS)}")
+    return table
+
+
+def check_ids(images: Iterable[Image], where: Path) -> None:
+    """Raise UserError if two images share an id."""
+    counts = Counter(image.id for image in images)
+    twice = [image_id for image_id, count in counts.items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: {len(twice)} image ids occur twice: {first_few(twice)}")
+
+
+def _captions_by_image(annotations: list[dict[str, Any]]) -> dict[int, list[Caption]]:
+    captions: dict[int, list[Caption]] = {}
+    for entry in annotations:
+        caption = Caption(str(entry["caption"]), tuple(map(str, entry["tokens"])))
+        captions.setdefault(int(entry["image_id"]), []).append(caption)
+    return captions

@@ -1,0 +1,96 @@
+"""What every stage's command line shares: options from a dataclass, errors without traceback."""
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from features.errors import UserError
+
+Options = TypeVar("Options")
+
+
+def run(
+    stage: Callable[[Options], int | None],
+    options_class: type[Options],
+    prog: str,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse `argv` into `options_class`, run `stage` with it and return its exit status.
+
+    The docstrings of the dataclass's fields are the help texts. A `UserError` is printed on the
+    standard error and becomes exit status 2, as does an option that does not parse (`tyro` raises
+    SystemExit(2) for it and names the nearest option).
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    try:
+        options = tyro.cli(
+            options_class,
+            prog=f"python -m {prog}",
+            description=stage.__doc__,
+            args=None if argv is None else list(argv),
+            config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
+        )
+        return stage(options) or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted; what was finished is kept", file=sys.stderr)
+        return 130
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it, unless it is there; UserError if it cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write `content` to `path` so that a reader or a crash sees the old file or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    data = content.encode() if isinstance(content, str) else content
+    make_folder(path.parent)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON to `path`, atomically (see `write_atomically`)."""
+    write_atomically(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path, made_by: str) -> Any:
+    """Read a JSON file; `made_by` names the command that makes it, for the error message.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not there; {made_by} makes it") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({error}); {made_by} makes it anew") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
