@@ -64,7 +64,7 @@ def sample(
     Returns:
         The captions; their log-probability is that of the distribution drawn from.
     """
-    images = len(memory.gates_IG)
+    images = memory.images
     device = memory.gates_IG.device
     tokens_IKT = torch.full((images, count, max_length + 1), PAD, device=device)
     log_probability_IK = torch.zeros(images, count, device=device)
@@ -86,7 +86,7 @@ def sample(
             break
         if not going.all():
             state = _images(state, going)
-            memory = memory.images(going)
+            memory = memory.select(going)
             live_L, words_LK, ended_LK = live_L[going], words_LK[going], ended_LK[going]
     return Generated(tokens_IKT, log_probability_IK)
 
@@ -117,7 +117,7 @@ def beam_search(
         length_penalty: captions are ranked by log-probability / (number of words and EOS) to the
             power of this; 0 ranks by log-probability, 1 by its mean over the words.
     """
-    images = len(memory.gates_IG)
+    images = memory.images
     device = memory.gates_IG.device
     words_out = model.output.out_features
     tokens_IKT = torch.full((images, width, max_length + 1), PAD, device=device)
@@ -165,7 +165,7 @@ def beam_search(
             break
         state = _reorder(state, parent_LK, going)
         if done.any():
-            memory, live_L, tokens_LKT = memory.images(going), live_L[going], tokens_LKT[going]
+            memory, live_L, tokens_LKT = memory.select(going), live_L[going], tokens_LKT[going]
             words_LK, score_LK = words_LK[going], score_LK[going]
             length_LK, ended_LK = length_LK[going], ended_LK[going]
     return Generated(tokens_IKT, log_probability_IK)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from decoder.batches import Features, PackedWords
 from decoder.options import ModelOptions
+from decoder.recurrence import RecurrentLinear, Shared, fit, weighted_sum
 from pipeline.vocabulary import EOS
 
 State = tuple[Tensor, ...]
@@ -37,8 +38,9 @@ class LSTMCell(nn.Module):
         self.maxout = maxout
         self.candidate_size = 2 * hidden if maxout else hidden
         self.gates_size = 3 * hidden + self.candidate_size
-        self.recurrent = nn.Linear(hidden, self.gates_size)
-        nn.init.ones_(self.recurrent.bias[hidden : 2 * hidden])  # remember, until taught to forget
+        self.recurrent = RecurrentLinear(hidden, self.gates_size)
+        self.bias = nn.Parameter(torch.zeros(self.gates_size))
+        nn.init.ones_(self.bias[hidden : 2 * hidden])  # remember, until taught to forget
 
     def start(self, like: Tensor, rows: int) -> State:
         zeros_BH = like.new_zeros(rows, self.hidden)
@@ -46,7 +48,7 @@ class LSTMCell(nn.Module):
 
     def forward(self, inputs_BG: Tensor, state: State) -> State:
         hidden_BH, cell_BH = state
-        gates_BG = inputs_BG + self.recurrent(hidden_BH)
+        gates_BG = inputs_BG + self.recurrent(hidden_BH) + self.bias
         input_BH, forget_BH, output_BH = gates_BG[:, : 3 * self.hidden].sigmoid().chunk(3, dim=1)
         candidate = gates_BG[:, 3 * self.hidden :]
         candidate_BH = torch.maximum(*candidate.chunk(2, 1)) if self.maxout else candidate.tanh()
@@ -62,7 +64,8 @@ class GRUCell(nn.Module):
         del maxout  # defined for the LSTM's cell input only
         self.hidden = self.candidate_size = hidden
         self.gates_size = 3 * hidden
-        self.recurrent = nn.Linear(hidden, self.gates_size)
+        self.recurrent = RecurrentLinear(hidden, self.gates_size)
+        self.bias = nn.Parameter(torch.zeros(self.gates_size))
 
     def start(self, like: Tensor, rows: int) -> State:
         return (like.new_zeros(rows, self.hidden),)
@@ -70,7 +73,9 @@ class GRUCell(nn.Module):
     def forward(self, inputs_BG: Tensor, state: State) -> State:
         (hidden_BH,) = state
         reset_in, update_in, candidate_in = inputs_BG.chunk(3, dim=1)
-        reset_rec, update_rec, candidate_rec = self.recurrent(hidden_BH).chunk(3, dim=1)
+        reset_rec, update_rec, candidate_rec = (self.recurrent(hidden_BH) + self.bias).chunk(
+            3, dim=1
+        )
         reset_BH = (reset_in + reset_rec).sigmoid()
         update_BH = (update_in + update_rec).sigmoid()
         candidate_BH = (candidate_in + reset_BH * candidate_rec).tanh()
@@ -83,20 +88,24 @@ CELLS: dict[str, type[LSTMCell] | type[GRUCell]] = {"lstm": LSTMCell, "gru": GRU
 class Memory(NamedTuple):
     """What the decoder keeps of each image while it writes; every tensor has the images first."""
 
+    images: int
+    """I; the tensors may hold more images, which are not looked at."""
     gates_IG: Tensor
     """The pooled feature's share of the first cell's gates; no gates if the model has none."""
-    regions_IRH: Tensor
+    regions_IRH: Shared
     """The embedded grid; no regions if the model does not attend."""
-    keys_IRA: Tensor
+    keys_IRA: Shared
     """The grid as the attention compares it with the state; no regions likewise."""
 
-    def images(self, index: Tensor) -> "Memory":
+    def select(self, index: Tensor) -> "Memory":
         """Return the memory of the images at `index` (int64 or a mask), in that order."""
-        return Memory(*(tensor[index] for tensor in self))
+        gates_IG = self.gates_IG[index]
+        regions, keys = (Shared(part.tensor[index]) for part in (self.regions_IRH, self.keys_IRA))
+        return Memory(len(gates_IG), gates_IG, regions, keys)
 
     def first(self, count: int) -> "Memory":
         """Return the memory of the first `count` images, without copying."""
-        return self if count == len(self.gates_IG) else Memory(*(t[:count] for t in self))
+        return self._replace(images=count, gates_IG=self.gates_IG[:count])
 
 
 class Decoder(nn.Module, ABC):
@@ -125,8 +134,9 @@ class Decoder(nn.Module, ABC):
         if self.attends:
             self.region_embedding = nn.Linear(channels, hidden)
             self.attention_key = nn.Linear(hidden, attention)
-            self.attention_query = nn.Linear(hidden, attention, bias=False)
-            self.attention_score = nn.Linear(attention, 1, bias=False)
+            self.attention_query = RecurrentLinear(hidden, attention)
+            self.attention_score = nn.Parameter(torch.empty(attention))
+            nn.init.uniform_(self.attention_score, -(attention**-0.5), attention**-0.5)
         self.dropout = nn.Dropout(options.dropout)
         # Only words from EOS on have an output, so none of the three before can be generated.
         self.output = nn.Linear(hidden, words - EOS)
@@ -160,7 +170,7 @@ class Decoder(nn.Module, ABC):
         if self.attends:
             regions_IRH = self.dropout(self.region_embedding(features.grid_IRC).relu())
             keys_IRA = self.attention_key(regions_IRH)
-        return Memory(gates_IG, regions_IRH, keys_IRA)
+        return Memory(len(gates_IG), gates_IG, Shared(regions_IRH), Shared(keys_IRA))
 
     def attend(self, state_BH: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """Average the regions, weighted by how well each fits the state (Bahdanau et al. 2015).
@@ -168,11 +178,9 @@ class Decoder(nn.Module, ABC):
         Returns:
             The attended feature [B, H] and the weights [B, R], which sum to 1.
         """
-        images = len(memory.keys_IRA)
-        query_INA = self.attention_query(state_BH).unflatten(0, (images, -1))
-        fit_INRA = (memory.keys_IRA[:, None] + query_INA[:, :, None]).tanh()
-        weights_INR = self.attention_score(fit_INRA).squeeze(-1).softmax(-1)
-        attended_INH = weights_INR @ memory.regions_IRH
+        query_INA = self.attention_query(state_BH).unflatten(0, (memory.images, -1))
+        weights_INR = fit(query_INA, memory.keys_IRA, self.attention_score).softmax(-1)
+        attended_INH = weighted_sum(weights_INR, memory.regions_IRH)
         return attended_INH.flatten(0, 1), weights_INR.flatten(0, 1)
 
     def gates_of(self, words: Tensor) -> Tensor:
@@ -186,13 +194,19 @@ class Decoder(nn.Module, ABC):
 
     def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
         """Yield `step`'s results while reading the captions, shorter ones dropping out."""
-        memory = memory.images(words.image_B)
+        memory = memory.select(words.image_B)
+        gates_PG = self.gates_of(words.inputs_P)
+        recurrent = [module for module in self.modules() if isinstance(module, RecurrentLinear)]
+        for module in recurrent:
+            module.begin()
         state = self.start(memory, len(words.image_B))
-        for gates_BG in self.gates_of(words.inputs_P).split(words.alive):
+        for gates_BG in gates_PG.split(words.alive):
             alive = len(gates_BG)
             state = tuple(tensor[:alive] for tensor in state)
             state, weights_BR = self.step(gates_BG, memory.first(alive), state)
             yield state, weights_BR
+        for module in recurrent:
+            module.end()
 
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""
@@ -212,7 +226,7 @@ class ShowTell(Decoder):
     attends = False
 
     def start(self, memory: Memory, rows: int) -> State:
-        blank = self.first_cell.start(memory.gates_IG, len(memory.gates_IG))
+        blank = self.first_cell.start(memory.gates_IG, memory.images)
         return tuple(_per_caption(t, rows) for t in self.first_cell(memory.gates_IG, blank))
 
     def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
@@ -227,7 +241,7 @@ class Att2in(Decoder):
 
     def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
         super().__init__(options, words, channels)
-        self.attended_candidate = nn.Linear(options.hidden, self.first_cell.candidate_size)
+        self.attended_candidate = RecurrentLinear(options.hidden, self.first_cell.candidate_size)
 
     def start(self, memory: Memory, rows: int) -> State:
         return self.first_cell.start(memory.gates_IG, rows)
@@ -247,8 +261,8 @@ class UpDown(Decoder):
     def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
         super().__init__(options, words, channels)
         self.second_cell = CELLS[options.cell](options.hidden)
-        self.written_gates = nn.Linear(options.hidden, self.first_cell.gates_size, bias=False)
-        self.attended_gates = nn.Linear(2 * options.hidden, self.second_cell.gates_size, bias=False)
+        self.written_gates = RecurrentLinear(options.hidden, self.first_cell.gates_size)
+        self.attended_gates = RecurrentLinear(2 * options.hidden, self.second_cell.gates_size)
 
     def start(self, memory: Memory, rows: int) -> State:
         like = memory.gates_IG

@@ -263,7 +263,7 @@ class Trainer:
 
     def _new_optimizer(self) -> torch.optim.Optimizer:
         # The learning rate is set at every step.
-        return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.98))
+        return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
 
     # The state
 
