@@ -35,7 +35,7 @@ stage() { printf '\n== %s\n' "$1"; "$VENV_PYTHON" -m "$@"; }
 stage pipeline.prepare --dataset "$dataset" "${root[@]}" --work "$work"
 stage pipeline.extract --work "$work" --backbone "$backbone"
 stage decoder.train --work "$work" --run "$run" --resume --force "${settings[@]}" "$@"
-split=$(grep -q '"split": "test"' "$work/captions.json" && echo test || echo val)
+split=$(grep -Eq '"split": ?"test"' "$work/captions.json" && echo test || echo val)
 stage decoder.caption --run "$work/runs/$run" --split "$split"
 stage decoder.caption --run "$work/runs/$run" --split "$split" --weights best_xe
 stage evaluation.score --captions "$work/captions.json" --results "$work/runs/$run/captions_$split.json" --split "$split"

@@ -5,6 +5,8 @@ On disk (`WORK/captions.json`) it is the COCO caption format with three addition
 tokenizer), and "info" names the data set and the image root.
 """
 
+import json
+import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from features.errors import UserError, first_few
-from pipeline.command import read_json, write_json
+from pipeline.command import read_json, write_atomically
 
 SPLITS = ("train", "val", "test")
 
@@ -104,7 +106,9 @@ def save(table: CaptionTable, path: Path) -> None:
                 }
             )
     info = {"dataset": table.dataset, "image_root": str(root)}
-    write_json(path, {"info": info, "images": images, "annotations": annotations})
+    content = {"info": info, "images": images, "annotations": annotations}
+    # Not indented, which would give every token a line of its own.
+    write_atomically(path, json.dumps(content, ensure_ascii=False))
 
 
 def load(path: Path) -> CaptionTable:
@@ -160,6 +164,8 @@ def check_ids(images: Iterable[Image], where: Path) -> None:
 def _captions_by_image(annotations: list[dict[str, Any]]) -> dict[int, list[Caption]]:
     captions: dict[int, list[Caption]] = {}
     for entry in annotations:
-        caption = Caption(str(entry["caption"]), tuple(map(str, entry["tokens"])))
+        # The same few thousand words come again and again; interned, each is in memory once.
+        tokens = tuple(sys.intern(str(token)) for token in entry["tokens"])
+        caption = Caption(str(entry["caption"]), tokens)
         captions.setdefault(int(entry["image_id"]), []).append(caption)
     return captions

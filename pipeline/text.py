@@ -1,5 +1,6 @@
 """From a caption to tokens and back to a sentence that people read."""
 
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.metadata import version
@@ -10,7 +11,7 @@ TOKENIZER = (
     f"spacy.lang.en {version('spacy')}, lower case, hyphenated words whole, punctuation dropped"
 )
 
-_CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m", "'")
+_CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 
 
 @cache
@@ -34,7 +35,7 @@ def tokenize(caption: str) -> list[str]:
     dev splits it makes the same words as of `detokenize(tokenize(caption))`.
     """
     words = _spacy_tokenizer()(" ".join(caption.lower().replace("’", "'").split()))
-    return [str(word) for word in words if any(c.isalnum() for c in str(word))]
+    return [sys.intern(str(word)) for word in words if any(c.isalnum() for c in str(word))]
 
 
 def detokenize(tokens: Iterable[str]) -> str:

@@ -1,0 +1,243 @@
+"""The frozen CNN by name: its published weights, its own transform, and its last feature map."""
+
+import hashlib
+import http.client
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlparse
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from features import efficientnet_lite
+from features.errors import UserError, unknown_name
+from features.store import FORMAT
+
+# The networks of torchvision that have attention instead of a last feature map.
+_TRANSFORMERS = ["vit_*", "swin_*", "maxvit_*"]
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A CNN that turns pictures into region features.
+
+    Attributes:
+        description: everything the features depend on, as JSON-able values; a store with the same
+            description holds the same kind of features.
+        device: where `last_map` runs.
+        last_map: float32 [B, 3, H, W], normalised and channels last, to the float32 feature map
+            [B, channels, h, w]. Another backend replaces this alone.
+    """
+
+    description: dict[str, Any]
+    device: torch.device
+    last_map: Callable[[Tensor], Tensor]
+
+    def transform(self, picture: Image.Image) -> Tensor:
+        """Resize an RGB picture, all of it, to the network's input: uint8 [3, H, W].
+
+        The aspect ratio is not kept: captions speak of what lies at the edges too, which the
+        published centre crop would cut off.
+        """
+        transform = self.description["transform"]
+        height, width = transform["size"]
+        method = Image.Resampling[transform["interpolation"].upper()]
+        pixels = np.array(picture.resize((width, height), method))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+
+    @torch.inference_mode()
+    def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of transformed pictures, uint8 [B, 3, H, W].
+
+        Returns:
+            float32 [B, regions, channels], the last map averaged over a grid whose regions run row
+            by row, and float32 [B, channels], its mean.
+        """
+        transform = self.description["transform"]
+        images = images.to(self.device).to(torch.float32, memory_format=torch.channels_last)
+        mean, std = (
+            torch.tensor(transform[key], device=self.device).view(3, 1, 1)
+            for key in ("mean", "std")
+        )
+        map_ = self.last_map((images / transform["scale"] - mean) / std)
+        grid = F.adaptive_avg_pool2d(map_, tuple(self.description["grid"]))
+        return grid.flatten(2).transpose(1, 2).contiguous(), map_.mean((2, 3))
+
+
+def names() -> list[str]:
+    """Return the names that `load_backbone` knows."""
+    cnns = torchvision.models.list_models(module=torchvision.models, exclude=_TRANSFORMERS)
+    return sorted([*efficientnet_lite.VARIANTS, *cnns])
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called `name`; "auto" is a GPU if there is one.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise UserError("--device cuda: this machine has no GPU that PyTorch can use; use cpu")
+    return torch.device("cuda" if name in ("auto", "cuda") and available else "cpu")
+
+
+def load_backbone(name: str, grid: int, device: torch.device) -> Backbone:
+    """Load a network with its published weights, downloading them if need be.
+
+    Args:
+        name: one of `names()`.
+        grid: height and width of the grid that the last feature map is averaged to.
+        device: where to run.
+
+    Raises:
+        UserError: the name is unknown, the weights cannot be downloaded or are damaged, or the last
+            feature map is smaller than the grid.
+    """
+    if name not in names():
+        raise unknown_name("backbone", name, names())
+    published = _lite(name) if name in efficientnet_lite.VARIANTS else _torchvision(name)
+    published.network.to(device)
+    published.network.to(memory_format=torch.channels_last)
+    with torch.inference_mode():
+        probe = torch.zeros(1, 3, *published.transform["size"], device=device)
+        channels, height, width = published.last_map(probe).shape[1:]
+    if grid > min(height, width):
+        raise UserError(
+            f"the last feature map of {name} is {height} x {width}, smaller than --grid {grid}"
+        )
+    description = {
+        "format": FORMAT,
+        "backbone": name,
+        "weights": published.weights,
+        "weights_sha256": hashlib.sha256(published.file.read_bytes()).hexdigest(),
+        "transform": published.transform,
+        "grid": [grid, grid],
+        "channels": channels,
+        "dtype": "float16",
+    }
+    return Backbone(description, device, published.last_map)
+
+
+def until_last_map(classifier: nn.Module, size: int) -> nn.Module:
+    """Cut a torchvision CNN after its last feature map, before pooling and classifier.
+
+    That is the last value in its forward pass that has more than one position and does not come
+    from the classifier (SqueezeNet's is convolutional). It is searched for in the traced pass, not
+    among the modules, because DenseNet's last ReLU is none.
+
+    Args:
+        classifier: the network, put into evaluation mode.
+        size: height and width of its input.
+    """
+    classifier.eval()
+    _, nodes = get_graph_node_names(classifier, suppress_diff_warning=True)
+    body = [node for node in nodes if not node.startswith("classifier")]
+    every_node = create_feature_extractor(classifier, body, suppress_diff_warning=True)
+    with torch.inference_mode():
+        values = every_node(torch.zeros(1, 3, size, size))
+    maps = [node for node, value in values.items() if _is_map(value)]
+    last = create_feature_extractor(classifier, maps[-1:], suppress_diff_warning=True)
+    return _OnlyValue(last)
+
+
+class _OnlyValue(nn.Module):
+    """A feature extractor that returns its one value rather than a dictionary."""
+
+    def __init__(self, extractor: nn.Module) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> Tensor:
+        (value,) = self.extractor(images).values()
+        return value
+
+
+def _is_map(value: object) -> bool:
+    return isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] > 1
+
+
+class _Published(NamedTuple):
+    """A network with its published weights: their name and file, and the transform they expect."""
+
+    network: nn.Module
+    last_map: Callable[[Tensor], Tensor]
+    weights: str
+    file: Path
+    transform: dict[str, Any]
+
+
+def _lite(name: str) -> _Published:
+    network = efficientnet_lite.load_efficientnet_lite(name)
+    file = efficientnet_lite.weights_file(name)
+    transform = _transform(
+        size=efficientnet_lite.VARIANTS[name].size,
+        interpolation="bicubic",
+        scale=1.0,
+        mean=[efficientnet_lite.MEAN] * 3,
+        std=[efficientnet_lite.STD] * 3,
+    )
+    return _Published(network, network.last_map, file.name, file, transform)
+
+
+def _torchvision(name: str) -> _Published:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    file = _download(weights.url)
+    preset = weights.transforms()
+    transform = _transform(
+        size=preset.crop_size[0],
+        interpolation=preset.interpolation.value,
+        scale=255.0,
+        mean=preset.mean,
+        std=preset.std,
+    )
+    classifier = torchvision.models.get_model(name, weights=weights)
+    network = until_last_map(classifier, preset.crop_size[0])
+    return _Published(network, network, weights.name, file, transform)
+
+
+def _transform(
+    size: int, interpolation: str, scale: float, mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+    """Return the description of a transform: resize, then (pixel / scale - mean) / std."""
+    return {
+        "size": [size, size],
+        "resize": "whole picture, aspect ratio not kept",
+        "interpolation": interpolation,
+        "scale": scale,
+        "mean": list(mean),
+        "std": list(std),
+    }
+
+
+def checksum_in(url: str) -> str:
+    """Return the first digits of a file's SHA-256, in which torchvision's file names end."""
+    return Path(urlparse(url).path).stem.rpartition("-")[2]
+
+
+def _download(url: str) -> Path:
+    """Return the local file of published weights, fetched if it is not there, and checked."""
+    path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
+    by_hand = f"download {url} by hand and put it at {path}"
+    digits = checksum_in(url)
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), digits)
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except RuntimeError as error:  # from torch.hub: invalid hash value
+        raise UserError(f"what {url} sent is damaged ({error}); try again, or {by_hand}") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(f"cannot download {url} ({error}); {by_hand}") from error
+    if not found.startswith(digits):
+        raise UserError(
+            f"{path} is damaged: its SHA-256 starts with {found[:8]}, not {digits}; delete it"
+        )
+    return path

@@ -1,0 +1,124 @@
+"""Readers of Flickr8k and Flickr30k as their authors and others distribute them."""
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+from features.errors import UserError
+from pipeline import records
+from pipeline.karpathy import read_karpathy_json
+from pipeline.options import PrepareOptions
+from pipeline.records import Reading
+
+_FLICKR8K_SPLITS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "val": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+# The official release has captions for this name, and no such picture.
+_NOT_A_PICTURE = "2258277193_586949ec62.jpg.1"
+
+
+def read_flickr8k(root: Path, options: PrepareOptions) -> Reading:
+    """Read Flickr8k: the official release, or the one on Kaggle (Images/, captions.txt).
+
+    The split lists may be incomplete or absent; see `_read` for what takes their place.
+
+    Source: M. Hodosh, P. Young, J. Hockenmaier, "Framing Image Description as a Ranking Task",
+    JAIR 2013.
+    """
+    return _read(
+        root,
+        options,
+        images=("Flicker8k_Dataset", "Flickr8k_Dataset", "Images", "images"),
+        captions=("Flickr8k.token.txt", "captions.txt"),
+        karpathy="dataset_flickr8k.json",
+        lists=_FLICKR8K_SPLITS,
+    )
+
+
+def read_flickr30k(root: Path, options: PrepareOptions) -> Reading:
+    """Read Flickr30k: results_20130124.token and flickr30k-images/.
+
+    Source: P. Young, A. Lai, M. Hodosh, J. Hockenmaier, "From image descriptions to visual
+    denotations", TACL 2014.
+    """
+    return _read(
+        root,
+        options,
+        images=("flickr30k-images", "flickr30k_images"),
+        captions=("results_20130124.token",),
+        karpathy="dataset_flickr30k.json",
+        lists={},
+    )
+
+
+def _read(
+    root: Path,
+    options: PrepareOptions,
+    images: tuple[str, ...],
+    captions: tuple[str, ...],
+    karpathy: str,
+    lists: dict[str, str],
+) -> Reading:
+    """Read one of the two; splits are those of `lists`, else of `karpathy`, else by hash."""
+    image_root = records.find(root, images)
+    if image_root is None:
+        raise UserError(
+            f"{root}: expected the pictures of {options.dataset} in one of the folders "
+            f"{', '.join(images)}; none is there"
+        )
+    found = {split: records.find(root, (name,)) for split, name in lists.items()}
+    splits: dict[str, str | None] = {}
+    for split, path in found.items():
+        for name in records.read_text(path).split() if path else ():
+            if splits.setdefault(name, split) != split:
+                raise UserError(f"{path}: {name} is in the split {splits[name]} as well")
+    splits.pop(_NOT_A_PICTURE, None)
+    karpathy_file = records.find(root, (karpathy,))
+    if not splits and karpathy_file:
+        return read_karpathy_json(karpathy_file, image_root)
+
+    caption_file = records.find(root, captions)
+    if caption_file is None:
+        raise UserError(
+            f"{root}: expected the captions of {options.dataset} in "
+            f"{' or '.join((*captions, karpathy))}, there or one folder below; none is there"
+        )
+    pairs = _kaggle_rows if caption_file.name == "captions.txt" else _token_lines
+    read = records.merge(
+        ((name, text) for name, text in pairs(caption_file) if name != _NOT_A_PICTURE), splits
+    )
+    if splits:
+        return Reading(image_root, read)
+    return Reading(
+        image_root,
+        records.split_by_hash(read, options.seed, caption_file),
+        [
+            f"no list of splits: split by file name 80:10:10 with --seed {options.seed}; for the "
+            f"split that publications use, put {' or '.join((*lists.values(), karpathy))} there"
+        ],
+    )
+
+
+def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
+    for number, line in enumerate(records.read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        key, tab, caption = line.partition("\t")
+        name, sharp, _ = key.rpartition("#")
+        if not tab or not sharp:
+            raise UserError(
+                f"{path}, line {number}: expected FILE#NUMBER, a tab and a caption, found {line!r}"
+            )
+        yield name, caption
+
+
+def _kaggle_rows(path: Path) -> Iterator[tuple[str, str]]:
+    rows = csv.reader(io.StringIO(records.read_text(path)))
+    if next(rows, None) != ["image", "caption"]:
+        raise UserError(f"{path}, line 1: expected image,caption")
+    for row in filter(None, rows):
+        # A caption with commas that nobody quoted comes in several fields.
+        yield row[0], ",".join(row[1:])

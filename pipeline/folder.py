@@ -1,0 +1,111 @@
+"""Reader of anybody's own pictures: a folder and a CSV or JSONL file of captions."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from features.errors import UserError, first_few
+from pipeline import records
+from pipeline.options import PrepareOptions
+from pipeline.records import Reading
+
+_NAME_COLUMNS = ("file_name", "image", "file", "path")
+_CAPTION_COLUMNS = ("caption", "captions")
+_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+def read_folder(root: Path, options: PrepareOptions) -> Reading:
+    """Read `--captions`, or the only .csv or .jsonl file in the root.
+
+    A row names a picture, relative to the root, in the column file_name (or image, file, path),
+    and holds its caption in the column caption; a picture with several captions has several rows
+    or, in JSONL, a list. A column split, if there is one, says train, val or test; a picture
+    where it is empty is in no split. Without the column, `records.split_by_hash` splits.
+
+    Raises:
+        UserError: a row lacks a column or is not JSON, or a picture is in two splits.
+    """
+    path = records.captions_file(root, options.captions, ("*.csv", "*.jsonl"))
+    rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
+    pairs: list[tuple[str, str]] = []
+    splits: dict[str, str | None] = {}
+    has_splits = False
+    for line, row in rows:
+        where = f"{path}, line {line}"
+        name = _column(row, _NAME_COLUMNS, where)
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{where}: expected the name of a picture, found {name!r}")
+        name = str(PurePosixPath(name))  # so that ./a.jpg and a.jpg are one picture
+        captions = _column(row, _CAPTION_COLUMNS, where)
+        pairs += [(name, text) for text in (captions if isinstance(captions, list) else [captions])]
+        has_splits |= "split" in row
+        try:
+            split = records.split_name(row["split"]) if row.get("split") else None
+        except (UserError, AttributeError) as error:
+            raise UserError(f"{where}: {error}") from error
+        if splits.setdefault(name, split) != split:
+            raise UserError(f"{where}: {name} is in the split {split} and in {splits[name]}")
+    read = records.merge(pairs, splits)
+    remarks = []
+    silent = _pictures(root, options.work) - splits.keys()
+    if silent:
+        named = first_few(sorted(silent))
+        remarks.append(f"{len(silent)} pictures have no row in {path.name}: {named}")
+    if not has_splits:
+        remarks.append(f"no column split: split by file name 80:10:10 with --seed {options.seed}")
+        read = records.split_by_hash(read, options.seed, path)
+    return Reading(root, read, remarks)
+
+
+def _pictures(root: Path, work: Path) -> set[str]:
+    return {
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*")
+        if path.suffix.lower() in _PICTURE_SUFFIXES and work.resolve() not in path.resolve().parents
+    }
+
+
+def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
+    for name in names:
+        if row.get(name) is not None:
+            return row[name]
+    filled = [name for name, value in row.items() if value is not None]
+    raise UserError(f"{where}: expected {' or '.join(names)}, found only {', '.join(filled)}")
+
+
+def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(records.read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: expected JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {line!r}")
+        yield number, row
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the line number and columns of each row.
+
+    The separator is the one of comma, semicolon and tab that is most frequent in the header;
+    csv.Sniffer would also look at the captions and be misled by their punctuation.
+    """
+    text = records.read_text(path)
+    header = text.partition("\n")[0]
+    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), strict=True)
+    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+    try:
+        for row in reader:
+            if None in row:
+                raise UserError(
+                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} "
+                    f"columns, found {len(row) - 1 + len(row[None])}; quote the caption"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from error

@@ -1,0 +1,68 @@
+"""Stage `prepare`: from a data set to WORK/captions.json and WORK/vocabulary.json."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+
+from features.errors import UserError
+from pipeline import captions, vocabulary
+from pipeline.captions import SPLITS, CaptionTable
+from pipeline.command import make_folder, run
+from pipeline.datasets import caption_files, load_table
+from pipeline.download import download
+from pipeline.options import PrepareOptions
+from pipeline.stamps import Stamp
+from pipeline.vocabulary import SPECIAL, UNK, Vocabulary
+
+
+def prepare(options: PrepareOptions) -> None:
+    """Read a data set, check it, and write its caption table and its vocabulary."""
+    if options.download:
+        download(options)
+    # Made first: a work directory inside the root changes the root's time, which is an input.
+    make_folder(options.work)
+    stamp = Stamp(options.work, "prepare", options, caption_files(options))
+    if stamp.holds() and not options.force:
+        print("prepare: unchanged, skipped")
+        return
+    table, remarks = load_table(options)
+    train = table.split("train")
+    words = vocabulary.build(
+        (caption.tokens for image in train for caption in image.captions),
+        options.min_count,
+        options.max_length,
+    )
+    if len(words) == len(SPECIAL):
+        raise UserError(
+            f"no word occurs {options.min_count} times in the {len(train)} training images; "
+            "lower --min-count"
+        )
+    table_path, words_path = options.work / "captions.json", options.work / "vocabulary.json"
+    captions.save(table, table_path)
+    vocabulary.save(words, words_path)
+    for line in (*remarks, *_summary(table, words)):
+        print(f"prepare: {line}")
+    drawn = [table.root] if options.root is None else []
+    stamp.write([table_path, words_path, *drawn])
+
+
+def _summary(table: CaptionTable, words: Vocabulary) -> list[str]:
+    counts = Counter(image.split for image in table.images)
+    lengths = [len(c.tokens) for image in table.images for c in image.captions]
+    longer = sum(length > words.max_length for length in lengths)
+    unknown, total = words.counts[UNK], sum(words.counts)
+    return [
+        ", ".join(f"{counts[split]} {split}" for split in SPLITS) + f" images of {table.dataset}",
+        f"{len(lengths)} captions, {longer} longer than {words.max_length} words",
+        f"{len(words) - len(SPECIAL)} words known, which are {1 - unknown / total:.2%} of the "
+        f"{total} in training captions; {unknown} unknown (seen less than {words.min_count} times)",
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage with the command line `argv` and return its exit status."""
+    return run(prepare, PrepareOptions, "pipeline.prepare", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

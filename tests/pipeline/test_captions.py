@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from features.errors import UserError
+from pipeline import captions
+from pipeline.captions import Caption, CaptionTable, Image, check_file_name
+
+DOG = Image(7, "dog.jpg", "train", (Caption("A dog's tail.", ("a", "dog", "'s", "tail")),))
+CAT = Image(9, "cats/cat é.jpg", "val", (Caption("A cat", ("a", "cat")), Caption("Cat", ("cat",))))
+
+
+def test_table_is_coco_captions_and_is_loaded_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "captions.json"
+    table = CaptionTable("pets", tmp_path.parent.resolve(), (DOG, CAT))
+    captions.save(table, path)
+    assert captions.load(path) == table
+    content = json.loads(path.read_text())
+    assert content["info"] == {"dataset": "pets", "image_root": str(tmp_path.parent.resolve())}
+    assert content["images"][0] == {"id": 7, "file_name": "dog.jpg", "split": "train"}
+    assert content["annotations"][1] == {
+        "id": 2,
+        "image_id": 9,
+        "caption": "A cat",
+        "tokens": ["a", "cat"],
+    }
+
+
+def test_work_directory_with_its_own_pictures_can_move(tmp_path: Path) -> None:
+    (tmp_path / "old").mkdir()
+    table = CaptionTable("pets", tmp_path / "old" / "images", (DOG,))
+    captions.save(table, tmp_path / "old" / "captions.json")
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = captions.load(tmp_path / "new" / "captions.json")
+    assert moved.path(moved.images[0]) == tmp_path / "new" / "images" / "dog.jpg"
+
+
+def test_split_that_is_not_there_is_refused_with_those_that_are() -> None:
+    table = CaptionTable("pets", Path(), (DOG, CAT))
+    assert table.split("val") == [CAT]
+    assert table.held_out_split() == "val"
+    with pytest.raises(UserError, match=r"no split 'test'; it has train \(1\), val \(1\)"):
+        table.split("test")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "a\\..\\x.jpg", "", 5, None, "a\nb", "\ud83d"],
+)
+def test_file_name_that_leaves_the_root_or_is_none_is_refused(name: object) -> None:
+    with pytest.raises(UserError):
+        check_file_name(name)
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a/b.jpg", "a..b.jpg", "été (1)\u202f.png"])
+def test_plain_file_name_is_accepted(name: str) -> None:
+    assert check_file_name(name) == name
+
+
+def table_with(**changes: Any) -> str:
+    image = {"id": 1, "file_name": "a.jpg", "split": "train"} | changes.get("image", {})
+    annotation = {"image_id": 1, "caption": "a", "tokens": ["a"]} | changes.get("annotation", {})
+    content = {
+        "info": {"dataset": "d", "image_root": "."},
+        "images": [image] * changes.get("times", 1),
+        "annotations": [annotation],
+    }
+    return json.dumps({key: content[key] for key in content if key != changes.get("without")})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "is not a caption table"),
+        (table_with(without="images"), "lacks the key 'images'"),
+        (table_with(without="info"), "lacks the key 'info'"),
+        (table_with(image={"file_name": "../a.jpg"}), "leaves the image root"),
+        (table_with(image={"split": "dev"}), r"unknown splits \['dev'\]"),
+        (table_with(image={"id": "x"}), "is not a caption table"),
+        (table_with(annotation={"image_id": 2}), "1 image ids have captions but no image: 2"),
+        (table_with(times=2), "1 image ids occur twice: 1"),
+    ],
+)
+def test_damaged_table_is_refused_by_its_name(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "captions.json"
+    path.write_text(content)
+    with pytest.raises(UserError, match=message) as error:
+        captions.load(path)
+    assert "captions.json" in str(error.value)
+
+
+def test_table_that_is_not_there_names_the_stage_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pipeline\.prepare makes it"):
+        captions.load(tmp_path / "captions.json")

@@ -1,0 +1,281 @@
+"""The stage as a whole: what it writes, says, skips and refuses. Formats are in the next file."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipeline import captions
+from pipeline.datasets import READERS
+from pipeline.options import DATASETS
+from pipeline.prepare import main
+
+HEADER = "file_name,caption,split\n"
+
+
+def make_folder(root: Path, names: str = "abc", rows: str | None = None) -> None:
+    """Pictures a.jpg, b.jpg, ... and captions.csv; a is for training, b for validation."""
+    for name in names:
+        (root / f"{name}.jpg").touch()
+    if rows is None:
+        rows = "a.jpg,A dog runs.,train\na.jpg,Two dogs,train\nb.jpg,A cat,val\nc.jpg,Cats,test\n"
+    (root / "captions.csv").write_text(HEADER + rows)
+
+
+def test_every_data_set_has_a_reader() -> None:
+    assert set(READERS) == set(DATASETS)
+
+
+def test_table_and_vocabulary_are_written_and_summarized(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    outcome = prepare("folder", "--max-length", "2")
+    assert [image.id for image in outcome.table.images] == [1, 2, 3]
+    assert outcome.splits == {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test"}
+    assert outcome.texts["a.jpg"] == ["A dog runs.", "Two dogs"]
+    assert outcome.table.images[0].captions[0].tokens == ("a", "dog", "runs")
+    assert "1 train, 1 val, 1 test images of folder" in outcome.out
+    assert "4 captions, 1 longer than 2 words" in outcome.out
+
+
+def test_vocabulary_knows_the_training_captions_only(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    outcome = prepare("folder")
+    assert outcome.vocabulary.words[4:] == ("a", "dog", "dogs", "runs", "two")
+
+
+def test_share_of_known_words_is_printed(prepare: Callable, root: Path) -> None:
+    make_folder(root, "ab", "a.jpg,dog dog dog cat,train\nb.jpg,cow,val\n")
+    outcome = prepare("folder", "--min-count", "2")
+    assert "1 words known, which are 75.00% of the 4 in training captions; 1 unknown" in outcome.out
+
+
+def test_newlines_and_tabs_in_captions_become_spaces(prepare: Callable, root: Path) -> None:
+    make_folder(root, "ab", 'a.jpg,"A dog\n\truns\u2028fast ",train\nb.jpg,x,val\n')
+    assert prepare("folder").texts["a.jpg"] == ["A dog runs fast"]
+
+
+def test_shapes_are_drawn_into_the_work_directory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    command = ["--dataset", "shapes", "--work", str(work), "--images", "20", "--size", "64"]
+    assert main(command) == 0
+    assert "16 train, 2 val, 2 test images of shapes" in capsys.readouterr().out
+    assert main(command) == 0
+    assert capsys.readouterr().out == "prepare: unchanged, skipped\n"
+    (work / "images" / "000003.jpg").unlink()
+    assert main(command) == 0  # draws what was lost
+    work = work.rename(tmp_path / "moved")  # the pictures move with it
+    table = captions.load(work / "captions.json")
+    assert {len(image.captions) for image in table.images} == {5}
+    assert all(table.path(image).is_file() for image in table.images)
+
+
+# Skipping
+
+
+def test_second_run_is_skipped(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    prepare("folder")
+    assert prepare("folder").out == "prepare: unchanged, skipped\n"
+
+
+def test_changed_option_reruns_and_force_does(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    prepare("folder")
+    assert prepare("folder", "--max-length", "3").vocabulary.max_length == 3
+    assert "unchanged" in prepare("folder", "--max-length", "3").out
+    assert "unchanged" not in prepare("folder", "--max-length", "3", "--force").out
+
+
+def test_changed_captions_rerun(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    prepare("folder")
+    make_folder(root, "d", "a.jpg,A horse,train\nd.jpg,A cow,val\n")
+    assert prepare("folder").texts == {"a.jpg": ["A horse"], "d.jpg": ["A cow"]}
+
+
+def test_picture_that_went_missing_reruns_and_is_noticed(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    prepare("folder")
+    os.utime(root, (0, 0))
+    prepare("folder")
+    (root / "c.jpg").unlink()
+    assert "1 of 3 pictures are not there: c.jpg" in prepare("folder").err
+
+
+def test_lost_output_is_made_again(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    (prepare("folder").work / "vocabulary.json").unlink()
+    assert len(prepare("folder").vocabulary) == 9
+
+
+def test_work_directory_inside_the_root_is_skipped_as_well(
+    root: Path, prepare: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(root)
+    command = ["--dataset", "folder", "--root", str(root), "--work", str(root / "work")]
+    assert main([*command, "--min-count", "1"]) == 0
+    capsys.readouterr()
+    assert main([*command, "--min-count", "1"]) == 0
+    assert capsys.readouterr().out == "prepare: unchanged, skipped\n"
+
+
+def test_failed_run_keeps_what_an_earlier_one_wrote(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    before = prepare("folder").table
+    (root / "captions.csv").write_text(HEADER)
+    failed = prepare("folder")
+    assert failed.status == 2
+    assert failed._replace(status=0).table == before
+
+
+# What is left out is counted
+
+
+def test_empty_and_wordless_captions_are_left_out_and_counted(
+    prepare: Callable, root: Path
+) -> None:
+    make_folder(root, "ab", "a.jpg,,train\na.jpg, ... ,train\na.jpg,A dog,train\nb.jpg,x,val\n")
+    outcome = prepare("folder")
+    assert outcome.texts["a.jpg"] == ["A dog"]
+    assert "2 captions are empty or have no word, left out" in outcome.out
+
+
+def test_images_without_captions_are_left_out_and_counted(prepare: Callable, root: Path) -> None:
+    make_folder(root, "abcd", "a.jpg,A dog,train\nb.jpg,x,val\nc.jpg,,test\n")
+    outcome = prepare("folder")
+    assert set(outcome.splits) == {"a.jpg", "b.jpg"}
+    assert "1 images have no caption, left out: c.jpg" in outcome.out
+    assert "1 pictures have no row in captions.csv: d.jpg" in outcome.out
+
+
+def test_missing_pictures_stop_and_are_all_counted(prepare: Callable, root: Path) -> None:
+    make_folder(root, "a", "a.jpg,x,train\n" + "".join(f"{i}.jpg,x,val\n" for i in range(10, 17)))
+    outcome = prepare("folder")
+    assert outcome.status == 2
+    assert (
+        "7 of 8 pictures are not there: 10.jpg, 11.jpg, 12.jpg, 13.jpg, 14.jpg and 2 more; "
+        "--skip-missing leaves them out"
+    ) in outcome.err
+    assert not (outcome.work / "captions.json").exists()
+
+
+def test_missing_pictures_are_left_out_on_request_without_renumbering(
+    prepare: Callable, root: Path
+) -> None:
+    make_folder(root, "ac")
+    outcome = prepare("folder", "--skip-missing")
+    assert [(image.id, image.file_name) for image in outcome.table.images] == [
+        (1, "a.jpg"),
+        (3, "c.jpg"),
+    ]
+    assert "1 pictures are not there, left out: b.jpg" in outcome.out
+
+
+# Bad input: exit status 2, one message, no traceback
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ("", "captions.csv: expected 2 pictures or more to split, found 0"),
+        (
+            "a.jpg,,train\nb.jpg,...,val\n",
+            "expected images with captions in the split train, found none in any split",
+        ),
+        ("a.jpg,A dog,val\nb.jpg,A cat,test\n", "found 1 in val, 1 in test"),
+        ("../a.jpg,A dog,train\n", "'../a.jpg' leaves the image root"),
+        ("/etc/passwd,A dog,train\n", "'/etc/passwd' leaves the image root"),
+        ("a.jpg,A dog,train\na.jpg,A dog,val\n", "line 3: a.jpg is in the split val and in train"),
+        ("a.jpg,A dog,trian\n", "line 2: unknown split 'trian'; expected train, val or test"),
+        (f"{'x' * 300}.jpg,A dog,train\n", "1 of 1 pictures are not there"),
+    ],
+)
+def test_rows_that_cannot_be_used_are_refused(
+    prepare: Callable, root: Path, rows: str, message: str
+) -> None:
+    make_folder(root, "ab", rows)
+    outcome = prepare("folder")
+    assert outcome.status == 2
+    assert message in outcome.err
+
+
+def test_empty_vocabulary_is_refused(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    outcome = prepare("folder", "--min-count", "9")
+    assert outcome.status == 2
+    assert "no word occurs 9 times in the 1 training images; lower --min-count" in outcome.err
+    assert not (outcome.work / "captions.json").exists()
+
+
+def test_captions_that_are_not_utf8_are_refused_by_line(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    (root / "captions.csv").write_bytes(b"file_name,caption\na.jpg,un caf\xe9\n")
+    outcome = prepare("folder")
+    assert outcome.status == 2
+    assert "captions.csv, line 2: expected UTF-8, found the byte 0xe9" in outcome.err
+
+
+def test_unknown_data_set_suggests_the_nearest(prepare: Callable) -> None:
+    outcome = prepare("flicker8k")
+    assert outcome.status == 2
+    assert "unknown data set 'flicker8k': did you mean flickr8k" in outcome.err
+
+
+def test_unknown_option_suggests_the_nearest(
+    prepare: Callable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        prepare("folder", "--min-cuont", "5")
+    assert exit_.value.code == 2
+    assert "--min-count" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "shapes"])
+def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
+    outcome = prepare(dataset, root=tmp_path / "nowhere")
+    assert outcome.status == 2
+    assert f"nowhere: expected the folder of {dataset}; not there" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "flickr8k", "--work", "w"], "flickr8k needs --root"),
+        (["--dataset", "folder", "--work", "w", "--root", "w"], "another folder than --root"),
+        (["--dataset", "shapes", "--work", "w", "--root", "r"], "leave it out"),
+        (
+            ["--dataset", "shapes", "--work", "w", "--min-count", "0"],
+            "--min-count must be at least",
+        ),
+        (["--dataset", "shapes", "--work", "w", "--max-length", "0"], "--max-length must be at"),
+        (["--dataset", "shapes", "--work", "w", "--images", "0"], "--images must be at least 1"),
+    ],
+)
+def test_options_that_contradict_are_refused(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_work_directory_that_cannot_be_made_is_refused(
+    prepare: Callable, root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(root)
+    work = str(root / "a.jpg" / "work")
+    assert main(["--dataset", "folder", "--root", str(root), "--work", work]) == 2
+    assert "cannot make the folder" in capsys.readouterr().err
+
+
+def test_half_a_surrogate_pair_in_a_caption_does_not_stop_the_stage(
+    prepare: Callable, root: Path
+) -> None:
+    for name in "ab":
+        (root / f"{name}.jpg").touch()
+    rows = [{"file_name": f"{name}.jpg", "caption": "A dog \ud83d runs"} for name in "ab"]
+    (root / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert prepare("folder").texts["a.jpg"] == ["A dog ? runs"]
