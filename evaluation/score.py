@@ -1,0 +1,105 @@
+"""Score captions with the official COCO toolkit: `python -m evaluation.score`."""
+
+import math
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation import spice
+from evaluation.bootstrap import intervals
+from evaluation.diagnostics import diagnose
+from evaluation.options import ScoreOptions
+from evaluation.results import match, read, split_of
+from evaluation.toolkit import METRICS, score, versions
+from pipeline.captions import load
+from pipeline.command import read_json, run, write_json
+from pipeline.stamps import Stamp
+
+_CONFIDENCE = 0.95
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage with the command line `argv` and return its exit status."""
+    return run(score_captions, ScoreOptions, "evaluation.score", argv)
+
+
+def score_captions(options: ScoreOptions) -> None:
+    """Score captions of a split against its references, with confidence intervals."""
+    if options.spice:
+        spice.check_available()
+    table = load(options.captions)
+    results = read(options.results)
+    split = options.split or split_of(results, table, options.results)
+    references = match(results, table, split, options.results, options.partial)
+    out = scores_path(options, split)
+    stamp = Stamp(out.parent, out.stem, options, [options.captions, options.results])
+    if not options.force and stamp.holds():
+        print("score: unchanged, skipped")
+        print(_as_table(read_json(out, "python -m evaluation.score")))
+        return
+    metrics = (*METRICS, "SPICE") if options.spice else METRICS
+    scores = score(references, results, metrics, options.time_limit)
+    bounds = intervals(scores, options.bootstrap, options.seed, _CONFIDENCE)
+    record = {
+        "split": split,
+        "captions": str(options.captions),
+        "results": str(options.results),
+        "images": len(references),
+        "left_out": len(table.split(split)) - len(references),
+        "corpus": {name: _or_null(value) for name, value in scores.corpus.items()},
+        "intervals": {name: [_or_null(x) for x in pair] for name, pair in bounds.items()},
+        "confidence": _CONFIDENCE,
+        "bootstrap": {"resamples": options.bootstrap, "seed": options.seed},
+        "diagnostics": diagnose(scores.tokens.values()),
+        "toolkit": versions(),
+        "per_image": {
+            name: {str(image): _or_null(value) for image, value in values.items()}
+            for name, values in scores.per_image.items()
+        },
+    }
+    write_json(out, record)
+    stamp.write([out])
+    print(_as_table(record))
+    print(f"written to {out}")
+
+
+def scores_path(options: ScoreOptions, split: str) -> Path:
+    """Return where the scores are written.
+
+    The scores of captions_val_xe.json (before REINFORCE) must not overwrite scores_val.json.
+    """
+    of_what = re.fullmatch(r"captions_(.+)", options.results.stem)
+    name = of_what[1] if of_what else split
+    return options.out or options.results.with_name(f"scores_{name}.json")
+
+
+def _or_null(value: float) -> float | None:
+    return None if math.isnan(value) else value  # JSON has no NaN
+
+
+def _as_table(record: dict[str, Any]) -> str:
+    left_out = f", {record['left_out']} left out" if record["left_out"] else ""
+    lines = [
+        f"{record['split']} split, {record['images']} images{left_out}",
+        f"{'':8}  score   {record['confidence']:.0%} interval",
+    ]
+    for name, value in record["corpus"].items():
+        if value is None:
+            lines.append(f"{name:8}  none; it needs more than one image to weigh words by")
+            continue
+        low, high = record["intervals"].get(name, (None, None))
+        interval = "" if low is None else f"   {low:.3f} to {high:.3f}"
+        lines.append(f"{name:8}  {value:.3f}{interval}")
+    figures = record["diagnostics"]
+    lines.append(
+        f"bad endings {figures['bad_endings']:.1%}, distinct captions "
+        f"{figures['distinct_captions']:.1%}, distinct words {figures['distinct_words']}, "
+        f"mean length {figures['mean_length']:.1f} words"
+    )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""SPICE, the one score of the toolkit that needs more than its package brings along."""
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pooch
+from pycocoevalcap.spice import get_stanford_models as models
+from pycocoevalcap.spice import spice
+
+from evaluation import java
+from features.errors import UserError
+
+_FOLDER = Path(spice.__file__).parent
+
+
+def check_available() -> None:
+    """Raise UserError, saying what to do, if the language models of SPICE are not there.
+
+    The toolkit would download them (384 MB) on first use; here nothing is downloaded unasked.
+    """
+    library = _FOLDER / models.SPICELIB
+    needed = [library / f"{models.JAR}.jar", library / f"{models.JAR}-models.jar"]
+    missing = [path.name for path in needed if not path.is_file()]
+    if missing:
+        raise UserError(
+            f"SPICE needs {' and '.join(missing)} in {library}; the command "
+            "`python -m pycocoevalcap.spice.get_stanford_models` downloads them (384 MB) from "
+            "nlp.stanford.edu. It also needs Java 8 (set JAVA_HOME to it), for it is known to fail "
+            "on recent ones. Without --spice all other scores are computed"
+        )
+
+
+def score(
+    references: Mapping[int, Sequence[str]], candidates: Mapping[int, str], time_limit: float
+) -> list[float]:
+    """Return the SPICE of each image, 0 to 1, in the order of `references`; NaN where it has none.
+
+    Parses of sentences are kept in the user's cache folder, which makes the next run much faster.
+    The flags are those of the toolkit's wrapper.
+
+    Raises:
+        UserError: its models are not there, or it failed or took more than `time_limit` seconds.
+    """
+    check_available()
+    entries = [
+        {"image_id": image, "test": candidates[image], "refs": list(captions)}
+        for image, captions in references.items()
+    ]
+    cache = Path(pooch.os_cache("caption-pipeline"), "spice")
+    with tempfile.TemporaryDirectory(prefix="spice-") as temporary:
+        question, answer = Path(temporary, "question.json"), Path(temporary, "answer.json")
+        question.write_text(json.dumps(entries), encoding="utf-8")
+        command = ["-Xmx8G", "-jar", spice.SPICE_JAR, question, "-cache", cache, "-out", answer]
+        try:
+            cache.mkdir(parents=True, exist_ok=True)
+            java.run(
+                [*command, "-subset", "-silent"],
+                _FOLDER,
+                lambda _, out: out.read(),
+                time_limit,
+                "SPICE",
+            )
+            results = json.loads(answer.read_text(encoding="utf-8"))
+            f_scores = {item["image_id"]: item["scores"]["All"]["f"] for item in results}
+            return [_number(f_scores[image]) for image in references]
+        except (OSError, UserError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{error}. SPICE is known to fail on Javas later than 8 (this is "
+                f"{java.version(java.find_java())}); set JAVA_HOME to a Java 8"
+            ) from error
+
+
+def _number(value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return float("nan")

@@ -1,0 +1,246 @@
+"""The official COCO caption toolkit (the package pycocoevalcap) behind one function.
+
+BLEU, ROUGE-L and CIDEr are computed by the toolkit's own classes. Its tokenizer, METEOR and SPICE
+are Java programs; they are run here with the toolkit's files, flags and protocol, but not through
+its wrappers, which hang when Java writes to its standard error, break on a decimal comma or a line
+break in a caption, and write into the folder that the package is installed in.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor import meteor
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+from evaluation import java, spice
+from features.errors import UserError, first_few
+
+Captions = Mapping[int, Sequence[str]]  # the captions of each image id
+
+METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr")
+TIME_LIMIT = 900.0  # seconds
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores on the toolkit's scale: 0 to 1, for CIDEr 0 to 10.
+
+    Attributes:
+        corpus: a value for each of Bleu_1 to Bleu_4, METEOR and so on. CIDEr is NaN for a single
+            image.
+        per_image: the same names, a value an image id.
+        statistics: what the corpus scores of BLEU and METEOR are computed from, summed over images
+            (a row an image, in the order of `per_image`): "Bleu" int64 [N, 10] are the caption's
+            length, that of the reference closest in length, and the n-grams and matched n-grams for
+            n from 1 to 4; "METEOR" float64 [N, 23] is what its jar calls statistics.
+        tokens: the tokenized candidate of each image id.
+    """
+
+    corpus: dict[str, float]
+    per_image: dict[str, dict[int, float]]
+    statistics: dict[str, NDArray[Any]]
+    tokens: dict[int, str]
+
+
+def versions() -> dict[str, str]:
+    """Return what the scores depend on: the versions of the toolkit and of Java."""
+    return {
+        "pycocoevalcap": version("pycocoevalcap"),
+        "java": java.version(java.find_java()),
+    }
+
+
+def tokenize(captions: Captions, time_limit: float = TIME_LIMIT) -> dict[int, list[str]]:
+    """Tokenize captions with the toolkit's PTB tokenizer: lower case, most punctuation removed.
+
+    Raises:
+        UserError: there is no Java, or the tokenizer failed or took more than `time_limit` seconds.
+    """
+    lines = [one_line(caption) for texts in captions.values() for caption in texts]
+    with tempfile.TemporaryDirectory(prefix="captions-") as temporary:
+        file = Path(temporary, "captions.txt")
+        # The full stop added at the end keeps the lines of empty captions before it.
+        file.write_text("\n".join([*lines, "."]), encoding="utf-8", errors="replace")
+        command = ["-cp", ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR]
+        command += ["edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+        tokenized = java.run(
+            [*command, file],
+            Path(ptbtokenizer.__file__).parent,
+            lambda _, out: out.read().rstrip("\n").split("\n"),
+            time_limit,
+            "the PTB tokenizer",
+        )
+    if len(tokenized) != len(lines) + 1:
+        raise UserError(
+            f"the PTB tokenizer returned {len(tokenized) - 1} lines for {len(lines)} captions; "
+            "a caption has a character that it takes for a line break"
+        )
+    words = map(_without_punctuation, tokenized)
+    return {image: [next(words) for _ in texts] for image, texts in captions.items()}
+
+
+def one_line(caption: str) -> str:
+    """Return `caption` without line breaks of any kind, which the tokenizer would split it at."""
+    return " ".join(caption.splitlines())
+
+
+def _without_punctuation(line: str) -> str:
+    return " ".join(w for w in line.rstrip().split(" ") if w not in ptbtokenizer.PUNCTUATIONS)
+
+
+def score(
+    references: Captions,
+    candidates: Mapping[int, str],
+    metrics: Sequence[str] = METRICS,
+    time_limit: float = TIME_LIMIT,
+) -> Scores:
+    """Score one caption an image against the references of the same images.
+
+    The numbers are those of the toolkit. CIDEr here is CIDEr-D, with the document frequencies of
+    `references`; so a subset of the images has other scores, and a single image has none.
+
+    Args:
+        references: the reference captions by image id, at least one an image.
+        candidates: the caption to score by image id; the same ids.
+        metrics: any of Bleu, METEOR, ROUGE_L, CIDEr and SPICE.
+        time_limit: seconds that each Java program may take.
+
+    Raises:
+        UserError: the ids differ, an image has no reference, no reference has a word, there is no
+            Java, or a Java program failed or took too long.
+    """
+    _check_ids(references, candidates)
+    tokens = tokenize({image: [text] for image, text in candidates.items()}, time_limit)
+    return score_tokens(
+        tokenize(references, time_limit),
+        {image: texts[0] for image, texts in tokens.items()},
+        metrics,
+        time_limit,
+    )
+
+
+def score_tokens(
+    references: Captions,
+    candidates: Mapping[int, str],
+    metrics: Sequence[str] = METRICS,
+    time_limit: float = TIME_LIMIT,
+) -> Scores:
+    """Score captions that are tokenized already; otherwise like `score`."""
+    _check_ids(references, candidates)
+    if not any(caption for captions in references.values() for caption in captions):
+        raise UserError("no reference caption has a word; expected captions to score against")
+    scores = Scores({}, {}, {}, {image: candidates[image] for image in references})
+    for metric in metrics:
+        _SCORERS[metric](references, candidates, time_limit, scores)
+    return scores
+
+
+def _check_ids(references: Captions, candidates: Mapping[int, str]) -> None:
+    if not candidates:
+        raise UserError("there is no caption to score")
+    for problem, images in {
+        "have a caption but no reference": [i for i in candidates if not references.get(i)],
+        "have references but no caption": [i for i in references if i not in candidates],
+    }.items():
+        if images:
+            raise UserError(f"{len(images)} images {problem}: {first_few(images)}")
+
+
+def _bleu(references: Captions, candidates: Mapping[int, str], _: float, scores: Scores) -> None:
+    scorer = BleuScorer(n=4)
+    for image, captions in references.items():
+        scorer += (candidates[image], captions)
+    # The wrapper around this class does the same, and prints.
+    corpus, per_image = scorer.compute_score(option="closest", verbose=0)
+    for n in range(4):
+        _add(scores, f"Bleu_{n + 1}", corpus[n], per_image[n])
+    scores.statistics["Bleu"] = np.array(
+        [
+            (
+                (length := counts["testlen"]),
+                min((abs(other - length), other) for other in counts["reflen"])[1],
+                *counts["guess"],
+                *counts["correct"],
+            )
+            for counts in scorer.ctest
+        ]
+    )
+
+
+def _meteor(
+    references: Captions, candidates: Mapping[int, str], time_limit: float, scores: Scores
+) -> None:
+    questions = [
+        " ||| ".join(
+            ["SCORE", *(text.replace("|||", "") for text in (*captions, candidates[image]))]
+        )
+        for image, captions in references.items()
+    ]
+
+    def talk(stdin: IO[str], stdout: IO[str]) -> tuple[list[str], list[str]]:
+        def ask(question: str, answers: int) -> list[str]:
+            stdin.write(f"{question}\n")
+            stdin.flush()
+            lines = [stdout.readline() for _ in range(answers)]
+            if not lines[-1]:
+                raise EOFError
+            return [line.strip() for line in lines]
+
+        statistics = [ask(question, 1)[0] for question in questions]
+        return statistics, ask(" ||| ".join(["EVAL", *statistics]), len(statistics) + 1)
+
+    statistics, values = java.run(
+        ["-Xmx2G", "-jar", meteor.METEOR_JAR, "-", "-", "-stdio", "-l", "en", "-norm"],
+        Path(meteor.__file__).parent,
+        talk,
+        time_limit,
+        "METEOR",
+    )
+    *per_image, corpus = map(float, values)
+    _add(scores, "METEOR", corpus, per_image)
+    scores.statistics["METEOR"] = np.array([line.split() for line in statistics], dtype=np.float64)
+
+
+def _rouge(references: Captions, candidates: Mapping[int, str], _: float, scores: Scores) -> None:
+    _add(scores, "ROUGE_L", *Rouge().compute_score(references, _lists(references, candidates)))
+
+
+def _cider(references: Captions, candidates: Mapping[int, str], _: float, scores: Scores) -> None:
+    if len(references) == 1:  # every n-gram is in all of the images, so all weights are log 1 = 0
+        _add(scores, "CIDEr", np.nan, [np.nan])
+    else:
+        _add(scores, "CIDEr", *Cider().compute_score(references, _lists(references, candidates)))
+
+
+def _spice(
+    references: Captions, candidates: Mapping[int, str], time_limit: float, scores: Scores
+) -> None:
+    per_image = spice.score(references, candidates, time_limit)
+    _add(scores, "SPICE", float(np.mean(per_image)), per_image)
+
+
+_SCORERS: dict[str, Callable[[Captions, Mapping[int, str], float, Scores], None]] = {
+    "Bleu": _bleu,
+    "METEOR": _meteor,
+    "ROUGE_L": _rouge,
+    "CIDEr": _cider,
+    "SPICE": _spice,
+}
+
+
+def _lists(references: Captions, candidates: Mapping[int, str]) -> dict[int, list[str]]:
+    return {image: [candidates[image]] for image in references}
+
+
+def _add(scores: Scores, name: str, corpus: float, per_image: Sequence[float]) -> None:
+    scores.corpus[name] = float(corpus)
+    scores.per_image[name] = dict(zip(scores.tokens, map(float, per_image), strict=True))

