@@ -66,8 +66,8 @@ def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split
                 for image, caption in zip(images, found, strict=True)
             )
             if captioner.model.attends and len(written) < options.attention:
-                looked += captioner.attention(features, found)
-                written += found
+                looked.extend(captioner.attention(features, found))
+                written.extend(found)
             bar.update(len(images))
     write_json(out, results)
     outputs = [out]
@@ -92,7 +92,7 @@ def _save_attention(
     longest = max(map(len, words))
     weights = np.zeros((len(words), longest, *grid), dtype=np.float32)
     for into, caption, weights_TR in zip(weights, words, looked, strict=False):
-        into[: len(caption)] = weights_TR[: len(caption)].reshape(-1, *grid)
+        into[: len(caption)] = weights_TR[: len(caption)].reshape(len(caption), *grid)
     padded = [[*caption, *[""] * (longest - len(caption))] for caption in words]
     file = io.BytesIO()
     np.savez_compressed(file, image_id=np.array(image_ids), words=padded, weights=weights)

@@ -16,6 +16,7 @@ from features.backbones import Backbone, load_backbone
 from features.errors import UserError
 from features.images import PictureError, read_picture
 from features.store import differences, fingerprint
+from pipeline.vocabulary import EOS
 
 
 class Captioned(NamedTuple):
@@ -57,14 +58,15 @@ class Captioner:
         """Return where the model looks as it writes each word of captions, one for each image.
 
         Returns:
-            float32 [images, words of the longest caption, regions], zero after a caption's end.
+            float32 [images, words of the longest caption and EOS, regions], zero after EOS.
 
         Raises:
             ValueError: the model does not attend.
         """
         if not self.model.attends:
             raise ValueError("this model does not attend to regions")
-        tokens_IT = pad([caption.ids for caption in captions]).to(self.device)
+        # With EOS, so that an empty caption is no special case; callers look at the words only.
+        tokens_IT = pad([[*caption.ids, EOS] for caption in captions]).to(self.device)
         words = pack(tokens_IT, torch.arange(len(captions), device=self.device))
         memory = self.model.encode(features.to(self.device))
         weights = [weights_BR for _, weights_BR in self.model.read(memory, words)]

@@ -38,9 +38,9 @@ class ModelOptions:
 class CrossEntropyOptions:
     """Phase 1: teacher forcing with cross-entropy."""
 
-    epochs: int = 10
+    epochs: int = 6
     """Passes over the training images; each pass sees every caption once."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 1.5e-3
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     label_smoothing: float = 0.1
     """Share of the target's probability spread over all words."""
@@ -60,16 +60,17 @@ class CrossEntropyOptions:
 class ReinforceOptions:
     """Phase 2: REINFORCE on the CIDEr-D of the model's own samples."""
 
-    epochs: int = 5
+    epochs: int = 3
     """Passes over the training images; 0 leaves the phase out."""
-    learning_rate: float = 5e-5
+    learning_rate: float = 1e-4
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     samples: int = 5
     """Captions sampled for each image."""
     baseline: Literal["greedy", "mean"] = "mean"
     """What a sample must beat: the greedy caption (self-critical), or its siblings' mean."""
-    temperature: float = 1.0
-    """Of the sampling distribution."""
+    temperature: float = 0.5
+    """Of the policy that is sampled and taught. Label smoothing leaves the model's own distribution
+    (temperature 1) so flat that its samples say little about the captions a search would find."""
     bleu_weight: float = 0.0
     """Share of BLEU-4 in the reward; the rest is CIDEr-D."""
     patience: int = 0

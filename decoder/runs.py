@@ -20,6 +20,8 @@ from pipeline.command import read_json
 from pipeline.vocabulary import Vocabulary
 
 MADE_BY = "python -m decoder.train"
+# Where and how a run is trained, not what it is; it may be continued with others.
+_NOT_DESCRIBED = ("work", "run", "device", "save_minutes", "resume", "force")
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
 OptionsClass = TypeVar("OptionsClass")
@@ -84,8 +86,9 @@ def pick_device(name: str) -> torch.device:
 
 def describe(options: TrainOptions, store: FeatureStore, model: Decoder) -> dict[str, Any]:
     """Return what config.json says of a run: all that is needed to repeat it."""
+    kept = {k: v for k, v in asdict(options).items() if k not in _NOT_DESCRIBED}
     return {
-        "options": _jsonable(asdict(options)),
+        "options": kept,
         "seed": options.seed,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "features": store.description,
@@ -110,12 +113,6 @@ def _version(library: str) -> str:
         return version(library)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _jsonable(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _jsonable(inner) for key, inner in value.items()}
-    return str(value) if isinstance(value, Path) else value
 
 
 def load_decoder(

@@ -8,6 +8,7 @@ and where the run stands; no generator's state is part of it.
 import json
 import logging
 import signal
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from types import FrameType
@@ -24,6 +25,7 @@ from decoder.models import Decoder
 from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.runs import RunFolder
+from evaluation.diagnostics import diagnose
 from evaluation.validation import Validator
 from features.errors import UserError, first_few
 from pipeline.captions import Image
@@ -215,7 +217,20 @@ class Trainer:
         progress.batch = progress.captions = 0
         progress.loss = progress.reward = progress.seconds = 0.0
         self.save()
-        bar.write(_as_text(line))
+        self._log_to_tensorboard(line)
+        bar.write(_as_text(line), file=sys.stderr)
+
+    def _log_to_tensorboard(self, line: dict[str, Any]) -> None:
+        # Imported here: it takes longer than everything else at the start of a run.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        scalars = {name: line[name] for name in ("loss", "reward", "learning_rate")}
+        scalars |= {f"val/{name}": value for name, value in line["val"].items()}
+        epoch = len(self.progress.metrics)
+        with SummaryWriter(str(self.run.tensorboard), purge_step=epoch) as writer:
+            for name, value in scalars.items():
+                if value is not None:
+                    writer.add_scalar(f"{line['phase']}/{name}", value, epoch)
 
     # Validation
 
@@ -223,7 +238,8 @@ class Trainer:
         """Score the captions that the averaged weights write for the validation images.
 
         Returns:
-            The scores of the beam search, and the greedy captions' CIDEr as "greedy_CIDEr".
+            The scores and the share of bad endings of the beam search's captions, and the greedy
+            captions' CIDEr as "greedy_CIDEr".
         """
         live = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.model.load_state_dict(self.average)
@@ -240,6 +256,7 @@ class Trainer:
         self.model.load_state_dict(live)
         scores = self.validator.score(captions[self.options.beam])
         scores["greedy_CIDEr"] = self.validator.score(captions[1])["CIDEr"]
+        scores["bad_endings"] = diagnose(captions[self.options.beam].values())["bad_endings"]
         return scores
 
     # The reward, and what differs between the phases

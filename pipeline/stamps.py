@@ -14,7 +14,7 @@ from pipeline.command import write_json
 _HASHED_BYTES = 64 * 2**20
 
 # Options that do not change what a stage writes.
-_WITHOUT_EFFECT = {"force", "device", "download", "mirror"}
+_WITHOUT_EFFECT = {"force", "resume", "save_minutes", "device", "download", "mirror"}
 
 
 class Stamp:

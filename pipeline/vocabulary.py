@@ -39,9 +39,13 @@ class Vocabulary:
         return {word: i for i, word in enumerate(self.words)}
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Return the ids of `tokens`, unknown ones as UNK, cut to `max_length`, EOS appended."""
+        """Return the ids of `tokens`, unknown ones as UNK, then EOS.
+
+        Of a longer caption the first `max_length` ids are returned, without EOS: a model that learns
+        to end there would learn to end in mid-air.
+        """
         ids = [self.ids.get(token, UNK) for token in tokens]
-        return [*ids[: self.max_length], EOS]
+        return [*ids, EOS] if len(ids) <= self.max_length else ids[: self.max_length]
 
     def strip(self, ids: Iterable[int]) -> list[int]:
         """Return `ids` up to the first EOS or PAD, without it."""

@@ -1,8 +1,11 @@
 """Fixtures that several test files share."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+
+from pipeline import extract, prepare
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "flickr8k"
 
@@ -13,3 +16,19 @@ def flickr8k() -> Path:
     if not FLICKR8K.is_dir():
         pytest.skip("needs Flickr8k in ../shared/flickr8k, whose licence forbids copying it here")
     return FLICKR8K
+
+
+@pytest.fixture(scope="session")
+def extracted_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory of 40 drawn scenes with real features; never written to, see `work`."""
+    folder = tmp_path_factory.mktemp("shapes")
+    stage = ["--dataset", "shapes", "--images", "40", "--min-count", "2", "--work", str(folder)]
+    assert prepare.main(stage) == 0
+    assert extract.main(["--work", str(folder), "--backbone", "efficientnet_lite0"]) == 0
+    return folder
+
+
+@pytest.fixture
+def work(extracted_shapes: Path, tmp_path: Path) -> Path:
+    """A copy of that work directory of a test's own."""
+    return Path(shutil.copytree(extracted_shapes, tmp_path / "work"))

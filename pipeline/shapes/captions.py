@@ -45,7 +45,7 @@ SALIENCE = {
     "in front of": 8,
     "behind": 2,
     "above": 4,
-    "below": 1.5,
+    "below": 0.8,
     "next to": 2,
     "left of": 1,
     "right of": 1,
@@ -75,10 +75,10 @@ TIME_PHRASES = {
     "night": ("at night",),
 }
 OPENINGS = {
-    "sunny": ("the sun shines",),
-    "cloudy": ("clouds hang",),
-    "sunset": ("the sun sets",),
-    "night": ("the moon shines",),
+    "sunny": "the sun shines",
+    "cloudy": "clouds hang",
+    "sunset": "the sun sets",
+    "night": "the moon shines",
 }
 
 
@@ -143,22 +143,26 @@ class _Writer:
         return f"{self.plain(a)} {relation} {self.plain(b)} {end} in the sky"
 
     def listing(self) -> str:
-        """List two things in their place: "a beach at night with a tent and a black dog"."""
+        """List two things in their place: "a beach at night with a black dog and a tent"."""
         layout, random = self.layout, self.random
         a, b = random.sample(range(len(layout.things)), 2)
+        if layout.things[a].kind.far:
+            a, b = b, a
         place = random.choice(PLACE_NOUNS[layout.place.name])
-        time = random.choice(TIME_PHRASES[layout.sky])
-        light = random.choice(OPENINGS[layout.sky])
-        start = random.choice((f"{place} {time}", f"{light} over {place}"))
-        row = layout.row()
-        if len(row) == 2 and random.random() < 0.5:
-            left, right = row
-            return f"{self.full(left)} on the left and {self.full(right)} on the right"
+        if random.random() < 0.7:
+            start = f"{place} {random.choice(TIME_PHRASES[layout.sky])}"
+        else:
+            start = f"{OPENINGS[layout.sky]} over {place}"
         return f"{start} with {self.plain(a)} and {self.plain(b)}"
 
     def relation(self, relations: list[Relation]) -> tuple[int, str, int]:
         """Draw one of `relations`, the telling ones more often, and put it into words."""
-        weights = [SALIENCE[relation.name] for relation in relations]
+        things = self.layout.things
+        weights = [
+            # "A cat next to a house" is what people say, seldom "a house next to a cat".
+            SALIENCE[name] * (0.2 if things[a].kind.far and not things[b].kind.far else 1)
+            for a, name, b in relations
+        ]
         a, name, b = self.random.choices(relations, weights)[0]
         return a, self.random.choice(RELATION_WORDS[name]), b
 

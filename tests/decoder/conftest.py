@@ -1,12 +1,20 @@
-"""A small batch for the tests of models, objectives and search."""
+"""A small batch for the tests of models, objectives and search; small runs for those of stages."""
+
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
 
+from decoder import train
 from decoder.batches import Batch, Features, pad
 from pipeline.vocabulary import EOS, UNK
 
 WORDS, CHANNELS, REGIONS = 20, 24, 9
+
+SMALL = ["--hidden", "24", "--attention", "16", "--batch-size", "4", "--seed", "7", "--beam", "2"]
+SMALL += ["--xe.learning-rate", "0.02"]
+BOTH_PHASES = [*SMALL, "--xe.epochs", "2", "--rl.epochs", "1", "--rl.samples", "2"]
 
 
 @pytest.fixture
@@ -30,3 +38,22 @@ def batch() -> Batch:
         tokens_BT=pad(captions),
         image_B=torch.tensor([0, 0, 0, 1, 2, 3]),
     )
+
+
+def _train(shapes: Path, folder: Path, run: str, options: list[str]) -> Path:
+    work = Path(shutil.copytree(shapes, folder / "work"))
+    assert train.main(["--work", str(work), "--run", run, *options]) == 0
+    return work
+
+
+@pytest.fixture(scope="session")
+def trained(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory with the run "small" of both phases, never interrupted."""
+    return _train(extracted_shapes, tmp_path_factory.mktemp("trained"), "small", BOTH_PHASES)
+
+
+@pytest.fixture(scope="session")
+def captioner(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory with the run "captioner", trained for long enough to write words."""
+    options = [*SMALL, "--xe.epochs", "10", "--rl.epochs", "0"]
+    return _train(extracted_shapes, tmp_path_factory.mktemp("captioner"), "captioner", options)

@@ -1,4 +1,4 @@
-"""Up-Down written as plainly as possible: concatenated inputs, a padded batch, torch's own LSTMCell.
+"""Up-Down written plainly: concatenated inputs, a padded batch, torch's own LSTMCell.
 
 It shares no code with `decoder.models`; the tests compare the two, word by word.
 """

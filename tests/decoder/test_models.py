@@ -45,7 +45,9 @@ def test_gradients_agree_with_finite_differences(name, cell, batch):
             below = cross_entropy(model, batch).loss
             parameter.add_(step * direction)
         expected = (above - below) / (2 * step)
-        torch.testing.assert_close((parameter.grad * direction).sum(), expected, rtol=1e-4, atol=1e-8)
+        torch.testing.assert_close(
+            (parameter.grad * direction).sum(), expected, rtol=1e-4, atol=1e-8
+        )
 
 
 def test_up_down_agrees_with_a_plainly_written_one(batch):

@@ -73,7 +73,8 @@ def test_the_gradient_is_that_of_the_expected_reward(baseline, batch: Batch):
     """REINFORCE estimates d E[reward]; compared with its exact value over all short captions."""
     model, reward, longest = build(), CountWord(5), 1
     one = batch._replace(
-        image_ids=batch.image_ids[:1], features=type(batch.features)(*(t[:1] for t in batch.features))
+        image_ids=batch.image_ids[:1],
+        features=type(batch.features)(*(t[:1] for t in batch.features)),
     )
     known = range(EOS + 1, WORDS)
     every = [[EOS, PAD]] + [[w, EOS] for w in known] + [[w, v] for w in known for v in known]

@@ -30,7 +30,8 @@ def random_case(seed: int) -> tuple[dict[int, list[list[int]]], list[list[list[i
         return [draw.choice(WORDS) for _ in range(draw.randint(0, most))] + [EOS]
 
     references = {
-        7 * i + 3: [caption() for _ in range(draw.randint(1, 6))] for i in draw.sample(range(99), 30)
+        7 * i + 3: [caption() for _ in range(draw.randint(1, 6))]
+        for i in draw.sample(range(99), 30)
     }
     samples = [
         [

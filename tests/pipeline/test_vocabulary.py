@@ -31,9 +31,11 @@ def test_a_caption_that_spells_a_special_word_does_not_make_a_second_one() -> No
     assert words.counts[UNK] == 2
 
 
-def test_encoding_cuts_to_the_maximum_length_and_ends() -> None:
+def test_encoding_ends_a_whole_caption_and_cuts_a_longer_one_without_ending_it() -> None:
+    """An end token behind a cut would teach captions that stop in mid-air."""
     words = build(CAPTIONS, 1, 2)
-    assert words.encode(["a", "zebra", "dog"]) == [words.ids["a"], UNK, EOS]
+    assert words.encode(["a", "zebra"]) == [words.ids["a"], UNK, EOS]
+    assert words.encode(["a", "zebra", "dog"]) == [words.ids["a"], UNK]
 
 
 @given(st.lists(st.sampled_from(["a", "dog", "'s", "tail", "cat"]), max_size=20))

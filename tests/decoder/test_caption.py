@@ -1,0 +1,107 @@
+"""Captioning through its command line: a split, one's own pictures, files that do not fit."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from decoder import caption
+from pipeline import extract
+
+
+def test_pictures_of_ones_own_are_captioned_and_broken_ones_named(captioner, tmp_path, capsys):
+    """The same frozen CNN, so a picture of the data set gets the caption that its row gives."""
+    run = captioner / "runs" / "captioner"
+    assert caption.main(["--run", str(run), "--split", "val"]) == 0
+    results = json.loads((run / "captions_val.json").read_text())
+    table = json.loads((captioner / "captions.json").read_text())
+    names = {image["id"]: image["file_name"] for image in table["images"]}
+    pictures = [captioner / "images" / names[result["image_id"]] for result in results]
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    capsys.readouterr()
+
+    paths = [str(path) for path in (*pictures, broken, tmp_path / "missing.png")]
+    assert caption.main(["--run", str(run), *paths]) == 2
+    printed = capsys.readouterr()
+    lines = [line.split("\t") for line in printed.out.splitlines()]
+    assert [path for path, _ in lines] == [str(path) for path in pictures]
+    expected = [result["caption"] for result in results]
+    found = [text[:-1].lower() for _, text in lines]
+    agreeing = sum(a == b for a, b in zip(found, expected, strict=True))
+    assert agreeing >= len(expected) - 1, "float rounding may tip one beam, not more"
+    assert "broken.jpg" in printed.err
+    assert "missing.png" in printed.err
+
+
+def test_folders_are_searched_for_pictures_and_json_is_printed(captioner, tmp_path, capsys):
+    inner = tmp_path / "with space" / "inner"
+    inner.mkdir(parents=True)
+    scene = Image.open(next((captioner / "images").iterdir()))
+    scene.convert("CMYK").save(inner / "é.jpg")
+    scene.convert("RGBA").save(tmp_path / "b.PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    run = str(captioner / "runs" / "captioner")
+    assert caption.main(["--run", run, "--json", str(tmp_path)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(line["path"]).name for line in lines] == ["b.PNG", "é.jpg"]
+    for line in lines:
+        assert line["caption"].endswith(".")
+        assert line["log_probability"] < 0
+
+
+def test_attention_is_saved_for_each_word_of_the_first_captions(captioner):
+    run = captioner / "runs" / "captioner"
+    assert caption.main(["--run", str(run), "--split", "train", "--attention", "5"]) == 0
+    captions = json.loads((run / "captions_train.json").read_text())
+    with np.load(run / "attention_train.npz") as saved:
+        ids, words, weights = saved["image_id"], saved["words"], saved["weights"]
+    assert ids.tolist() == [caption["image_id"] for caption in captions[:5]]
+    for caption_words, looked, result in zip(words, weights, captions, strict=False):
+        count = sum(word != "" for word in caption_words)
+        assert " ".join(caption_words[:count]).replace(" '", "'") == result["caption"]
+        np.testing.assert_allclose(looked[:count].sum((1, 2)), 1, rtol=1e-5)
+        assert not looked[count:].any()
+    assert weights.shape[2:] == (7, 7)
+
+
+def test_a_split_or_run_that_is_not_there_is_named(captioner, capsys):
+    run = str(captioner / "runs" / "captioner")
+    assert caption.main(["--run", run, "--split", "tests"]) == 2
+    assert "has no split 'tests'; it has train" in capsys.readouterr().err
+    assert caption.main(["--run", str(captioner / "runs" / "none"), "--split", "val"]) == 2
+    assert "python -m decoder.train makes one" in capsys.readouterr().err
+    assert caption.main(["--run", run]) == 2
+    assert "either --split NAME or the paths of pictures" in capsys.readouterr().err
+
+
+def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):
+    """A run captioner on one CNN's features would caption another's with confidence and nonsense."""
+    run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
+    (work / "features.h5").unlink()
+    stage = ["--work", str(work), "--backbone", "efficientnet_lite1", "--grid", "4"]
+    assert extract.main(stage) == 0
+    assert caption.main(["--run", str(run), "--split", "val"]) == 2
+    error = capsys.readouterr().err
+    assert "efficientnet_lite0" in error
+    assert "efficientnet_lite1" in error
+
+
+def test_a_vocabulary_that_does_not_fit_the_weights_is_refused(captioner, work, capsys):
+    run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
+    vocabulary = json.loads((run / "vocabulary.json").read_text())
+    vocabulary["words"].append("zebra")
+    vocabulary["counts"].append(1)
+    (run / "vocabulary.json").write_text(json.dumps(vocabulary))
+    assert caption.main(["--run", str(run), "--split", "val"]) == 2
+    assert "does not fit the run's config.json and vocabulary.json" in capsys.readouterr().err
+
+
+def test_a_truncated_checkpoint_is_refused(captioner, work, capsys):
+    run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
+    weights = run / "best.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert caption.main(["--run", str(run), "--split", "val"]) == 2
+    assert "not a whole safetensors file" in capsys.readouterr().err

@@ -1,0 +1,193 @@
+"""Training through its command line: both phases, resuming, and mistakes that users make."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from decoder import train
+from decoder.runs import RunFolder, locked
+from decoder.training import learning_rate
+from pipeline import extract, prepare
+from tests.decoder.conftest import BOTH_PHASES, SMALL
+
+
+def run_train(work: Path, *options: str, run: str = "small") -> int:
+    return train.main(["--work", str(work), "--run", run, *options])
+
+
+def metrics(work: Path, run: str = "small") -> list[dict]:
+    lines = (work / "runs" / run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def without_times(lines: list[dict]) -> list[dict]:
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "captions_per_second")}
+        for line in lines
+    ]
+
+
+def test_both_phases_leave_the_files_that_the_readme_promises(trained):
+    run = trained / "runs" / "small"
+    for name in ("config.json", "vocabulary.json", "best.safetensors", "best_xe.safetensors"):
+        assert (run / name).is_file()
+    assert list((run / "tensorboard").glob("events.*"))
+    assert (run / "vocabulary.json").read_text() == (trained / "vocabulary.json").read_text()
+    config = json.loads((run / "config.json").read_text())
+    assert config["options"]["decoder"]["hidden"] == 24
+    assert config["features"]["backbone"] == "efficientnet_lite0"
+
+    lines = metrics(trained)
+    assert [(line["phase"], line["epoch"]) for line in lines] == [("xe", 1), ("xe", 2), ("rl", 1)]
+    assert lines[0]["reward"] is None
+    assert lines[2]["reward"] > 0
+    for line in lines:
+        assert {"CIDEr", "Bleu_4", "greedy_CIDEr", "bad_endings"} <= line["val"].keys()
+        assert line["captions_per_second"] > 0
+
+
+def test_cross_entropy_lowers_the_loss(trained):
+    first, second, _ = metrics(trained)
+    assert second["loss"] < first["loss"] - 0.1
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, work):
+    def weights(folder: Path, run: str) -> dict[str, torch.Tensor]:
+        return load_file(folder / "runs" / run / "best.safetensors")
+
+    assert run_train(work, *BOTH_PHASES) == 0
+    assert run_train(work, *BOTH_PHASES, "--seed", "8", run="other") == 0
+    ours, again, other = weights(trained, "small"), weights(work, "small"), weights(work, "other")
+    assert all(torch.equal(ours[name], again[name]) for name in ours)
+    assert not all(torch.equal(ours[name], other[name]) for name in ours)
+    assert without_times(metrics(work)) == without_times(metrics(trained))
+
+
+def test_a_finished_run_is_skipped_and_another_option_trains_anew(work, capsys):
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert run_train(work, *options) == 0
+    capsys.readouterr()
+    assert run_train(work, *options) == 0
+    assert "unchanged, skipped" in capsys.readouterr().out
+    assert run_train(work, *options, "--xe.learning-rate", "1e-4", "--resume", "--force") == 0
+    assert metrics(work)[0]["learning_rate"] < 1e-4
+    assert "unchanged" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("how", "after"), [(signal.SIGKILL, 3), (signal.SIGKILL, 20), (signal.SIGTERM, 5)]
+)
+def test_a_killed_run_resumes_to_the_same_weights(how, after, trained, work):
+    """Killed after so many saved steps: 3 and 5 are inside cross-entropy, 20 inside REINFORCE."""
+    command = [sys.executable, "-m", "decoder.train", "--work", str(work), "--run", "small"]
+    command += [*BOTH_PHASES, "--save-minutes", "0"]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        state = work / "runs" / "small" / "state" / "resume.safetensors"
+        saves, seen = 0, None
+        while saves < after and process.poll() is None:
+            stamp = state.stat().st_mtime_ns if state.exists() else None
+            saves, seen = saves + (stamp != seen), stamp
+            time.sleep(0.002)
+        process.send_signal(how)
+    assert process.returncode == (130 if how == signal.SIGTERM else -9)
+    assert run_train(work, *BOTH_PHASES, "--save-minutes", "0", "--resume") == 0
+
+    for name in ("best", "best_xe"):
+        file = f"runs/small/{name}.safetensors"
+        ours, theirs = load_file(work / file), load_file(trained / file)
+        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert without_times(metrics(work)) == without_times(metrics(trained))
+
+
+def test_a_run_that_has_begun_is_neither_overwritten_nor_mixed_up(work, capsys):
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert run_train(work, *options) == 0
+    (work / "runs" / "small" / ".done" / "train.json").unlink()
+    before = (work / "runs" / "small" / "best.safetensors").read_bytes()
+    assert run_train(work, *options) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert run_train(work, *options, "--hidden", "32", "--resume") == 2
+    assert "hidden (24 then, 32 now)" in capsys.readouterr().err
+    assert (work / "runs" / "small" / "best.safetensors").read_bytes() == before
+
+
+def test_two_trainings_never_write_to_one_run(work, capsys):
+    with locked(RunFolder(work / "runs" / "small")):
+        assert run_train(work, *BOTH_PHASES) == 2
+    assert "another training is writing" in capsys.readouterr().err
+
+
+def test_early_stopping_ends_a_phase_that_does_not_gain(work, capsys):
+    """With a learning rate of almost nothing, the second epoch cannot beat the first."""
+    options = [*SMALL, "--xe.epochs", "9", "--xe.patience", "1", "--rl.epochs", "0"]
+    assert run_train(work, *options, "--xe.learning-rate", "1e-12") == 0
+    assert len(metrics(work)) == 2
+
+
+def test_an_exploding_loss_names_the_step_and_the_images(work, capsys):
+    options = [*SMALL, "--xe.epochs", "3", "--rl.epochs", "0", "--xe.learning-rate", "1e38"]
+    assert run_train(work, *options, "--warmup", "0") == 2
+    error = capsys.readouterr().err
+    assert "is not finite at step" in error
+    assert "images" in error
+    assert "Traceback" not in error
+
+
+def test_images_without_features_are_left_out_and_counted(tmp_path, capsys):
+    folder = str(tmp_path / "work")
+    assert prepare.main(["--dataset", "shapes", "--images", "30", "--work", folder]) == 0
+    (tmp_path / "work" / "images").joinpath(
+        sorted(os.listdir(tmp_path / "work" / "images"))[0]
+    ).write_bytes(b"not a picture")
+    assert extract.main(["--work", folder, "--backbone", "efficientnet_lite0"]) == 0
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert run_train(tmp_path / "work", *options) == 0
+    assert "1 of " in (out := capsys.readouterr().out)
+    assert "images left out" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--xe.epoch", "3"], "--xe.epochs"),
+        (["--model", "updwn"], "updown"),
+        (["--xe.epochs", "-1"], "--xe.epochs must not be negative"),
+        (["--rl.samples", "1"], "--rl.samples of at least 2"),
+        (["--run", "a/b"], "plain name"),
+        (["--device", "gpu9"], "--device cpu"),
+    ],
+)
+def test_wrong_options_end_with_status_2_and_what_to_do(options, expected, work, capsys):
+    try:
+        status = run_train(work, *options)
+    except SystemExit as exit_:
+        status = exit_.code
+    printed = capsys.readouterr()
+    assert status == 2
+    assert expected in printed.err + printed.out
+    assert "Traceback" not in printed.err
+
+
+def test_missing_files_name_the_command_that_makes_them(tmp_path, work, capsys):
+    assert run_train(tmp_path) == 2
+    assert "python -m pipeline.prepare" in capsys.readouterr().err
+    (work / "features.h5").unlink()
+    assert run_train(work) == 2
+    assert "python -m pipeline.extract" in capsys.readouterr().err
+
+
+def test_the_learning_rate_rises_over_the_warm_up_and_falls_to_nothing():
+    rates = [learning_rate(1.0, step, 100, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == pytest.approx(1.0, abs=0.1)
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[11:] == sorted(rates[11:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 90)
