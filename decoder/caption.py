@@ -14,7 +14,8 @@ from tqdm import tqdm
 from decoder.batches import SplitReader
 from decoder.captioner import Captioned, Captioner, caption_pictures
 from decoder.options import CaptionOptions
-from decoder.runs import RunFolder, pick_device
+from decoder.runs import RunFolder
+from features.devices import choose_device
 from features.errors import UserError
 from features.images import PictureError
 from features.store import FeatureStore
@@ -46,7 +47,7 @@ def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split
         print(f"caption: {out} unchanged, skipped")
         return 0
     torch.manual_seed(options.seed)
-    captioner = Captioner(run, weights, options.generate, pick_device(options.device))
+    captioner = Captioner(run, weights, options.generate, choose_device(options.device))
     store = FeatureStore(store_path)
     store.expect(
         captioner.config["fingerprint"], f"the run {run.path}", captioner.config["features"]
@@ -104,7 +105,7 @@ def _caption_files(options: CaptionOptions, run: RunFolder, weights: Path) -> in
     if not paths:
         raise UserError(f"no pictures in {', '.join(map(str, options.pictures))}")
     torch.manual_seed(options.seed)
-    captioner = Captioner(run, weights, options.generate, pick_device(options.device))
+    captioner = Captioner(run, weights, options.generate, choose_device(options.device))
     unreadable = 0
     for path, found in caption_pictures(captioner, paths, options.batch_size):
         if isinstance(found, PictureError):

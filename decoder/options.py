@@ -115,7 +115,7 @@ class TrainOptions:
     seed: int = 1
     """Fixes the initial weights, the order of the images, dropout and the samples."""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
     save_minutes: float = 5.0
     """Save the state for --resume this often, besides after every epoch and when terminated."""
     resume: bool = False
@@ -188,7 +188,7 @@ class CaptionOptions:
     seed: int = 1
     """With --sample: fixes what is drawn."""
     device: str = "auto"
-    """cpu, cuda, or auto: cuda where there is one."""
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
     force: bool = False
     """With --split: caption again although nothing changed."""
 

@@ -65,25 +65,6 @@ def locked(run: RunFolder) -> Iterator[None]:
         raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
 
 
-def pick_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is cuda where there is one, else cpu.
-
-    Raises:
-        UserError: there is no such device here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"the device {name!r} is not usable here; use --device cpu, or auto to let the "
-            "machine choose"
-        ) from error
-    return device
-
-
 def describe(options: TrainOptions, store: FeatureStore, model: Decoder) -> dict[str, Any]:
     """Return what config.json says of a run: all that is needed to repeat it."""
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_DESCRIBED}

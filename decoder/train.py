@@ -9,9 +9,10 @@ import torch
 from decoder import models
 from decoder.batches import SplitReader, TrainingReader
 from decoder.options import TrainOptions
-from decoder.runs import RunFolder, describe, locked, pick_device
+from decoder.runs import RunFolder, describe, locked
 from decoder.training import Stopped, Trainer
 from evaluation.validation import Validator
+from features.devices import choose_device
 from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
@@ -36,7 +37,7 @@ def train(options: TrainOptions) -> int:
         _report_left_out(training, validation)
 
         torch.manual_seed(options.seed)
-        device = pick_device(options.device)
+        device = choose_device(options.device)
         model = models.build(options.decoder, len(words), store.description["channels"])
         config = describe(options, store, model)
         validator = Validator(

@@ -77,18 +77,6 @@ def names() -> list[str]:
     return sorted([*efficientnet_lite.VARIANTS, *cnns])
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the device called `name`; "auto" is a GPU if there is one.
-
-    Raises:
-        UserError: a GPU is asked for and there is none.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise UserError("--device cuda: this machine has no GPU that PyTorch can use; use cpu")
-    return torch.device("cuda" if name in ("auto", "cuda") and available else "cpu")
-
-
 def load_backbone(name: str, grid: int, device: torch.device) -> Backbone:
     """Load a network with its published weights, downloading them if need be.
 

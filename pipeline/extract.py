@@ -6,7 +6,8 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from features.backbones import choose_device, load_backbone
+from features.backbones import load_backbone
+from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.extraction import extract, versions
 from features.store import FeatureStore, as_size, open_for_writing, store_bytes

@@ -71,8 +71,8 @@ class ExtractOptions:
     """The last feature map is averaged to a grid of this height and width."""
     batch_size: int = 32
     """Pictures that go through the network together."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the network runs; auto takes a GPU if there is one."""
+    device: str = "auto"
+    """Where the network runs: cpu, cuda, ...; auto takes a GPU if there is one."""
     backend: Literal["auto", "eager"] = "auto"
     """What runs the network; auto takes eager PyTorch."""
     workers: int = 2

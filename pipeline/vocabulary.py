@@ -41,8 +41,8 @@ class Vocabulary:
     def encode(self, tokens: Iterable[str]) -> list[int]:
         """Return the ids of `tokens`, unknown ones as UNK, then EOS.
 
-        Of a longer caption the first `max_length` ids are returned, without EOS: a model that learns
-        to end there would learn to end in mid-air.
+        Of a longer caption the first `max_length` ids are returned, without EOS: a model that
+        learns to end there would learn to end in mid-air.
         """
         ids = [self.ids.get(token, UNK) for token in tokens]
         return [*ids, EOS] if len(ids) <= self.max_length else ids[: self.max_length]

@@ -78,7 +78,7 @@ def test_a_split_or_run_that_is_not_there_is_named(captioner, capsys):
 
 
 def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):
-    """A run captioner on one CNN's features would caption another's with confidence and nonsense."""
+    """Trained on one CNN's features, it would write nonsense about another's with confidence."""
     run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
     (work / "features.h5").unlink()
     stage = ["--work", str(work), "--backbone", "efficientnet_lite1", "--grid", "4"]

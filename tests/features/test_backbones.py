@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from features import backbones
-from features.backbones import Backbone, choose_device, load_backbone, until_last_map
+from features.backbones import Backbone, load_backbone, until_last_map
 from features.errors import UserError
 
 CPU = torch.device("cpu")
@@ -91,15 +91,6 @@ def test_an_unknown_backbone_is_told_the_nearest_name() -> None:
 def test_a_grid_larger_than_the_last_map_is_refused() -> None:
     with pytest.raises(UserError, match="efficientnet_lite0 is 7 x 7, smaller than --grid 8"):
         load_backbone("efficientnet_lite0", 8, CPU)
-
-
-def test_cuda_without_a_gpu_is_refused() -> None:
-    if torch.cuda.is_available():
-        assert choose_device("auto").type == "cuda"
-    else:
-        assert choose_device("auto").type == "cpu"
-        with pytest.raises(UserError, match="no GPU"):
-            choose_device("cuda")
 
 
 def test_regions_run_row_by_row_over_the_whole_picture() -> None:

@@ -1,0 +1,68 @@
+"""Imports run one way: features <- pipeline <- evaluation <- decoder."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parents[1]
+PACKAGES = ("features", "pipeline", "evaluation", "decoder")
+
+# What each package may import of ours, besides itself.
+ALLOWED = {
+    "features": (),
+    "pipeline": ("features",),
+    # Scores and reports need captions only: no features, no model.
+    "evaluation": ("features.errors", "pipeline.captions", "pipeline.command", "pipeline.stamps"),
+    "decoder": ("features", "pipeline", "evaluation"),
+}
+
+
+def imported(file: Path) -> set[str]:
+    """Return the full names of our modules that a file imports, also inside functions."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import"
+            names |= {_module(node.module or "", alias.name) for alias in node.names}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def _module(package: str, name: str) -> str:
+    """Return "pipeline.captions" for `from pipeline import captions`, which imports a module."""
+    whole = f"{package}.{name}"
+    path = PROJECT.joinpath(*whole.split("."))
+    return whole if path.with_suffix(".py").exists() or path.is_dir() else package
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_keep_the_direction_of_the_house(package):
+    allowed = (package, *ALLOWED[package])
+    wrong = [
+        f"{file.relative_to(PROJECT)} imports {name}"
+        for file in sorted((PROJECT / package).rglob("*.py"))
+        for name in sorted(imported(file))
+        if not any(name == a or name.startswith(f"{a}.") for a in allowed)
+    ]
+    assert wrong == []
+
+
+def test_the_check_itself_sees_every_kind_of_import(tmp_path):
+    file = tmp_path / "module.py"
+    file.write_text(
+        "import decoder.train\n"
+        "from pipeline import captions\n"
+        "def f():\n    from evaluation.toolkit import score\n"
+    )
+    assert imported(file) == {"decoder.train", "pipeline.captions", "evaluation.toolkit"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_modules_run_with_m_define_no_classes(package):
+    """Their classes would be `__main__`'s, and could not be pickled for worker processes."""
+    for file in (PROJECT / package).rglob("*.py"):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        if "__main__" in ast.dump(tree):
+            assert not [node.name for node in tree.body if isinstance(node, ast.ClassDef)], file
