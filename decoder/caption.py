@@ -59,7 +59,7 @@ def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split
     results: list[dict[str, Any]] = []
     written: list[Captioned] = []
     looked: list[np.ndarray] = []
-    with tqdm(total=len(reader), desc="caption", unit="image", delay=1) as bar:
+    with tqdm(total=len(reader), desc="caption", unit="image", disable=None) as bar:
         for images, features in reader.batches(options.batch_size):
             found = captioner.caption(features)
             results += (

@@ -132,8 +132,8 @@ class Trainer:
         progress = self.progress
         total = options.epochs * self.training.batches_per_epoch
         name = PHASE_NAMES[phase]
-        with tqdm(total=total, initial=progress.step, desc=name, unit="batch", delay=1) as bar:
-            while progress.epoch < options.epochs:
+        with tqdm(total=total, initial=progress.step, desc=name, unit="batch", disable=None) as bar:
+            while progress.epoch < options.epochs and not self._out_of_patience(options.patience):
                 for batch in self.training.epoch(phase, progress.epoch, progress.batch):
                     started = time.perf_counter()
                     self._step(phase, batch.to(self.device), total)
@@ -142,9 +142,11 @@ class Trainer:
                     bar.update()
                     self._save_if_due()
                 self._finish_epoch(phase, bar)
-                if 0 < options.patience <= progress.epochs_without_gain:
-                    log.info("%s: no gain for %d epochs, stopped", name, options.patience)
-                    break
+        if progress.epoch < options.epochs:
+            log.info("%s: stopped early, no gain for %d epochs", name, options.patience)
+
+    def _out_of_patience(self, patience: int) -> bool:
+        return 0 < patience <= self.progress.epochs_without_gain
 
     def _step(self, phase: str, batch: Batch, total_steps: int) -> None:
         """Take one step of either phase."""

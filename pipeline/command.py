@@ -1,5 +1,6 @@
 """What every stage's command line shares: options from a dataclass, errors without traceback."""
 
+import io
 import json
 import logging
 import os
@@ -29,6 +30,8 @@ def run(
     SystemExit(2) for it and names the nearest option).
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows how far a stage is
     try:
         options = tyro.cli(
             options_class,
