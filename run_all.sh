@@ -17,8 +17,10 @@ if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
         --download) source+=("$1"); shift ;;
-        --root | --captions | --images) source+=("$1" "${2:?$1 needs a value}"); shift 2 ;;
-        --work) work=${2:?--work needs a folder}; shift 2 ;;
+        --root | --captions | --images | --work)
+            [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 2; }
+            if [[ $1 = --work ]]; then work=$2; else source+=("$1" "$2"); fi
+            shift 2 ;;
         --) shift; break ;;
         -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
         *) echo "error: unknown option $1; try --help" >&2; exit 2 ;;
@@ -39,9 +41,12 @@ stage pipeline.prepare --dataset "$dataset" "${source[@]}" --work "$work"
 stage pipeline.extract --work "$work" --backbone "$backbone"
 stage decoder.train --work "$work" --run "$dataset" --resume --force "${settings[@]}" "$@"
 split=$(grep -Eq '"split": ?"test"' "$work/captions.json" && echo test || echo val)
-for weights in best_xe best; do  # before REINFORCE, and after
-    stage decoder.caption --run "$run" --split "$split" --weights "$weights"
-    results=$run/captions_$split$([[ $weights = best ]] || echo _xe).json
-    stage evaluation.score --captions "$work/captions.json" --results "$results" --partial
-done
+caption_and_score() {
+    stage decoder.caption --run "$run" --split "$split" --weights "$1"
+    stage evaluation.score --captions "$work/captions.json" --results "$run/captions_$split$2.json" --partial
+}
+if [[ -f $run/best_xe.safetensors ]] && grep -q '"phase": "rl"' "$run/metrics.jsonl"; then
+    caption_and_score best_xe _xe  # before REINFORCE, to compare
+fi
+caption_and_score best ""
 stage evaluation.report --run "$run" --split "$split"

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features.errors import UserError, first_few
 from features.store import FeatureStore
 from pipeline.captions import CaptionTable, Image
 from pipeline.vocabulary import BOS, PAD, Vocabulary
@@ -114,6 +115,11 @@ class SplitReader:
         failed = store.failures()
         self.images: list[Image] = [image for image in images if image.id not in failed]
         self.left_out = len(images) - len(self.images)
+        if not self.images:
+            raise UserError(
+                f"the features of all {len(images)} {split} images could not be extracted; "
+                "python -m pipeline.extract says why"
+            )
         self._store = store
         self._rows = store.rows([image.id for image in self.images])
 
@@ -142,6 +148,12 @@ class TrainingReader(SplitReader):
         self, store: FeatureStore, table: CaptionTable, vocabulary: Vocabulary, size: int, seed: int
     ) -> None:
         super().__init__(store, table, "train")
+        silent = [image.id for image in self.images if not image.captions]
+        if silent:
+            raise UserError(
+                f"{len(silent)} training images have no caption: {first_few(silent)}; "
+                "python -m pipeline.prepare leaves such images out"
+            )
         self.captions = [
             [vocabulary.encode(caption.tokens) for caption in image.captions]
             for image in self.images

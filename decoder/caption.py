@@ -41,8 +41,10 @@ def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split
     table_path, store_path = run.work / "captions.json", run.work / "features.h5"
     suffix = "_xe" if options.weights == "best_xe" else ""
     out = options.out or run.path / f"captions_{split}{suffix}.json"
-    attention_path = out.with_name(f"attention_{split}{suffix}.npz")
-    stamp = Stamp(run.path, out.stem, options, [weights, run.config, table_path, store_path])
+    name = out.stem.removeprefix("captions_")
+    attention_path = out.with_name(f"attention_{name}.npz")
+    inputs = [weights, run.config, table_path, store_path]
+    stamp = Stamp(out.parent, f"caption-{name}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
         return 0
@@ -77,6 +79,8 @@ def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split
         words = [captioner.vocabulary.words_of(c.ids) for c in written[: options.attention]]
         _save_attention(attention_path, ids, words, looked, captioner.config["features"]["grid"])
         outputs.append(attention_path)
+    else:
+        attention_path.unlink(missing_ok=True)
     stamp.write(outputs)
     print(f"caption: {len(results)} captions in {out}")
     return 0
@@ -94,7 +98,7 @@ def _save_attention(
     weights = np.zeros((len(words), longest, *grid), dtype=np.float32)
     for into, caption, weights_TR in zip(weights, words, looked, strict=False):
         into[: len(caption)] = weights_TR[: len(caption)].reshape(len(caption), *grid)
-    padded = [[*caption, *[""] * (longest - len(caption))] for caption in words]
+    padded = np.array([[*c, *[""] * (longest - len(c))] for c in words], dtype=str)
     file = io.BytesIO()
     np.savez_compressed(file, image_id=np.array(image_ids), words=padded, weights=weights)
     write_atomically(path, file.getvalue())

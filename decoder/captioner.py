@@ -15,7 +15,7 @@ from decoder.runs import RunFolder, load_decoder
 from features.backbones import Backbone, load_backbone
 from features.errors import UserError
 from features.images import PictureError, read_picture
-from features.store import differences, fingerprint
+from features.store import differences, fingerprint, to_float16
 from pipeline.vocabulary import EOS
 
 
@@ -121,4 +121,5 @@ def caption_pictures(
 
 def _stored(backbone: Backbone, pictures: list[torch.Tensor]) -> list[torch.Tensor]:
     """Return features as they would come from the store, which keeps 16 bits of each."""
-    return [tensor.half().float() for tensor in backbone.features(torch.stack(pictures))]
+    features = backbone.features(torch.stack(pictures))
+    return [torch.from_numpy(to_float16(f.cpu().numpy())).float() for f in features]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from decoder.batches import Features, PackedWords
 from decoder.options import ModelOptions
-from decoder.recurrence import RecurrentLinear, Shared, fit, weighted_sum
+from decoder.recurrence import RecurrentLinear, Shared, attention_scores, weighted_sum
 from pipeline.vocabulary import EOS
 
 State = tuple[Tensor, ...]
@@ -57,11 +57,14 @@ class LSTMCell(nn.Module):
 
 
 class GRUCell(nn.Module):
-    """GRU whose inputs come as ready-made shares of the gates (Cho et al. 2014)."""
+    """GRU whose inputs come as ready-made shares of the gates (Cho et al. 2014).
+
+    As in torch, the reset gate is applied after the recurrent product, not before it, so that one
+    product serves all three gates. `maxout` is defined for the LSTM only and does nothing here.
+    """
 
     def __init__(self, hidden: int, maxout: bool = False) -> None:
         super().__init__()
-        del maxout  # defined for the LSTM's cell input only
         self.hidden = self.candidate_size = hidden
         self.gates_size = 3 * hidden
         self.recurrent = RecurrentLinear(hidden, self.gates_size)
@@ -179,7 +182,7 @@ class Decoder(nn.Module, ABC):
             The attended feature [B, H] and the weights [B, R], which sum to 1.
         """
         query_INA = self.attention_query(state_BH).unflatten(0, (memory.images, -1))
-        weights_INR = fit(query_INA, memory.keys_IRA, self.attention_score).softmax(-1)
+        weights_INR = attention_scores(query_INA, memory.keys_IRA, self.attention_score).softmax(-1)
         attended_INH = weighted_sum(weights_INR, memory.regions_IRH)
         return attended_INH.flatten(0, 1), weights_INR.flatten(0, 1)
 
@@ -199,14 +202,16 @@ class Decoder(nn.Module, ABC):
         recurrent = [module for module in self.modules() if isinstance(module, RecurrentLinear)]
         for module in recurrent:
             module.begin()
-        state = self.start(memory, len(words.image_B))
-        for gates_BG in gates_PG.split(words.alive):
-            alive = len(gates_BG)
-            state = tuple(tensor[:alive] for tensor in state)
-            state, weights_BR = self.step(gates_BG, memory.first(alive), state)
-            yield state, weights_BR
-        for module in recurrent:
-            module.end()
+        try:
+            state = self.start(memory, len(words.image_B))
+            for gates_BG in gates_PG.split(words.alive):
+                alive = len(gates_BG)
+                state = tuple(tensor[:alive] for tensor in state)
+                state, weights_BR = self.step(gates_BG, memory.first(alive), state)
+                yield state, weights_BR
+        finally:
+            for module in recurrent:
+                module.end()
 
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""
@@ -221,7 +226,10 @@ def _per_caption(per_image: Tensor, rows: int) -> Tensor:
 
 
 class ShowTell(Decoder):
-    """The image is the first word that one cell reads (Vinyals et al. 2015, equations 10-12)."""
+    """The image is the first word that one cell reads (Vinyals et al. 2015, equations 10-12).
+
+    It enters the cell by weights of its own rather than those of the words.
+    """
 
     attends = False
 

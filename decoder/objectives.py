@@ -92,7 +92,8 @@ def reinforce(
     the image's other samples (Luo 2020, "A better variant of self-critical sequence training").
     Samples are drawn without keeping a graph and then read again under teacher forcing, where only
     their real words are computed. The model is in evaluation mode for both, so that the gradient
-    is that of the distribution which was sampled.
+    is that of the distribution which was sampled. It is divided by the number of words of all
+    samples, which keeps its size independent of their length.
     """
     with torch.no_grad():
         memory = model.encode(batch.features)

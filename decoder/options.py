@@ -135,6 +135,8 @@ class TrainOptions:
         _require(0 <= self.average < 1, "--average must be in [0, 1)")
         _require(self.beam > 0, "--beam must be positive")
         _require(self.save_minutes >= 0, "--save-minutes must not be negative")
+        _require(self.seed >= 0, "--seed must not be negative")
+        _require(self.xe.epochs + self.rl.epochs > 0, "--xe.epochs and --rl.epochs are both 0")
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ class GenerateOptions:
         _require(self.temperature > 0, "--temperature must be positive")
         _require(self.top_k >= 0, "--top-k must not be negative")
         _require(0 < self.top_p <= 1, "--top-p must be in (0, 1]")
+        drawn = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
+        _require(self.sample or not drawn, "--temperature, --top-k and --top-p need --sample")
         _require(self.max_length >= 0, "--max-length must not be negative")
 
 
@@ -197,5 +201,7 @@ class CaptionOptions:
             (self.split is None) != (not self.pictures),
             "expected either --split NAME or the paths of pictures",
         )
+        _require(self.split is not None or self.out is None, "--out needs --split")
+        _require(self.seed >= 0, "--seed must not be negative")
         _require(self.batch_size > 0, "--batch-size must be positive")
         _require(self.attention >= 0, "--attention must not be negative")

@@ -114,7 +114,7 @@ class RecurrentLinear(nn.Module):
         return _Product.apply(inputs_BH, self._shared.tensor, self._shared.tape)
 
 
-def fit(query_INA: Tensor, keys: Shared, score_A: Tensor) -> Tensor:
+def attention_scores(query_INA: Tensor, keys: Shared, score_A: Tensor) -> Tensor:
     """Compare each caption's query with the regions of its image: score . tanh(key + query).
 
     The first factor of additive attention (Bahdanau et al. 2015, section A.1.2). The tanh is
@@ -128,10 +128,10 @@ def fit(query_INA: Tensor, keys: Shared, score_A: Tensor) -> Tensor:
     Returns:
         float32 [I, N, R].
     """
-    return _Fit.apply(query_INA, keys.tensor, score_A, keys.tape)
+    return _AttentionScores.apply(query_INA, keys.tensor, score_A, keys.tape)
 
 
-class _Fit(torch.autograd.Function):
+class _AttentionScores(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, query_INA: Tensor, keys_JRA: Tensor, score_A: Tensor, tape: Tape

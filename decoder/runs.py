@@ -1,6 +1,8 @@
 """A run's folder: what lies where, its config, and the decoder loaded back from it."""
 
-from collections.abc import Iterator
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,7 @@ from decoder.options import ModelOptions, TrainOptions
 from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import vocabulary as vocabularies
+from pipeline.captions import Image
 from pipeline.command import read_json
 from pipeline.vocabulary import Vocabulary
 
@@ -43,7 +46,17 @@ class RunFolder:
     @property
     def work(self) -> Path:
         """The work directory that the run belongs to."""
-        return self.path.parent.parent
+        return self.path.resolve().parent.parent
+
+    def move_aside(self) -> Path:
+        """Move what is in the folder to NAME.old beside it, replacing an older one there."""
+        old = self.path.with_name(f"{self.path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        old.mkdir()
+        for path in self.path.iterdir():
+            if path.name != ".lock":
+                path.rename(old / path.name)
+        return old
 
 
 @contextmanager
@@ -53,20 +66,34 @@ def locked(run: RunFolder) -> Iterator[None]:
     Raises:
         UserError: another training holds it, or it cannot be made.
     """
+    lock = filelock.FileLock(run.path / ".lock", timeout=0)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(run.path / ".lock", timeout=0):
-            yield
+        lock.acquire()
     except filelock.Timeout as error:
         raise UserError(
             f"another training is writing to {run.path}; wait for it, or choose another --run"
         ) from error
     except OSError as error:
         raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def describe(options: TrainOptions, store: FeatureStore, model: Decoder) -> dict[str, Any]:
-    """Return what config.json says of a run: all that is needed to repeat it."""
+def describe(
+    options: TrainOptions,
+    store: FeatureStore,
+    model: Decoder,
+    vocabulary: Vocabulary,
+    captions: dict[str, list[Image]],
+) -> dict[str, Any]:
+    """Return what config.json says of a run: all that is needed to repeat it.
+
+    `captions` are the images that the run uses, by split. A saved state is continued only by a run
+    of which everything but the versions is the same.
+    """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_DESCRIBED}
     return {
         "options": kept,
@@ -74,6 +101,8 @@ def describe(options: TrainOptions, store: FeatureStore, model: Decoder) -> dict
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "features": store.description,
         "fingerprint": store.fingerprint,
+        "vocabulary": digest(vocabulary.words),
+        "captions": {split: digest(images) for split, images in captions.items()},
         "reward": reward_signature(options),
         "versions": {name: _version(name) for name in _LIBRARIES},
     }
@@ -87,6 +116,11 @@ def reward_signature(options: TrainOptions) -> str:
         f"{rl.samples} samples an image at temperature {rl.temperature}, BLEU-4 share "
         f"{rl.bleu_weight}, unknown words never match"
     )
+
+
+def digest(things: Iterable[object]) -> str:
+    """Return the SHA-256, in hexadecimal, of things whose repr says all of them."""
+    return hashlib.sha256("\n".join(map(repr, things)).encode()).hexdigest()
 
 
 def _version(library: str) -> str:
@@ -111,9 +145,15 @@ def load_decoder(
     try:
         options = _from_json(ModelOptions, config["options"]["decoder"])
         channels = int(config["features"]["channels"])
+        model = models.build(options, len(vocabulary), channels).to(device).eval()
+        wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r}); train anew") from error
-    model = models.build(options, len(vocabulary), channels).to(device).eval()
+    if digest(vocabulary.words) != wanted:
+        raise UserError(
+            f"{run.vocabulary} is not the vocabulary that the run was trained with: its words or "
+            "their order differ; copy it from the same run as config.json and the weights"
+        )
     checkpoints.load_weights(model, weights)
     return model, vocabulary, config
 

@@ -1,6 +1,5 @@
 """Stage `train`: from features and captions to a run's folder with the best weights."""
 
-import shutil
 import sys
 from collections.abc import Sequence
 
@@ -10,7 +9,7 @@ from decoder import models
 from decoder.batches import SplitReader, TrainingReader
 from decoder.options import TrainOptions
 from decoder.runs import RunFolder, describe, locked
-from decoder.training import Stopped, Trainer
+from decoder.training import PHASE_NAMES, Stopped, Trainer
 from evaluation.validation import Validator
 from features.devices import choose_device
 from features.errors import UserError
@@ -39,7 +38,8 @@ def train(options: TrainOptions) -> int:
         torch.manual_seed(options.seed)
         device = choose_device(options.device)
         model = models.build(options.decoder, len(words), store.description["channels"])
-        config = describe(options, store, model)
+        used = {"train": training.images, "val": validation.images}
+        config = describe(options, store, model, words, used)
         validator = Validator(
             {image.id: [c.text for c in image.captions] for image in validation.images}
         )
@@ -57,28 +57,33 @@ def train(options: TrainOptions) -> int:
             print(f"train: stopped in {trainer.where()}; --resume continues there")
             return 130
         stamp.write([run.config, run.vocabulary, run.best, run.metrics])
-    print(f"train: best validation CIDEr {trainer.progress.best:.3f}, weights in {run.best}")
+    best = max(trainer.progress.metrics, key=lambda line: line["val"]["CIDEr"])
+    print(
+        f"train: best validation CIDEr {best['val']['CIDEr']:.3f} after epoch {best['epoch']} of "
+        f"{PHASE_NAMES[best['phase']]}, weights in {run.best}"
+    )
     return 0
 
 
 def _continues(trainer: Trainer, options: TrainOptions, run: RunFolder) -> bool:
-    """Restore the saved state if there is one to be continued, else clear the folder."""
-    if run.state.exists() and options.resume:
+    """Restore the saved state if there is one to be continued, else move an old run aside."""
+    if not run.config.exists():
+        return False
+    reason = "--force"
+    if options.resume and run.state.exists():
         try:
             trainer.restore()
             return True
-        except UserError:
+        except UserError as error:
             if not options.force:
                 raise
-    if run.state.exists() and not options.force:
+            reason = str(error)
+    elif not options.force and run.state.exists():
         raise UserError(
             f"{run.path} has a run already; continue it with --resume, start it anew with --force, "
             "or choose another --run"
         )
-    for path in (run.state.parent, run.tensorboard):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (run.best, run.best_xe, run.metrics):
-        path.unlink(missing_ok=True)
+    print(f"train: starting anew, the old run is kept in {run.move_aside()} ({reason})")
     return False
 
 

@@ -53,11 +53,13 @@ class Progress:
     step: int = 0
     """Steps taken in this phase."""
     best: float = -1.0
-    """Best validation CIDEr so far, and of this phase alone."""
+    """Best validation CIDEr so far."""
     best_of_phase: float = -1.0
+    """Best validation CIDEr of this phase."""
     epochs_without_gain: int = 0
+    """Epochs of this phase since its best."""
     loss: float = 0.0
-    """Sums over the epoch so far."""
+    """Sum over the epoch so far, as are the next three."""
     reward: float = 0.0
     captions: int = 0
     seconds: float = 0.0
@@ -134,14 +136,15 @@ class Trainer:
         name = PHASE_NAMES[phase]
         with tqdm(total=total, initial=progress.step, desc=name, unit="batch", disable=None) as bar:
             while progress.epoch < options.epochs and not self._out_of_patience(options.patience):
+                started = time.perf_counter()
                 for batch in self.training.epoch(phase, progress.epoch, progress.batch):
-                    started = time.perf_counter()
                     self._step(phase, batch.to(self.device), total)
-                    progress.seconds += time.perf_counter() - started
                     bar.set_postfix_str(self._running_means(), refresh=False)
                     bar.update()
+                    now = time.perf_counter()  # so that waiting for the features counts too
+                    progress.seconds, started = progress.seconds + now - started, now
                     self._save_if_due()
-                self._finish_epoch(phase, bar)
+                self._finish_epoch(phase, total, bar)
         if progress.epoch < options.epochs:
             log.info("%s: stopped early, no gain for %d epochs", name, options.patience)
 
@@ -153,8 +156,7 @@ class Trainer:
         options, progress, model = self.options, self.progress, self.model
         torch.manual_seed(_mix(options.seed, PHASES.index(phase), progress.step))
         for group in self.optimizer.param_groups:
-            peak = getattr(options, phase).learning_rate
-            group["lr"] = learning_rate(peak, progress.step, total_steps, options.warmup)
+            group["lr"] = self._learning_rate(phase, progress.step, total_steps)
         if phase == "xe":
             model.train()
             own_words = options.xe.scheduled_sampling * progress.step / total_steps
@@ -179,6 +181,10 @@ class Trainer:
         progress.loss += result.loss.item()
         progress.reward += 0.0 if result.reward is None else result.reward.item()
 
+    def _learning_rate(self, phase: str, step: int, total_steps: int) -> float:
+        peak = getattr(self.options, phase).learning_rate
+        return learning_rate(peak, step, total_steps, self.options.warmup)
+
     def _check_finite(self, result: Loss, norm: Tensor, batch: Batch) -> None:
         if result.loss.isfinite() and norm.isfinite():
             return
@@ -186,20 +192,21 @@ class Trainer:
         raise UserError(
             f"the loss ({result.loss.item()}) or its gradient (norm {norm.item()}) is not finite "
             f"at step {progress.step} of {PHASE_NAMES[progress.phase]}, epoch {progress.epoch}, "
-            f"images {first_few(batch.image_ids.tolist())}; the last good weights are "
-            f"{self.run.best}; lower --{progress.phase}.learning-rate or --clip"
+            f"images {first_few(batch.image_ids.tolist())}; the last good state, if any, is "
+            f"{self.run.state}; lower --{progress.phase}.learning-rate or --clip"
         )
 
-    def _finish_epoch(self, phase: str, bar: tqdm) -> None:
+    def _finish_epoch(self, phase: str, total_steps: int, bar: tqdm) -> None:
         """Validate, keep the best weights, and write the epoch's line of metrics."""
         progress, batches = self.progress, self.training.batches_per_epoch
+        self.save()  # validation takes its time, and may be what is killed
         scores = self.validate()
         line = {
             "phase": phase,
             "epoch": progress.epoch + 1,
             "loss": progress.loss / batches,
             "reward": progress.reward / batches if phase == "rl" else None,
-            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "learning_rate": self._learning_rate(phase, progress.step - 1, total_steps),
             "seconds": round(progress.seconds, 2),
             "captions_per_second": round(progress.captions / max(progress.seconds, 1e-9), 1),
             "val": scores,
@@ -208,11 +215,13 @@ class Trainer:
         cider = scores["CIDEr"]
         progress.epochs_without_gain += 1
         if cider > progress.best_of_phase:
-            progress.best_of_phase = cider
             progress.epochs_without_gain = 0
+        # At equal scores the later weights: with a single validation image CIDEr is always 0.
+        if cider >= progress.best_of_phase:
+            progress.best_of_phase = cider
             if phase == "xe":
                 checkpoints.save(self.run.best_xe, self.average)
-        if cider > progress.best:
+        if cider >= progress.best:
             progress.best = cider
             checkpoints.save(self.run.best, self.average)
         progress.epoch += 1
@@ -252,12 +261,14 @@ class Trainer:
             for images, features in self.validation.batches(VALIDATION_BATCH):
                 memory = self.model.encode(features.to(self.device))
                 for width in widths:
-                    found = beam_search(self.model, memory, width, self.vocabulary.max_length)
-                    for image, tokens in zip(images, found.tokens_IKT[:, 0].tolist(), strict=True):
+                    longest = self.vocabulary.max_length
+                    tokens_IT = beam_search(self.model, memory, width, longest).tokens_IKT[:, 0]
+                    for image, tokens in zip(images, tokens_IT.tolist(), strict=True):
                         captions[width][image.id] = self.vocabulary.decode(tokens)
         self.model.load_state_dict(live)
-        scores = self.validator.score(captions[self.options.beam])
-        scores["greedy_CIDEr"] = self.validator.score(captions[1])["CIDEr"]
+        found = {width: self.validator.score(captions[width]) for width in widths}
+        scores = dict(found[self.options.beam])
+        scores["greedy_CIDEr"] = found[1]["CIDEr"]
         scores["bad_endings"] = diagnose(captions[self.options.beam].values())["bad_endings"]
         return scores
 
@@ -304,7 +315,9 @@ class Trainer:
             UserError: there is none, it is broken, or it belongs to other options or features.
         """
         tensors, header = checkpoints.load(self.run.state, self.device)
-        changed = _differences(header["config"], self.config)
+        changed = _differences(
+            {**header["config"], "versions": None}, {**self.config, "versions": None}
+        )
         if changed:
             raise UserError(
                 f"{self.run.state} was saved by a run with other {first_few(changed)}; repeat "
@@ -331,6 +344,7 @@ class Trainer:
             raise Stopped
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        log.info("stopping after this step")
         self._stop_requested = True
 
     def _running_means(self) -> str:

@@ -45,6 +45,11 @@ def fingerprint(description: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def to_float16(values: np.ndarray) -> np.ndarray:
+    """Return `values` as the store keeps them: float16, clipped to its range (65504)."""
+    return np.clip(values, -_MAX_FLOAT16, _MAX_FLOAT16).astype(np.float16)
+
+
 def store_bytes(images: int, description: Mapping[str, Any]) -> int:
     """Return the size in bytes of a store of `images` images, its small header aside."""
     return sum(
@@ -227,7 +232,7 @@ class StoreWriter:
             )
         with self._disk_errors():
             for name, values in (("grid", grid), ("pooled", pooled)):
-                self._write(name, rows, np.clip(values, -_MAX_FLOAT16, _MAX_FLOAT16))
+                self._write(name, rows, to_float16(values))
             self._finish(rows, STORED)
 
     def fail(self, row: int, reason: str) -> None:

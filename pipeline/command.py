@@ -31,7 +31,8 @@ def run(
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # so that a log file shows how far a stage is
+        # So that a log shows how far a stage is, and a file name that is not UTF-8 can be printed.
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     try:
         options = tyro.cli(
             options_class,

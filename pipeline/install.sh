@@ -7,7 +7,7 @@ VENV_PYTHON=$PROJECT/.venv/bin/python
 
 install() {
     local stamp=$PROJECT/.venv/.installed${1:-}
-    if [ ! -x "$VENV_PYTHON" ]; then
+    if ! "$VENV_PYTHON" -m pip --version > /dev/null 2>&1; then
         local python
         python=${PYTHON:-$(command -v python3.11 || command -v python3)} || {
             echo "error: expected Python 3.11 or newer, found none; on Debian: apt-get install python3-venv" >&2

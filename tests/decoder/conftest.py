@@ -55,5 +55,6 @@ def trained(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def captioner(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work directory with the run "captioner", trained for long enough to write words."""
-    options = [*SMALL, "--xe.epochs", "10", "--rl.epochs", "0"]
+    longer = ["--hidden", "64", "--xe.epochs", "15", "--xe.learning-rate", "0.005"]
+    options = [*SMALL, *longer, "--rl.epochs", "0"]
     return _train(extracted_shapes, tmp_path_factory.mktemp("captioner"), "captioner", options)

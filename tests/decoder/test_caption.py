@@ -92,11 +92,54 @@ def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):
 def test_a_vocabulary_that_does_not_fit_the_weights_is_refused(captioner, work, capsys):
     run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
     vocabulary = json.loads((run / "vocabulary.json").read_text())
-    vocabulary["words"].append("zebra")
-    vocabulary["counts"].append(1)
-    (run / "vocabulary.json").write_text(json.dumps(vocabulary))
+    for words in ([*vocabulary["words"], "zebra"], [*vocabulary["words"][:4], *others(vocabulary)]):
+        changed = {**vocabulary, "words": words, "counts": [1] * len(words)}
+        (run / "vocabulary.json").write_text(json.dumps(changed))
+        assert caption.main(["--run", str(run), "--split", "val"]) == 2
+        assert "is not the vocabulary that the run was trained with" in capsys.readouterr().err
+
+
+def others(vocabulary: dict) -> list[str]:
+    """The same words in another order: the shapes of the weights cannot tell."""
+    return vocabulary["words"][:3:-1]
+
+
+def test_weights_of_another_size_are_refused(captioner, work, capsys):
+    run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
+    config = json.loads((run / "config.json").read_text())
+    config["options"]["decoder"]["hidden"] = 32
+    (run / "config.json").write_text(json.dumps(config))
     assert caption.main(["--run", str(run), "--split", "val"]) == 2
     assert "does not fit the run's config.json and vocabulary.json" in capsys.readouterr().err
+
+
+def test_captions_written_elsewhere_leave_the_others_alone(captioner, tmp_path):
+    run = captioner / "runs" / "captioner"
+    assert caption.main(["--run", str(run), "--split", "val"]) == 0
+    before = {p: p.read_bytes() for p in (run / "captions_val.json", run / "attention_val.npz")}
+    options = ["--sample", "--temperature", "2", "--top-k", "9", "--top-p", "0.9"]
+    out = tmp_path / "sampled.json"
+    stage = ["--run", str(run), "--split", "val", "--out", str(out), *options]
+    assert caption.main(stage) == 0
+    assert len(json.loads(out.read_text())) == len(json.loads(before[run / "captions_val.json"]))
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_ways_of_writing_are_chosen_on_the_command_line(captioner, tmp_path):
+    run = str(captioner / "runs" / "captioner")
+    written = {}
+    for name, options in {
+        "greedy": ["--beam", "1"],
+        "short": ["--max-length", "2"],
+        "long": ["--length-penalty", "2"],
+        "xe": ["--weights", "best_xe"],
+    }.items():
+        out = tmp_path / f"{name}.json"
+        stage = ["--run", run, "--split", "test", "--out", str(out), *options]
+        assert caption.main(stage) == 0
+        written[name] = [len(result["caption"].split()) for result in json.loads(out.read_text())]
+    assert max(written["short"]) <= 2
+    assert sum(written["long"]) >= sum(written["greedy"])
 
 
 def test_a_truncated_checkpoint_is_refused(captioner, work, capsys):

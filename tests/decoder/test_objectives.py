@@ -68,8 +68,9 @@ class CountWord:
         return (samples == self.word).sum(1).float()
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize("baseline", ["greedy", "mean"])
-def test_the_gradient_is_that_of_the_expected_reward(baseline, batch: Batch):
+def test_the_gradient_is_that_of_the_expected_reward(baseline, temperature, batch: Batch):
     """REINFORCE estimates d E[reward]; compared with its exact value over all short captions."""
     model, reward, longest = build(), CountWord(5), 1
     one = batch._replace(
@@ -80,13 +81,13 @@ def test_the_gradient_is_that_of_the_expected_reward(baseline, batch: Batch):
     every = [[EOS, PAD]] + [[w, EOS] for w in known] + [[w, v] for w in known for v in known]
     tokens = torch.tensor(every)
     words = pack(tokens, torch.zeros(len(every), dtype=torch.int64))
-    chosen = model(model.encode(one.features), words).log_softmax(1)
+    chosen = (model(model.encode(one.features), words) / temperature).log_softmax(1)
     chosen = chosen.gather(1, words.targets_P[:, None] - EOS).squeeze(1)
     log_probability = torch.zeros(len(every)).index_add(0, words.caption_P, chosen)
     expected_reward = (log_probability.exp() * reward(one.image_ids, tokens, EOS)).sum()
     (exact,) = torch.autograd.grad(expected_reward, model.output.bias)
 
-    options = ReinforceOptions(samples=20_000, baseline=baseline)
+    options = ReinforceOptions(samples=20_000, baseline=baseline, temperature=temperature)
     torch.manual_seed(2)
     estimate = reinforce(model.eval(), one, reward, options, longest)
     (found,) = torch.autograd.grad(estimate.loss, model.output.bias)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoder import train
+from decoder import caption, train
 from decoder.runs import RunFolder, locked
 from decoder.training import learning_rate
 from pipeline import extract, prepare
@@ -118,6 +118,62 @@ def test_a_run_that_has_begun_is_neither_overwritten_nor_mixed_up(work, capsys):
     assert (work / "runs" / "small" / "best.safetensors").read_bytes() == before
 
 
+def test_starting_anew_keeps_the_old_run_aside_and_none_of_its_results(work, capsys):
+    """An attention or scores file of the old model would pass for the new one's."""
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert run_train(work, *options) == 0
+    run = work / "runs" / "small"
+    before = (run / "best.safetensors").read_bytes()
+    (run / "attention_val.npz").write_bytes(b"of the old model")
+    assert run_train(work, *options, "--model", "show_tell", "--resume", "--force") == 0
+    printed = capsys.readouterr().out
+    assert "model (updown then, show_tell now)" in printed
+    assert not (run / "attention_val.npz").exists()
+    assert (work / "runs" / "small.old" / "best.safetensors").read_bytes() == before
+
+
+def test_changed_captions_are_not_taken_as_trained(work, capsys):
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert run_train(work, *options) == 0
+    table = json.loads((work / "captions.json").read_text())
+    for annotation in table["annotations"]:
+        annotation["tokens"].reverse()
+    (work / "captions.json").write_text(json.dumps(table))
+    assert run_train(work, *options, "--resume") == 2
+    error = capsys.readouterr().err
+    assert "captions.train" in error
+    assert "--force" in error
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--model", "show_tell", "--cell", "gru", "--rl.baseline", "greedy"],
+        ["--model", "att2in", "--beam", "1", "--average", "0", "--rl.bleu-weight", "0.5"],
+        ["--cell", "gru", "--xe.scheduled-sampling", "0.5", "--rl.patience", "1"],
+    ],
+)
+def test_every_model_cell_and_objective_trains_from_the_command_line(options, work):
+    assert run_train(work, *SMALL, "--xe.epochs", "1", "--rl.epochs", "1", *options) == 0
+    assert [line["phase"] for line in metrics(work)] == ["xe", "rl"]
+    assert caption.main(["--run", str(work / "runs" / "small"), "--split", "val"]) == 0
+    attends = "show_tell" not in options
+    assert (work / "runs" / "small" / "attention_val.npz").exists() == attends
+
+
+def test_a_split_whose_pictures_all_failed_is_named(tmp_path, capsys):
+    work = tmp_path / "work"
+    stage = ["--dataset", "shapes", "--images", "10", "--min-count", "1", "--work", str(work)]
+    assert prepare.main(stage) == 0
+    table = json.loads((work / "captions.json").read_text())
+    for image in table["images"]:
+        if image["split"] == "val":
+            (work / "images" / image["file_name"]).write_bytes(b"")
+    assert extract.main(["--work", str(work), "--backbone", "efficientnet_lite0"]) == 0
+    assert run_train(work, *SMALL) == 2
+    assert "all 1 val images could not be extracted" in capsys.readouterr().err
+
+
 def test_two_trainings_never_write_to_one_run(work, capsys):
     with locked(RunFolder(work / "runs" / "small")):
         assert run_train(work, *BOTH_PHASES) == 2
@@ -148,8 +204,7 @@ def test_images_without_features_are_left_out_and_counted(tmp_path, capsys):
     assert extract.main(["--work", folder, "--backbone", "efficientnet_lite0"]) == 0
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(tmp_path / "work", *options) == 0
-    assert "1 of " in (out := capsys.readouterr().out)
-    assert "images left out" in out
+    assert "1 of 24 train images left out" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -160,6 +215,8 @@ def test_images_without_features_are_left_out_and_counted(tmp_path, capsys):
         (["--xe.epochs", "-1"], "--xe.epochs must not be negative"),
         (["--rl.samples", "1"], "--rl.samples of at least 2"),
         (["--run", "a/b"], "plain name"),
+        (["--seed", "-1"], "--seed must not be negative"),
+        (["--xe.epochs", "0", "--rl.epochs", "0"], "are both 0"),
         (["--device", "gpu9"], "take cpu, or auto"),
     ],
 )
