@@ -260,7 +260,11 @@ def test_a_killed_run_continues_to_the_same_store(
 ) -> None:
     work = prepare(tmp_path, {**good_pictures(PICTURES), "bad.png": b""})
     arguments = ["--work", work, *LITE0, "--workers", "1", "--batch-size", "4"]
-    process = subprocess.Popen([sys.executable, "-m", "pipeline.extract", *arguments])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pipeline.extract", *arguments],
+        # A shell starts what runs in its background, perhaps these tests, deaf to SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while stored(work / "features.h5") < 8 and time.monotonic() < deadline:
         time.sleep(0.01)
