@@ -315,6 +315,11 @@ class Trainer:
             UserError: there is none, it is broken, or it belongs to other options or features.
         """
         tensors, header = checkpoints.load(self.run.state, self.device)
+        wanted = {f"model.{name}" for name in self.average} | {f"average.{n}" for n in self.average}
+        if not (isinstance(header, dict) and {"config", "progress"} <= header.keys()) or (
+            wanted - tensors.keys()
+        ):
+            raise UserError(f"{self.run.state} is not a run's state; start anew with --force")
         changed = _differences(
             {**header["config"], "versions": None}, {**self.config, "versions": None}
         )

@@ -132,6 +132,23 @@ def test_starting_anew_keeps_the_old_run_aside_and_none_of_its_results(work, cap
     assert (work / "runs" / "small.old" / "best.safetensors").read_bytes() == before
 
 
+def test_a_state_that_is_none_is_refused_and_never_deleted(work, capsys):
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert run_train(work, *options) == 0
+    run = work / "runs" / "small"
+    (run / ".done" / "train.json").unlink()
+    state = run / "state" / "resume.safetensors"
+    whole = state.read_bytes()
+    for content, expected in (
+        (whole[:1000], "not a whole safetensors file"),
+        ((run / "best.safetensors").read_bytes(), "is not a run's state"),
+    ):
+        state.write_bytes(content)
+        assert run_train(work, *options, "--resume") == 2
+        assert expected in capsys.readouterr().err
+        assert state.read_bytes() == content
+
+
 def test_changed_captions_are_not_taken_as_trained(work, capsys):
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
