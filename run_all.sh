@@ -2,24 +2,34 @@
 # From pictures to scored captions and a report:
 #
 #     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--download] [--images N] [--work WORK]
-#                  [-- TRAINING OPTIONS]
+#                  [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
+#                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder; DIR is where
 # its files are, FILE its captions (karpathy, folder), N how many scenes of shapes to draw. Everything
-# is written to WORK, by default work/DATASET. What follows "--" goes to decoder.train. Run again, it
-# skips what is done and goes on where it was stopped.
+# is written to WORK, by default work/DATASET. The settings are those that pipeline/presets.sh has for
+# the data set, or under another NAME (coco_att2in); every option given here wins over them, and so does
+# what follows "--", which goes to decoder.train. Run again, it skips what is done and goes on where it
+# was stopped.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/pipeline/install.sh"
+source "$PROJECT/pipeline/presets.sh"
 
-dataset=shapes source=() work=
+dataset=shapes source=() features=() work= preset=
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
         --download) source+=("$1"); shift ;;
-        --root | --captions | --images | --work)
+        --root | --captions | --images | --min-count | --max-length | --work | --preset | \
+            --backbone | --grid | --views | --dtype)
             [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 2; }
-            if [[ $1 = --work ]]; then work=$2; else source+=("$1" "$2"); fi
+            case $1 in
+                --work) work=$2 ;;
+                --preset) preset=$2 ;;
+                --backbone | --grid | --views | --dtype) features+=("$1" "$2") ;;
+                *) source+=("$1" "$2") ;;
+            esac
             shift 2 ;;
         --) shift; break ;;
         -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
@@ -28,18 +38,17 @@ while [[ $# -gt 0 ]]; do
 done
 work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset
 
-# Small drawn scenes need less of everything; the defaults are for photographs.
-case $dataset in
-    shapes) backbone=efficientnet_lite0 settings=(--hidden 256 --attention 256 --xe.epochs 8) ;;
-    *) backbone=efficientnet_lite2 settings=() ;;
-esac
+preset "${preset:-$dataset}" || {
+    [[ -z $preset ]] || { echo "error: unknown --preset $preset; expected $PRESETS" >&2; exit 2; }
+    preset flickr8k  # pipeline.prepare says what is wrong with the data set's name
+}
 
 install
 stage() { printf '\n== %s\n' "$1"; "$VENV_PYTHON" -m "$@"; }
 
-stage pipeline.prepare --dataset "$dataset" "${source[@]}" --work "$work"
-stage pipeline.extract --work "$work" --backbone "$backbone"
-stage decoder.train --work "$work" --run "$dataset" --resume --force "${settings[@]}" "$@"
+stage pipeline.prepare --dataset "$dataset" "${prepare[@]}" "${source[@]}" --work "$work"
+stage pipeline.extract --work "$work" "${extract[@]}" "${features[@]}"
+stage decoder.train --work "$work" --run "$dataset" --resume --force "${train[@]}" "$@"
 split=$(grep -Eq '"split": ?"test"' "$work/captions.json" && echo test || echo val)
 caption_and_score() {
     stage decoder.caption --run "$run" --split "$split" --weights "$1"

@@ -2,23 +2,24 @@
 
 import hashlib
 import http.client
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, NamedTuple
 from urllib.parse import urlparse
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from features import efficientnet_lite
+from features.backends import ONE_BY_ONE, Network, Run, choose
 from features.errors import UserError, unknown_name
-from features.store import FORMAT
+from features.views import cut
 
 # The networks of torchvision that have attention instead of a last feature map.
 _TRANSFORMERS = ["vit_*", "swin_*", "maxvit_*"]
@@ -31,14 +32,36 @@ class Backbone:
     Attributes:
         description: everything the features depend on, as JSON-able values; a store with the same
             description holds the same kind of features.
-        device: where `last_map` runs.
-        last_map: float32 [B, 3, H, W], normalised and channels last, to the float32 feature map
-            [B, channels, h, w]. Another backend replaces this alone.
+        device: where it runs.
+        backend: what runs it; see `features.backends`.
+        run: uint8 [B, H, W, 3], resized pictures, to their features, as `features` returns them.
     """
 
     description: dict[str, Any]
     device: torch.device
-    last_map: Callable[[Tensor], Tensor]
+    backend: str
+    run: Run
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the network's input."""
+        height, width = self.description["transform"]["size"]
+        return height, width
+
+    @property
+    def one_by_one(self) -> bool:
+        """Whether threads should give it single pictures: it computes each on one core."""
+        return self.backend in ONE_BY_ONE
+
+    def views(self, picture: Image.Image, names: Sequence[str]) -> np.ndarray:
+        """Return views of an RGB picture, resized to the network's input: uint8 [views, H, W, 3].
+
+        Args:
+            picture: decoded.
+            names: among `features.views.VIEWS`.
+        """
+        method = Image.Resampling[self.description["transform"]["interpolation"].upper()]
+        return cut(picture, names, self.size, method)
 
     def transform(self, picture: Image.Image) -> Tensor:
         """Resize an RGB picture, all of it, to the network's input: uint8 [3, H, W].
@@ -46,13 +69,9 @@ class Backbone:
         The aspect ratio is not kept: captions speak of what lies at the edges too, which the
         published centre crop would cut off.
         """
-        transform = self.description["transform"]
-        height, width = transform["size"]
-        method = Image.Resampling[transform["interpolation"].upper()]
-        pixels = np.array(picture.resize((width, height), method))
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+        (whole,) = self.views(picture, ["whole"])
+        return torch.from_numpy(whole).permute(2, 0, 1)
 
-    @torch.inference_mode()
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of transformed pictures, uint8 [B, 3, H, W].
 
@@ -60,15 +79,7 @@ class Backbone:
             float32 [B, regions, channels], the last map averaged over a grid whose regions run row
             by row, and float32 [B, channels], its mean.
         """
-        transform = self.description["transform"]
-        images = images.to(self.device).to(torch.float32, memory_format=torch.channels_last)
-        mean, std = (
-            torch.tensor(transform[key], device=self.device).view(3, 1, 1)
-            for key in ("mean", "std")
-        )
-        map_ = self.last_map((images / transform["scale"] - mean) / std)
-        grid = F.adaptive_avg_pool2d(map_, tuple(self.description["grid"]))
-        return grid.flatten(2).transpose(1, 2).contiguous(), map_.mean((2, 3))
+        return self.run(images.permute(0, 2, 3, 1).contiguous())
 
 
 def names() -> list[str]:
@@ -77,13 +88,30 @@ def names() -> list[str]:
     return sorted([*efficientnet_lite.VARIANTS, *cnns])
 
 
-def load_backbone(name: str, grid: int, device: torch.device) -> Backbone:
+def load_backbone(
+    name: str, grid: int, device: torch.device, backend: str = "auto", batch_size: int = 32
+) -> Backbone:
     """Load a network with its published weights, downloading them if need be.
 
     Args:
         name: one of `names()`.
         grid: height and width of the grid that the last feature map is averaged to.
         device: where to run.
+        backend: what runs it, see `features.backends.choose`. For fewer than some dozen pictures
+            take "eager", the others take longer to start.
+        batch_size: how many pictures will go through it together.
+
+    Raises:
+        UserError: as `load_network`, or the backend does not work here.
+    """
+    network, description = load_network(name, grid, device)
+    height, width = description["transform"]["size"]
+    chosen, run = choose(backend, network, (height, width), device, batch_size)
+    return Backbone(description, device, chosen, run)
+
+
+def load_network(name: str, grid: int, device: torch.device) -> tuple[Network, dict[str, Any]]:
+    """Load a network, see `load_backbone`, and the description of its features.
 
     Raises:
         UserError: the name is unknown, the weights cannot be downloaded or are damaged, or the last
@@ -92,17 +120,15 @@ def load_backbone(name: str, grid: int, device: torch.device) -> Backbone:
     if name not in names():
         raise unknown_name("backbone", name, names())
     published = _lite(name) if name in efficientnet_lite.VARIANTS else _torchvision(name)
-    published.network.to(device)
-    published.network.to(memory_format=torch.channels_last)
+    size = published.transform["size"]
+    cnn = published.until_last_map.to(device).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        probe = torch.zeros(1, 3, *published.transform["size"], device=device)
-        channels, height, width = published.last_map(probe).shape[1:]
+        channels, height, width = cnn(torch.zeros(1, 3, *size, device=device)).shape[1:]
     if grid > min(height, width):
         raise UserError(
             f"the last feature map of {name} is {height} x {width}, smaller than --grid {grid}"
         )
     description = {
-        "format": FORMAT,
         "backbone": name,
         "weights": published.weights,
         "weights_sha256": hashlib.sha256(published.file.read_bytes()).hexdigest(),
@@ -111,7 +137,8 @@ def load_backbone(name: str, grid: int, device: torch.device) -> Backbone:
         "channels": channels,
         "dtype": "float16",
     }
-    return Backbone(description, device, published.last_map)
+    network = Network(cnn, published.transform, (height, width), (grid, grid)).to(device).eval()
+    return network, description
 
 
 def until_last_map(classifier: nn.Module, size: int) -> nn.Module:
@@ -152,11 +179,21 @@ def _is_map(value: object) -> bool:
     return isinstance(value, Tensor) and value.dim() == 4 and value.shape[-1] > 1
 
 
+class _LiteLastMap(nn.Module):
+    """An EfficientNet-Lite that returns its last feature map."""
+
+    def __init__(self, classifier: efficientnet_lite.EfficientNetLite) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.last_map(images)
+
+
 class _Published(NamedTuple):
     """A network with its published weights: their name and file, and the transform they expect."""
 
-    network: nn.Module
-    last_map: Callable[[Tensor], Tensor]
+    until_last_map: nn.Module
     weights: str
     file: Path
     transform: dict[str, Any]
@@ -172,7 +209,7 @@ def _lite(name: str) -> _Published:
         mean=[efficientnet_lite.MEAN] * 3,
         std=[efficientnet_lite.STD] * 3,
     )
-    return _Published(network, network.last_map, file.name, file, transform)
+    return _Published(_LiteLastMap(network), file.name, file, transform)
 
 
 def _torchvision(name: str) -> _Published:
@@ -186,9 +223,14 @@ def _torchvision(name: str) -> _Published:
         mean=preset.mean,
         std=preset.std,
     )
+    try:  # torchvision unpickles whatever it gets; what loads like this has nothing but tensors
+        torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{file} has more in it than weights, or is damaged; delete it") from error
     classifier = torchvision.models.get_model(name, weights=weights)
-    network = until_last_map(classifier, preset.crop_size[0])
-    return _Published(network, network, weights.name, file, transform)
+    return _Published(
+        until_last_map(classifier, preset.crop_size[0]), weights.name, file, transform
+    )
 
 
 def _transform(

@@ -2,18 +2,28 @@
 
 import io
 import re
+import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 Image.init()
 # Only formats that Pillow decodes by itself; EPS, for one, would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
 FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF needs Pillow 11.3
-MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 178,956,970, beyond which Pillow refuses
+# A picture takes up to 20 bytes a pixel while it is decoded, a JPEG at a reduced scale far less.
+MAX_PIXELS = 100_000_000
+MAX_JPEG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 178,956,970, beyond which Pillow refuses
+# Each scan of a progressive JPEG is a pass over all pixels. Cameras and converters write some ten;
+# a file of a megabyte can hold thousands, and be decoded for hours.
+_MAX_SCANNED_PIXELS = 100 * MAX_PIXELS
+_LARGE_PIXELS = 25_000_000
+_one_large_at_a_time = threading.Lock()  # however many threads decode
 # No network here looks at more than 600 x 600, so a JPEG whose shorter side is at least twice this
 # is decoded at a half, a quarter or an eighth of its size, which costs a fraction of the time.
 ENOUGH = 640
@@ -33,21 +43,27 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
 
     Raises:
         PictureError: the file is missing, empty, truncated, damaged, no picture, or has more than
-            `MAX_PIXELS` pixels, which is known from its header before anything is decoded.
+            `MAX_PIXELS` pixels (a JPEG `MAX_JPEG_PIXELS`) or thousands of scans, which is known
+            before anything is decoded.
     """
     _ignore_pillow_warnings()
     try:
         with Image.open(_checked(source), formats=FORMATS) as image:
+            pixels = image.width * image.height
+            _check_effort(image, pixels)
             image.draft(None, (ENOUGH, ENOUGH))
-            image.load()
-            _turn_upright(image)
-            return _rgb(image)
+            # A JPEG that is not progressive takes memory for the pixels that are wanted only.
+            held = pixels if "progressive" in image.info else image.width * image.height
+            with _one_large_at_a_time if held > _LARGE_PIXELS else nullcontext():
+                image.load()
+                _turn_upright(image)
+                return _rgb(image)
     except PictureError:
         raise
     except UnidentifiedImageError as error:
         raise PictureError("not a picture, or of an unknown format") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"more than {MAX_PIXELS:,} pixels") from error
+        raise PictureError(f"more than {MAX_JPEG_PIXELS:,} pixels") from error
     except MemoryError as error:
         raise PictureError("too large for the memory of this machine") from error
     except OSError as error:
@@ -73,6 +89,22 @@ def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
     return path
 
 
+def _check_effort(image: ImageFile.ImageFile, pixels: int) -> None:
+    """Refuse what would take gigabytes or hours to decode, by its header."""
+    if not isinstance(image, JpegImageFile):
+        if pixels > MAX_PIXELS:
+            raise PictureError(f"more than {MAX_PIXELS:,} pixels")
+        return
+    assert image.fp is not None  # it is open; this is for the type checker
+    place = image.fp.tell()
+    image.fp.seek(0)
+    # Inside a scan a byte 0xff is never followed by this one.
+    scans = image.fp.read().count(b"\xff\xda")
+    image.fp.seek(place)
+    if scans * pixels > _MAX_SCANNED_PIXELS:
+        raise PictureError(f"a JPEG of {scans:,} scans, which would take too long to decode")
+
+
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
@@ -88,8 +120,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         return ImageChops.invert(image).convert("RGB")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        return Image.alpha_composite(white, picture).convert("RGB")
+        white = Image.new("RGB", picture.size, "white")
+        white.paste(picture, mask=picture)
+        return white
     return image.convert("RGB")
 
 
@@ -99,13 +132,23 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     Integers that fit 16 bits keep their upper 8 bits, reals within 0 to 1 are multiplied by 255;
     anything else is stretched from its smallest to its largest value.
     """
-    values = np.nan_to_num(values, posinf=0, neginf=0)
-    low, high = float(values.min()), float(values.max())
-    if values.dtype.kind in "iu" and low >= 0 and high < 2**16:
-        return (values.astype(np.uint16) >> 8).astype(np.uint8)
-    if low < 0 or high > 1:
-        values = (values.astype(np.float64) - low) / max(high - low, 1e-12)
-    return np.round(values * 255).astype(np.uint8)
+    # Row by row, for copies of all of a large picture would take gigabytes.
+    low = min(float(_finite(row).min()) for row in values)
+    high = max(float(_finite(row).max()) for row in values)
+    scaled = np.empty(values.shape, np.uint8)
+    for row, into in zip(values, scaled, strict=True):
+        row = _finite(row)
+        if values.dtype.kind in "iu" and low >= 0 and high < 2**16:
+            into[:] = row.astype(np.uint16) >> 8
+            continue
+        if low < 0 or high > 1:
+            row = (row.astype(np.float64) - low) / max(high - low, 1e-12)
+        into[:] = np.round(row * 255)
+    return scaled
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(values, posinf=0, neginf=0)
 
 
 def _ignore_pillow_warnings() -> None:

@@ -1,60 +1,82 @@
 """The feature store: what the frozen CNN saw in every picture, as one HDF5 file.
 
     /image_id  int64   [N]                     in the order of the caption table
-    /status    uint8   [N]                     0 not yet, 1 stored, 2 failed
+    /status    uint8   [N]                     1 stored, 2 failed
     /failure   bytes   [N], 200 each           UTF-8, why it failed
     /pooled    float16 [N, channels]           mean over the last feature map
-    /grid      float16 [N, regions, channels]  regions row by row, from the top left
+    /grid      float16 [N, regions, channels]  regions row by row, from the top left; or int8
+    /checksum  uint32  [N, 2]                  CRC-32 of the pooled features and of the grid
+    /scale     float32 [channels]              only if /grid is int8: multiply by it
 
+Where several views of each image are stored, /pooled, /grid and /checksum are [N, views, ...].
 Attributes, as JSON: the fields of the description (see `features.backbones`), which make the
-fingerprint, and "versions", the libraries that made the file, which do not.
+fingerprint, and "format", "views", "compression" and "versions", which do not.
 
-The data sets are contiguous and allocated when the file is made, so that all of HDF5's own
-structures are written once, before the first feature. From then on rows are written and read as
-plain bytes at known offsets. Nothing that happens to the writing process can damage the file, and
-reading takes no lock and no memory beyond the rows asked for.
+The grid of a view is one chunk, deflated as any HDF5 reader knows it, or not. Where the chunks lie
+is asked of HDF5 once; then they are read and inflated here: no lock, no cache, no memory beyond the
+rows asked for, in any number of threads and processes. Every row is checked as it is read.
+
+A store is whole when it appears and never changes (see `features.building`).
 """
 
 import hashlib
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import filelock
 import h5py
 import numpy as np
 
 from features.errors import UserError, first_few
+from features.rows import Packed, Record, RowFormat, checksum, to_float32
 
-FORMAT = 1
-PENDING, STORED, FAILED = range(3)
-_REASON_BYTES = 200
-_MAX_FLOAT16 = float(np.finfo(np.float16).max)
-_MADE_BY = "python -m pipeline.extract"
+FORMAT = 2
+STORED, FAILED = 1, 2
+MADE_BY = "python -m pipeline.extract"
+REASON_BYTES = 200
+_NOT_DESCRIBED = ("format", "views", "compression", "versions")
+
+# What h5py may raise for a file that is not, or not wholly, a store.
+_DAMAGED: tuple[type[Exception], ...] = (
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+Rows = Sequence[int] | np.ndarray
+
+
+class _Identity(NamedTuple):
+    device: int
+    inode: int
+    size: int
+    modified: int
 
 
 def fingerprint(description: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of the description's canonical JSON, in hexadecimal."""
-    canonical = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    """Return the SHA-256 of the description's canonical JSON, in hexadecimal.
+
+    Runs of version 0.1 describe the store's format, too, which does not matter to them.
+    """
+    kind = {key: value for key, value in description.items() if key != "format"}
+    canonical = json.dumps(kind, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def to_float16(values: np.ndarray) -> np.ndarray:
-    """Return `values` as the store keeps them: float16, clipped to its range (65504)."""
-    return np.clip(values, -_MAX_FLOAT16, _MAX_FLOAT16).astype(np.float16)
-
-
-def store_bytes(images: int, description: Mapping[str, Any]) -> int:
-    """Return the size in bytes of a store of `images` images, its small header aside."""
-    return sum(
-        math.prod(shape) * dtype.itemsize for shape, dtype in _layout(images, description).values()
-    )
+def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return the fields in which two descriptions differ, as text."""
+    fields = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
+    return ", ".join(f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in fields)
 
 
 def as_size(count: int) -> str:
@@ -63,13 +85,14 @@ def as_size(count: int) -> str:
 
 
 class FeatureStore:
-    """Reads a store. It can be pickled and forked: each process opens the file for itself.
+    """Reads a store. It can be pickled, forked and used by several threads.
 
     Attributes:
         description: what made the features; see `features.backbones`.
         fingerprint: SHA-256 of the description.
+        row_format: the description, the views and how rows are written.
         image_ids: int64 [N].
-        status: uint8 [N], `PENDING`, `STORED` or `FAILED`, as of opening.
+        status: uint8 [N], `STORED` or `FAILED`.
 
     Raises:
         UserError: the file is missing, truncated, not a feature store or of another format.
@@ -78,59 +101,107 @@ class FeatureStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            self._file = os.open(path, os.O_RDONLY)
+            self._identity = _identity(os.fstat(self._file))
             with h5py.File(path, "r") as file:
                 self._read_layout(file)
-                self.image_ids: np.ndarray = file["image_id"][:]
-                self.status: np.ndarray = file["status"][:]
-                reasons = file["failure"][:]
         except FileNotFoundError as error:
-            raise UserError(f"{path} is not there; {_MADE_BY} makes it") from error
-        except (OSError, LookupError, ValueError, TypeError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} is not there; {MADE_BY} makes it") from error
+        except _DAMAGED as error:
             why = " ".join(str(error).split())  # HDF5 breaks its messages into lines
             raise UserError(
                 f"{path} is not a feature store, or is damaged ({why}); delete it and run "
-                f"{_MADE_BY} again"
+                f"{MADE_BY} again"
             ) from error
+        if _identity(path.stat()) != self._identity:
+            raise self._replaced()
         self.fingerprint = fingerprint(self.description)
-        self._failures = {
-            int(self.image_ids[row]): reasons[row].decode(errors="replace")
-            for row in np.flatnonzero(self.status == FAILED)
-        }
-        self._order = np.argsort(self.image_ids, kind="stable")
 
     def _read_layout(self, file: h5py.File) -> None:
-        found = json.loads(file.attrs["format"])
+        types = {key: file.attrs.get_id(key).dtype for key in file.attrs}
+        if not all(isinstance(key, str) for key in types):
+            raise ValueError("an attribute whose name is no text")
+        # Format 1 had texts of variable length. They are not read: over damaged ones HDF5 itself
+        # loops for ever.
+        old = any(dtype.hasobject for dtype in types.values()) and "format" in types
+        found = 1 if old else json.loads(file.attrs["format"])
         if found != FORMAT:
             raise UserError(
                 f"{self.path} has format {found}, this version reads format {FORMAT}; delete it "
-                f"and run {_MADE_BY} again"
+                f"and run {MADE_BY} again"
             )
-        self.description: dict[str, Any] = {
-            key: json.loads(value) for key, value in file.attrs.items() if key != "versions"
+        attributes = {key: json.loads(value) for key, value in file.attrs.items()}
+        self.description = {k: v for k, v in attributes.items() if k not in _NOT_DESCRIBED}
+        kind = RowFormat(self.description, attributes["views"], attributes["compression"])
+        count = len(file["image_id"])
+        expected = layout(count, kind)
+        for name, (shape, dtype) in expected.items():
+            if (file[name].shape, file[name].dtype) != (shape, dtype):
+                raise ValueError(
+                    f"/{name} is {file[name].dtype} {file[name].shape}, not {dtype} {shape}"
+                )
+        # Only what is contiguous and inside the file is read whole: sizes that lie fill no memory.
+        starts = {name: self._start(file[name]) for name in expected if name != "grid"}
+        self._pooled_start = starts["pooled"]
+        self.row_format = replace(kind, scale=file["scale"][:]) if "scale" in expected else kind
+        self.image_ids: np.ndarray = file["image_id"][:]
+        self._order = np.argsort(self.image_ids, kind="stable")
+        if not np.diff(self.image_ids[self._order]).all():
+            raise ValueError("an image is in it twice")
+        self.status: np.ndarray = file["status"][:]
+        if not np.isin(self.status, (STORED, FAILED)).all():
+            raise ValueError("a row is neither stored nor failed")
+        self._reasons = {
+            row: self._bytes(starts["failure"] + row * REASON_BYTES, REASON_BYTES)
+            .rstrip(b"\0")
+            .decode(errors="replace")
+            for row in np.flatnonzero(self.status == FAILED).tolist()
         }
-        self.layout = _layout(len(file["image_id"]), self.description)
-        self.offsets = {}
-        for name, (shape, dtype) in self.layout.items():
-            dataset = file[name]
-            if (dataset.shape, dataset.dtype) != (shape, dtype):
-                raise ValueError(f"/{name} is {dataset.dtype} {dataset.shape}, not {dtype} {shape}")
-            self.offsets[name] = dataset.id.get_offset()
-            end = (self.offsets[name] or 0) + math.prod(shape) * dtype.itemsize
-            if self.offsets[name] is None or end > self.path.stat().st_size:
-                raise ValueError(f"/{name} ends beyond the end of the file")
+        self._checksums = file["checksum"][:].reshape(count, len(kind.views), 2)
+        self._read_index(file["grid"], count)
+
+    def _start(self, dataset: h5py.Dataset) -> int:
+        """Return where a contiguous data set begins in the file."""
+        start = dataset.id.get_offset()
+        bytes_ = math.prod(dataset.shape) * dataset.dtype.itemsize
+        if start is None or start + bytes_ > self._identity.size:
+            raise ValueError(f"{dataset.name} is not contiguous, or ends beyond the file")
+        return start
+
+    def _read_index(self, grid: h5py.Dataset, count: int) -> None:
+        """Read where each chunk begins and how long it is, int64 and uint32 [N, views]."""
+        filters = grid.id.get_create_plist().get_nfilters(), grid.compression
+        if grid.chunks != (*(1,) * (grid.ndim - 2), *grid.shape[-2:]):
+            raise ValueError(f"/grid has chunks of {grid.chunks}")
+        if filters != {"deflate": (1, "gzip"), "none": (0, None)}[self.row_format.compression]:
+            raise ValueError(f"/grid has other filters than {self.row_format.compression}")
+        self._offsets = np.zeros((count, len(self.row_format.views)), np.int64)
+        self._sizes = np.zeros(self._offsets.shape, np.uint32)
+
+        def note(chunk: Any) -> None:
+            place = (*chunk.chunk_offset[:-2], 0)[:2]
+            self._offsets[place] = chunk.byte_offset
+            self._sizes[place] = chunk.size
+
+        grid.id.chunk_iter(note)
+        least, most = self.row_format.packed_bytes
+        stored = self.status == STORED
+        sizes, ends = self._sizes[stored], self._offsets[stored] + self._sizes[stored]
+        if ((sizes < max(least, 1)) | (sizes > most) | (ends > self._identity.size)).any():
+            raise ValueError("a chunk of /grid is missing, of a wrong size, or beyond the file")
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def failures(self) -> dict[int, str]:
         """Return the reason of each failed image, by image id."""
-        return dict(self._failures)
+        return {int(self.image_ids[row]): reason for row, reason in self._reasons.items()}
 
     def rows(self, image_ids: Sequence[int]) -> np.ndarray:
         """Return the rows, int64 [n], of images that are all stored.
 
         Raises:
-            UserError: some are not in the store, are not extracted yet or failed.
+            UserError: some are not in the store or failed.
         """
         wanted = np.asarray(image_ids, dtype=np.int64)
         places = np.searchsorted(self.image_ids, wanted, sorter=self._order)
@@ -139,21 +210,61 @@ class FeatureStore:
         if not found.all():
             raise UserError(
                 f"{self.path}: {(~found).sum()} images are not in the store: "
-                f"{first_few(wanted[~found])}; run {_MADE_BY} again"
+                f"{first_few(wanted[~found])}; run {MADE_BY} again"
             )
-        for status, words in ((PENDING, "are not extracted yet"), (FAILED, "failed")):
-            bad = wanted[self.status[rows] == status]
-            if len(bad):
-                raise UserError(f"{self.path}: {len(bad)} images {words}: {first_few(bad)}")
+        failed = wanted[self.status[rows] == FAILED]
+        if len(failed):
+            raise UserError(f"{self.path}: {len(failed)} images failed: {first_few(failed)}")
         return rows
 
-    def grid(self, rows: np.ndarray) -> np.ndarray:
-        """Return the grid features of `rows` [n] as float16 [n, regions, channels]."""
-        return self._read("grid", rows)
+    def grid(self, rows: Rows, views: Rows | None = None) -> np.ndarray:
+        """Return the grid features of `rows` [n] as float32 [n, regions, channels].
 
-    def pooled(self, rows: np.ndarray) -> np.ndarray:
-        """Return the pooled features of `rows` [n] as float16 [n, channels]."""
-        return self._read("pooled", rows)
+        Args:
+            rows: of images that are stored; see `rows`.
+            views: which view of each row, the first unless given.
+
+        Raises:
+            UserError: a row is damaged.
+        """
+        out = np.empty((len(rows), self.row_format.regions, self.row_format.channels), np.float32)
+        for place, into in zip(self._places(rows, views), out, strict=True):
+            with self._whole(*place):
+                self.row_format.dequantise(self._grid(*place), into)
+        return out
+
+    def pooled(self, rows: Rows, views: Rows | None = None) -> np.ndarray:
+        """Return the pooled features as float32 [n, channels]; see `grid`."""
+        out = np.empty((len(rows), self.row_format.channels), np.float32)
+        for place, into in zip(self._places(rows, views), out, strict=True):
+            with self._whole(*place):
+                to_float32(self._pooled(*place), into)
+        return out
+
+    def check(self, row: int) -> str:
+        """Return what is wrong with a stored row, or nothing."""
+        for view, name in enumerate(self.row_format.views):
+            for read in (self._pooled, self._grid):
+                try:
+                    read(row, view)
+                except (ValueError, OSError) as error:
+                    return f"view {name}: {error}"
+        return ""
+
+    def record(self, row: int) -> Record:
+        """Return a row as it is stored, of its grid only the packed bytes, which are not checked.
+
+        Raises:
+            UserError: the pooled features are damaged.
+        """
+        image_id = int(self.image_ids[row])
+        if row in self._reasons:
+            return Record(image_id, None, self._reasons[row])
+        with self._whole(row, 0):
+            views = range(len(self.row_format.views))
+            pooled = np.stack([self._pooled(row, view) for view in views])
+            chunks = [self._chunk(row, view) for view in views]
+        return Record(image_id, Packed(pooled, chunks, self._checksums[row]))
 
     def expect(self, wanted: str, what: str, description: Mapping[str, Any] | None = None) -> None:
         """Check that the store has the fingerprint `wanted`, which belongs to `what`.
@@ -171,238 +282,82 @@ class FeatureStore:
             f"another --work"
         )
 
-    @cached_property
-    def _file(self) -> int:
-        return os.open(self.path, os.O_RDONLY)
+    def _places(self, rows: Rows, views: Rows | None) -> Iterator[tuple[int, int]]:
+        for row, view in zip(rows, [0] * len(rows) if views is None else views, strict=True):
+            if not (0 <= row < len(self) and 0 <= view < len(self.row_format.views)):
+                raise IndexError(f"row {row}, view {view} of {self.path}, which has {len(self)}")
+            if self.status[row] != STORED:
+                raise UserError(f"{self.path}: image {self.image_ids[row]} failed")
+            yield int(row), int(view)
+
+    def _grid(self, row: int, view: int) -> np.ndarray:
+        grid = self.row_format.unpack(self._chunk(row, view))
+        if checksum(grid) != self._checksums[row, view, 1]:
+            raise ValueError("its grid does not match its checksum")
+        return grid
+
+    def _pooled(self, row: int, view: int) -> np.ndarray:
+        bytes_ = 2 * self.row_format.channels
+        place = row * len(self.row_format.views) + view
+        pooled = np.frombuffer(self._bytes(self._pooled_start + place * bytes_, bytes_), "<f2")
+        if checksum(pooled) != self._checksums[row, view, 0]:
+            raise ValueError("its pooled features do not match their checksum")
+        return pooled
+
+    def _chunk(self, row: int, view: int) -> bytes:
+        return self._bytes(int(self._offsets[row, view]), int(self._sizes[row, view]))
+
+    def _bytes(self, start: int, count: int) -> bytes:
+        data = os.pread(self._file, count, start)
+        if len(data) != count:
+            raise ValueError("the file became shorter")
+        return data
+
+    @contextmanager
+    def _whole(self, row: int, view: int) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            name = f", view {self.row_format.views[view]}" if view else ""
+            raise UserError(
+                f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {MADE_BY} "
+                "--verify finds all such images, --force extracts anew"
+            ) from error
+
+    def _replaced(self) -> UserError:
+        return UserError(f"{self.path} was replaced while it was read; start this again")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_file"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._file = os.open(self.path, os.O_RDONLY)
+        if _identity(os.fstat(self._file)) != self._identity:
+            raise self._replaced()
 
     def __del__(self) -> None:
         if "_file" in self.__dict__:
             os.close(self._file)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_file"}
 
-    def _read(self, name: str, rows: np.ndarray) -> np.ndarray:
-        shape, dtype = self.layout[name]
-        out = np.empty((len(rows), *shape[1:]), dtype)
-        for row, into in zip(rows, out, strict=True):
-            if not 0 <= row < len(self):
-                raise IndexError(f"row {row} of a store of {len(self)} rows")
-            offset = self.offsets[name] + int(row) * into.nbytes
-            if os.preadv(self._file, [into], offset) != into.nbytes:
-                raise UserError(f"{self.path} became shorter while it was read")
-        return out
-
-
-class StoreWriter:
-    """Writes rows into a store whose layout exists; see `open_for_writing`.
-
-    A row's status is written last, when its features are on the disk.
-
-    Attributes:
-        image_ids: int64 [N].
-        status: uint8 [N], kept up to date.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._store = FeatureStore(path)
-        self.image_ids = self._store.image_ids
-        self.status = self._store.status
-        self._file = os.open(path, os.O_RDWR)
-
-    def close(self) -> None:
-        """Bring the last status to the disk and close the file."""
-        os.fsync(self._file)
-        os.close(self._file)
-
-    def put(self, rows: Sequence[int], grid: np.ndarray, pooled: np.ndarray) -> None:
-        """Store float features of `rows` [n]: [n, regions, channels] and [n, channels].
-
-        Values beyond the range of float16 are clipped to it (65504).
-
-        Raises:
-            UserError: a value is not a number, or the disk is full.
-        """
-        broken = np.isnan(grid).any((1, 2)) | np.isnan(pooled).any(1)
-        if broken.any():
-            ids = self.image_ids[np.asarray(rows)[broken]]
-            raise UserError(
-                f"the network gave values that are no numbers for {len(ids)} images: "
-                f"{first_few(ids)}; its weights or the device are broken"
-            )
-        with self._disk_errors():
-            for name, values in (("grid", grid), ("pooled", pooled)):
-                self._write(name, rows, to_float16(values))
-            self._finish(rows, STORED)
-
-    def fail(self, row: int, reason: str) -> None:
-        """Mark `row` as failed for `reason`, of which 200 bytes are kept.
-
-        Raises:
-            UserError: the disk is full.
-        """
-        cut = reason.encode()[:_REASON_BYTES].decode(errors="ignore").encode()
-        with self._disk_errors():
-            self._write("failure", [row], np.array([cut]))
-            self._finish([row], FAILED)
-
-    def _finish(self, rows: Sequence[int], status: int) -> None:
-        os.fsync(self._file)
-        self._write("status", rows, np.full(len(rows), status))
-        self.status[np.asarray(rows)] = status
-
-    def _write(self, name: str, rows: Sequence[int], values: np.ndarray) -> None:
-        shape, dtype = self._store.layout[name]
-        if values.shape != (len(rows), *shape[1:]):
-            raise ValueError(f"expected {len(rows)} rows of {shape[1:]} for /{name}")
-        row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        data = memoryview(values.astype(dtype).tobytes())
-        for i, row in enumerate(rows):
-            left = data[i * row_bytes : (i + 1) * row_bytes]
-            end = self._store.offsets[name] + (int(row) + 1) * row_bytes
-            while left:  # a nearly full disk takes a part before it refuses
-                left = left[os.pwrite(self._file, left, end - len(left)) :]
-
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise UserError(
-                f"cannot write {self._store.path}: {error.strerror}; what was stored is kept, and "
-                f"the same command continues from there"
-            ) from error
-
-
-@contextmanager
-def open_for_writing(
-    path: Path,
-    description: Mapping[str, Any],
-    image_ids: Sequence[int],
-    versions: Mapping[str, str],
-    force: bool = False,
-) -> Iterator[StoreWriter]:
-    """Make the store at `path`, or open it to continue, and yield its writer.
-
-    A store with the same description but other images is made anew with the features that it has.
-    With `force` it is made anew without them.
-
-    Raises:
-        UserError: another process writes it, the disk is too small, or the store there has another
-            description: features of two kinds never meet in one file.
-    """
-    with _only_writer(path):
-        old = FeatureStore(path) if path.exists() and not force else None
-        if old is not None and old.fingerprint != fingerprint(description):
-            raise UserError(
-                f"{path} holds other features than asked for: "
-                f"{differences(description, old.description)}; use another --work, or --force to "
-                f"extract again"
-            )
-        same_images = old is not None and np.array_equal(old.image_ids, image_ids)
-        # To copy features, the old store and the new one must both find room.
-        kept = _disk_use(path) if old is None or same_images else 0
-        check_disk(path, len(image_ids), description, kept)
-        if not same_images:
-            _create(path, description, image_ids, versions, old)
-        writer = StoreWriter(path)
-        try:
-            yield writer
-        finally:
-            writer.close()
-
-
-def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Return the fields in which two descriptions differ, as text."""
-    fields = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
-    return ", ".join(f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in fields)
-
-
-def check_disk(path: Path, images: int, description: Mapping[str, Any], kept: int) -> None:
-    """Raise UserError if the disk of `path` is too small for a store of `images` images.
-
-    `kept` bytes of it are there already, or become free when it replaces an older store.
-    """
-    needed = store_bytes(images, description) - kept
-    free = shutil.disk_usage(path.parent).free
-    if needed > free:
-        raise UserError(
-            f"{path} needs {as_size(needed)} more, but the disk has {as_size(free)} free; free "
-            f"some space, take a smaller --grid, or a --work on another disk"
-        )
-
-
-def _disk_use(path: Path) -> int:
-    return path.stat().st_blocks * 512 if path.exists() else 0
-
-
-@contextmanager
-def _only_writer(path: Path) -> Iterator[None]:
-    lock = filelock.FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(f"another process is writing {path}; wait until it ends") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _layout(
-    images: int, description: Mapping[str, Any]
-) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Return the shape and type of each data set."""
-    height, width = description["grid"]
-    channels = description["channels"]
-    return {
-        "image_id": ((images,), np.dtype("<i8")),
-        "status": ((images,), np.dtype("u1")),
-        "failure": ((images,), np.dtype(f"S{_REASON_BYTES}")),
-        "pooled": ((images, channels), np.dtype("<f2")),
-        "grid": ((images, height * width, channels), np.dtype("<f2")),
+def layout(count: int, row_format: RowFormat) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    """Return the shape and type of each data set of a store of `count` images."""
+    views = len(row_format.views)
+    each = (count,) if views == 1 else (count, views)
+    regions, channels = row_format.regions, row_format.channels
+    sets: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        "image_id": ((count,), np.dtype("<i8")),
+        "status": ((count,), np.dtype("u1")),
+        "failure": ((count,), np.dtype(f"S{REASON_BYTES}")),
+        "pooled": ((*each, channels), np.dtype("<f2")),
+        "grid": ((*each, regions, channels), row_format.dtype),
+        "checksum": ((*each, 2), np.dtype("<u4")),
     }
+    if row_format.dtype.kind == "i":
+        sets["scale"] = ((channels,), np.dtype("<f4"))
+    return sets
 
 
-def _create(
-    path: Path,
-    description: Mapping[str, Any],
-    image_ids: Sequence[int],
-    versions: Mapping[str, str],
-    old: FeatureStore | None,
-) -> None:
-    """Write the layout, and the features of `old` for images that are in both, to a new file."""
-    temporary = path.with_name(f".{path.name}.new")
-    try:
-        with h5py.File(temporary, "w") as file:
-            for name, (shape, dtype) in _layout(len(image_ids), description).items():
-                properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-                properties.set_layout(h5py.h5d.CONTIGUOUS)
-                properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-                if name in ("grid", "pooled"):  # zeros would only be written to be overwritten
-                    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-                file.create_dataset(name, shape, dtype, dcpl=properties)
-            file["image_id"][:] = image_ids
-            for key, value in {**description, "versions": dict(versions)}.items():
-                file.attrs[key] = json.dumps(value)
-        if old is not None:
-            _copy_stored(old, temporary)
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _copy_stored(old: FeatureStore, path: Path) -> None:
-    writer = StoreWriter(path)
-    new_row = {int(image_id): row for row, image_id in enumerate(writer.image_ids)}
-    kept = np.flatnonzero((old.status == STORED) & np.isin(old.image_ids, writer.image_ids))
-    try:
-        for rows in np.array_split(kept, math.ceil(len(kept) / 256) or 1):
-            ids = old.image_ids[rows].tolist()
-            writer.put([new_row[i] for i in ids], old.grid(rows), old.pooled(rows))
-    finally:
-        writer.close()
+def _identity(status: os.stat_result) -> _Identity:
+    return _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)

@@ -11,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeGuard
 
 from features.errors import UserError, first_few
 from pipeline.command import read_json, write_atomically
+from pipeline.text import CONTROL
 
 SPLITS = ("train", "val", "test")
 
@@ -71,8 +72,8 @@ def check_file_name(name: object) -> str:
     """Return `name` if it is a relative path that stays inside the image root.
 
     Raises:
-        UserError: it is no string, is absolute, climbs out with "..", has a NUL or newline, or
-            has half a surrogate pair, which cannot be written as UTF-8.
+        UserError: it is no string, is absolute, climbs out with "..", has a newline or another
+            control character, or has half a surrogate pair, which cannot be written as UTF-8.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"expected the file name of an image, found {name!r}")
@@ -80,10 +81,16 @@ def check_file_name(name: object) -> str:
     if (
         path.is_absolute()
         or ".." in path.parts
-        or any(c in "\0\n\r" or "\ud800" <= c <= "\udfff" for c in name)
+        or CONTROL.search(name)
+        or any("\ud800" <= c <= "\udfff" for c in name)
     ):
         raise UserError(f"the file name {name!r} leaves the image root or is not a plain path")
     return name
+
+
+def is_id(value: object) -> TypeGuard[int]:
+    """Whether `value` is an image id: a whole number that is not negative and fits in 64 bits."""
+    return type(value) is int and 0 <= value < 2**63
 
 
 def save(table: CaptionTable, path: Path) -> None:
@@ -115,8 +122,9 @@ def load(path: Path) -> CaptionTable:
     """Read and check the caption table of a work directory.
 
     Raises:
-        UserError: the file is missing, is not JSON, lacks a key, repeats an image id, names an
-            unknown split or image, or a file name that leaves the image root.
+        UserError: the file is missing, is not JSON, lacks a key, has a value of another type,
+            repeats an image id, names an unknown split or image, or a file name that leaves the
+            image root.
     """
     content = read_json(path, "python -m pipeline.prepare")
     try:
@@ -124,14 +132,15 @@ def load(path: Path) -> CaptionTable:
         captions = _captions_by_image(content["annotations"])
         images = tuple(
             Image(
-                int(entry["id"]),
+                _id(entry["id"]),
                 check_file_name(entry["file_name"]),
-                str(entry["split"]),
-                tuple(captions.pop(int(entry["id"]), ())),
+                _text(entry["split"]),
+                tuple(captions.pop(entry["id"], ())),
             )
             for entry in content["images"]
         )
-        table = CaptionTable(str(info["dataset"]), path.parent / info["image_root"], images)
+        root = path.parent / _text(info["image_root"])
+        table = CaptionTable(_text(info["dataset"]), root, images)
     except KeyError as error:
         raise UserError(
             f"{path} lacks the key {error}; python -m pipeline.prepare makes it anew"
@@ -164,8 +173,22 @@ def check_ids(images: Iterable[Image], where: Path) -> None:
 def _captions_by_image(annotations: list[dict[str, Any]]) -> dict[int, list[Caption]]:
     captions: dict[int, list[Caption]] = {}
     for entry in annotations:
+        if type(entry["tokens"]) is not list:
+            raise TypeError(f"expected a list of tokens, found {entry['tokens']!r:.80}")
         # The same few thousand words come again and again; interned, each is in memory once.
-        tokens = tuple(sys.intern(str(token)) for token in entry["tokens"])
-        caption = Caption(str(entry["caption"]), tokens)
-        captions.setdefault(int(entry["image_id"]), []).append(caption)
+        tokens = tuple(sys.intern(token) for token in entry["tokens"])
+        caption = Caption(_text(entry["caption"]), tokens)
+        captions.setdefault(_id(entry["image_id"]), []).append(caption)
     return captions
+
+
+def _id(value: object) -> int:
+    if not is_id(value):
+        raise TypeError(f"expected an image id, a whole number, found {value!r:.80}")
+    return value
+
+
+def _text(value: object) -> str:
+    if type(value) is not str or "\0" in value:
+        raise TypeError(f"expected a text, found {value!r:.80}")
+    return value

@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -22,12 +23,14 @@ def run(
     options_class: type[Options],
     prog: str,
     argv: Sequence[str] | None = None,
+    expand: Callable[[list[str]], list[str]] = list,
 ) -> int:
     """Parse `argv` into `options_class`, run `stage` with it and return its exit status.
 
     The docstrings of the dataclass's fields are the help texts. A `UserError` is printed on the
     standard error and becomes exit status 2, as does an option that does not parse (`tyro` raises
-    SystemExit(2) for it and names the nearest option).
+    SystemExit(2) for it and names the nearest option). `expand` may add to the command line's
+    arguments before they are parsed.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -38,7 +41,7 @@ def run(
             options_class,
             prog=f"python -m {prog}",
             description=stage.__doc__,
-            args=None if argv is None else list(argv),
+            args=expand(list(sys.argv[1:] if argv is None else argv)),
             config=(tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff),
         )
         return stage(options) or 0
@@ -48,6 +51,9 @@ def run(
     except BrokenPipeError:  # the reader of our output (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # no permission, no room, a name that is too long: not our mistake
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return 130
@@ -62,7 +68,13 @@ def make_folder(path: Path) -> None:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a reader or a crash sees the old file or the new, whole."""
+    """Write `content` to `path` so that a reader or a crash sees the old file or the new, whole.
+
+    Raises:
+        UserError: it cannot be written, or is a folder or a device, which must not be replaced.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        raise UserError(f"cannot write {path}: it is not a file but a folder or a device")
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
     make_folder(path.parent)
@@ -72,11 +84,21 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+        _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the new name of a file to the disk, too: a power cut must not undo its renaming."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -87,11 +109,19 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, made_by: str) -> Any:
     """Read a JSON file; `made_by` names the command that makes it, for the error message.
 
+    Half a surrogate pair, which JSON can hold and nothing can write, becomes a question mark.
+
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is no plain file or is not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"{path} is not a file but a folder or a device")
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if re.search(r"\\u[dD]", text):
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+        return value
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there; {made_by} makes it") from error
     except (ValueError, RecursionError) as error:

@@ -16,7 +16,7 @@ from pipeline.folder import read_folder
 from pipeline.karpathy import read_karpathy
 from pipeline.options import PrepareOptions
 from pipeline.records import Reading, Record, captions_file
-from pipeline.text import tokenize
+from pipeline.text import CONTROL, tokenize
 
 
 def read_shapes(root: Path, options: PrepareOptions) -> Reading:
@@ -81,7 +81,7 @@ def _numbered(records: list[Record], dataset: str) -> list[tuple[int, Record]]:
         return list(enumerate(sorted(records, key=lambda record: record.file_name), 1))
     numbered = []
     for record in records:
-        if type(record.id) is not int or not 0 <= record.id < 2**63:
+        if not captions.is_id(record.id):
             raise UserError(
                 f"{dataset}: expected a whole number as id of {record.file_name}, "
                 f"found {record.id!r}"
@@ -122,9 +122,9 @@ def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> li
         for text in record.captions:
             if not isinstance(text, str):
                 raise UserError(f"{record.file_name}: expected a caption as text, found {text!r}")
-            # A newline or tab would break the formats that captions are written to later; half a
-            # surrogate pair, which JSON can hold, has no UTF-8.
-            text = " ".join(text.split()).encode(errors="replace").decode()
+            # A newline or tab would break the formats that captions are written to later, an escape
+            # would steer terminals; half a surrogate pair, which JSON can hold, has no UTF-8.
+            text = " ".join(CONTROL.sub(" ", text).split()).encode(errors="replace").decode()
             texts.append(Caption(text, tuple(tokenize(text))))
         kept = tuple(caption for caption in texts if caption.tokens)
         wordless += len(texts) - len(kept)

@@ -1,6 +1,9 @@
 """Fetch a public data set: resumed where a transfer was cut, checked, unpacked all or nothing."""
 
+import lzma
 import shutil
+import stat
+import struct
 import time
 import zlib
 from collections.abc import Iterable
@@ -11,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from ssl import SSLError
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile, ZipFile, ZipInfo
 
 import pooch
 from tqdm import tqdm
@@ -23,6 +26,18 @@ from pipeline.records import find
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
 _CHUNK_BYTES = 2**20
+# What zipfile may raise for an archive that is none, or not whole.
+_DAMAGED: tuple[type[Exception], ...] = (
+    BadZipFile,
+    EOFError,
+    LookupError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    struct.error,
+    zlib.error,
+)
 _NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, SSLError)
 
 
@@ -218,18 +233,23 @@ def _need_room(folder: Path, needed: int) -> None:
 def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
     """Unpack into a folder beside, then move each member into `root`, whole.
 
-    A single folder around all members, which some archives have, is left out.
+    A single folder around all members, which some archives have, is left out. Links and devices in
+    an archive are refused: the one could lead out of the folder, and no data set needs the other.
+
+    Raises:
+        UserError: the archive is damaged, has names or links that lead out of its folder, takes
+            more room than there is, or the files cannot be written.
     """
     folder = root / "downloads" / f"{archive.stem}.unpacking"
     shutil.rmtree(folder, ignore_errors=True)  # a run that was killed may have left it
     try:
         with ZipFile(archive) as file:
             entries = file.infolist()
-            outside = [e.filename for e in entries if _leaves(e.filename)]
+            outside = [e.filename for e in entries if _leaves(e.filename) or _is_special(e)]
             if outside:
                 raise UserError(
-                    f"{archive}: {len(outside)} names lead out of the folder it is unpacked to: "
-                    f"{first_few(outside)}; nothing was unpacked"
+                    f"{archive}: {len(outside)} names lead out of the folder it is unpacked to, or "
+                    f"are links: {first_few(map(repr, outside))}; nothing was unpacked"
                 )
             _need_room(root, sum(entry.file_size for entry in entries))
             for entry in tqdm(entries, f"unpacking {archive.name}", unit=" files", disable=None):
@@ -242,8 +262,10 @@ def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 source.rename(target)
-    except (BadZipFile, EOFError, RuntimeError, zlib.error) as error:
+    except _DAMAGED as error:
         raise UserError(f"{archive} cannot be unpacked ({error}); delete it, run again") from error
+    except OSError as error:  # of a damaged archive too, whose names or places are impossible
+        raise UserError(f"cannot unpack {archive} into {root}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -251,3 +273,8 @@ def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
 def _leaves(name: str) -> bool:
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts
+
+
+def _is_special(entry: ZipInfo) -> bool:
+    mode = entry.external_attr >> 16
+    return stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)

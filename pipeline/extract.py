@@ -1,16 +1,27 @@
 """Run the frozen CNN over every picture once and store what it saw."""
 
+import json
 import shutil
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from features.backbones import load_backbone
+from features import ranks
+from features.backbones import Backbone, load_backbone
+from features.building import begin, check_disk, merge, only_writer, parts_folder, pending, resume
 from features.devices import choose_device
 from features.errors import UserError, first_few
-from features.extraction import extract, versions
-from features.store import FeatureStore, as_size, open_for_writing, store_bytes
+from features.estimate import estimate
+from features.extraction import calibrate, extract, versions
+from features.parts import PartWriter
+from features.rows import RowFormat
+from features.store import STORED, FeatureStore, as_size, differences
+from features.verification import damaged, recompute, spread
+from features.views import VIEWS
 from pipeline import captions
 from pipeline.command import run, write_json
 from pipeline.options import ExtractOptions
@@ -21,7 +32,7 @@ def extract_features(options: ExtractOptions) -> None:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
     A run that was stopped continues where it was. Pictures that failed are tried again when
-    anything has changed, their files included.
+    anything has changed, their files included. Processes that torchrun starts share the work.
     """
     table_path = options.work / "captions.json"
     store_path = options.work / "features.h5"
@@ -30,52 +41,194 @@ def extract_features(options: ExtractOptions) -> None:
     paths = {image.id: table.path(image) for image in table.images}
     if not paths:
         raise UserError(f"{table_path} has no images")
+    if options.views > len(VIEWS):
+        raise UserError(f"--views: there are {len(VIEWS)}, {', '.join(VIEWS)}")
+    if options.verify:
+        _verify(options, store_path, paths)
+        return
+
+    if options.dry_run:
+        _dry_run(options, store_path, paths)
+        return
 
     def stamp(failures: Iterable[int]) -> Stamp:
         failed = [paths[image_id] for image_id in failures if image_id in paths]
         return Stamp(options.work, "extract", options, [table_path, *failed])
 
-    if store_path.exists() and not options.force:
+    def unchanged() -> bool:
+        if not store_path.exists() or parts_folder(store_path).exists() or options.force:
+            return False
         failures = FeatureStore(store_path).failures()
-        if stamp(failures).holds():
-            print(f"extract: unchanged, skipped{_failed(failures, paths)}")
-            return
+        if not stamp(failures).holds():
+            return False
+        print(f"extract: unchanged, skipped{_failed(failures, paths)}")
+        return True
 
-    backbone = load_backbone(options.backbone, options.grid, choose_device(options.device))
-    size = store_bytes(len(paths), backbone.description)
-    free = shutil.disk_usage(options.work).free
-    print(
-        f"extract: {len(paths):,} pictures with {options.backbone}; {store_path} takes "
-        f"{as_size(size)}, {as_size(free)} are free"
-    )
-    with open_for_writing(
-        store_path, backbone.description, list(paths), versions(), options.force
-    ) as writer:
+    first = ranks.rank() == 0
+    with ranks.group(), only_writer(store_path) if first else nullcontext():
+        if ranks.share(first and unchanged()):
+            return
+        device = ranks.own_device(choose_device(options.device))
+        backbone = load_backbone(
+            options.backbone, options.grid, device, options.backend, options.batch_size
+        )
+        old, row_format = None, _row_format(options, backbone)
+        todo: list[int] = []
+        if first:
+            old, row_format, todo = _plan(options, store_path, row_format, backbone, paths)
         start = time.perf_counter()
-        tried = extract(backbone, list(paths.values()), writer, options.batch_size, options.workers)
+        _extract_share(options, store_path, *ranks.share((row_format, todo)), backbone, paths)
+        ranks.wait()
+        if not first:
+            return
+        merge(store_path, row_format, old, list(paths), versions(), options.prune)
         seconds = time.perf_counter() - start
 
-    failures = FeatureStore(store_path).failures()
-    stored = len(paths) - len(failures)
-    if tried or not report_path.exists():
-        report = {
-            "images": stored,
-            "failed": len(failures),
-            "tried_in_this_run": tried,
+    store = FeatureStore(store_path)
+    failures = store.failures()
+    stored = int((store.status == STORED).sum())
+    report = _content(store)
+    if todo:
+        report |= {
+            "tried_in_this_run": len(todo),
             "seconds": round(seconds, 3),
-            "images_per_second": round(tried / seconds, 2),
-            "bytes": store_path.stat().st_size,
-            "bytes_per_image": round(store_path.stat().st_size / len(paths)),
-            "backbone": options.backbone,
-            "backend": "eager",
+            "images_per_second": round(len(todo) / seconds, 2),
+            "backend": backbone.backend,
+            "processes": ranks.world(),
         }
-        write_json(report_path, report)
+    else:  # nothing was extracted: the figures of the run that did it stand
+        report = {**_previous(report_path), **report}
+    write_json(report_path, report)
     if not stored:
         raise UserError(
             f"none of the {len(paths)} pictures could be read{_failed(failures, paths)}"
         )
     print(f"extract: {stored:,} pictures stored{_failed(failures, paths)}")
+    print(json.dumps(report))
     stamp(failures).write([store_path, report_path])
+
+
+def _row_format(options: ExtractOptions, backbone: Backbone) -> RowFormat:
+    description = {**backbone.description, "dtype": options.dtype}
+    return RowFormat(description, VIEWS[: options.views], options.compression)
+
+
+def _plan(
+    options: ExtractOptions,
+    store_path: Path,
+    wanted: RowFormat,
+    backbone: Backbone,
+    paths: Mapping[int, Path],
+) -> tuple[FeatureStore | None, RowFormat, list[int]]:
+    """Return the store to extend, how rows are written, and the images that are to be extracted."""
+    old, row_format = resume(store_path, wanted, options.force)
+    if options.dtype == "int8" and row_format.scale is None:
+        row_format = replace(row_format, scale=calibrate(backbone, list(paths.values())))
+    todo = pending(store_path, row_format, old, list(paths))
+    free = shutil.disk_usage(options.work).free
+    size = len(todo) * row_format.image_bytes
+    print(
+        f"extract: {len(paths):,} pictures with {options.backbone}, {len(todo):,} to do; they take "
+        f"at most {as_size(size)}, {as_size(free)} are free"
+    )
+    check_disk(store_path, row_format, len(todo))
+    if todo:
+        begin(store_path, row_format, old)
+    return old, row_format, todo
+
+
+def _extract_share(
+    options: ExtractOptions,
+    store_path: Path,
+    row_format: RowFormat,
+    todo: Sequence[int],
+    backbone: Backbone,
+    paths: Mapping[int, Path],
+) -> None:
+    """Extract this process's share of the images `todo`."""
+    here = _row_format(options, backbone).described()
+    if here != row_format.described():
+        raise UserError(
+            f"process {ranks.rank()} would write other features than the first: "
+            f"{differences(row_format.described(), here)}"
+        )
+    share = [(image_id, paths[image_id]) for image_id in todo[ranks.rank() :: ranks.world()]]
+    if share:
+        with closing(PartWriter(parts_folder(store_path), row_format)) as writer:
+            extract(backbone, share, writer, row_format.views, options.batch_size, options.workers)
+
+
+def _content(store: FeatureStore) -> dict[str, Any]:
+    """Return what extract.json says of the store."""
+    stored = int((store.status == STORED).sum())
+    size = store.path.stat().st_size
+    kind = store.row_format
+    float16 = stored * len(kind.views) * (kind.regions + 1) * kind.channels * 2
+    return {
+        "images": stored,
+        "failed": len(store) - stored,
+        "bytes": size,
+        "bytes_per_image": round(size / len(store)),
+        "share_of_float16": round(size / float16, 3) if stored else None,
+        "backbone": store.description["backbone"],
+        "views": list(kind.views),
+        "dtype": store.description["dtype"],
+        "compression": kind.compression,
+    }
+
+
+def _previous(report_path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(report_path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:
+    """Say how long and how large what is left to extract will be."""
+    backbone = load_backbone(
+        options.backbone,
+        options.grid,
+        choose_device(options.device),
+        options.backend,
+        options.batch_size,
+    )
+    row_format = _row_format(options, backbone)
+    todo = list(paths)
+    if not options.force:
+        old = FeatureStore(store_path) if store_path.exists() else None
+        if old is None or old.row_format.described() == row_format.described():
+            todo = pending(store_path, row_format, old, todo)
+    if not todo:
+        print("extract --dry-run: nothing is left to extract; --force measures all of it")
+        return
+    pictures = [paths[image_id] for image_id in todo]
+    batch_size, workers = options.batch_size, options.workers
+    print(estimate(backbone, pictures, row_format, options.work, batch_size, workers))
+
+
+def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:
+    """Check every row and recompute some; UserError if something is wrong."""
+    store = FeatureStore(store_path)
+    wrong = damaged(store)
+    stored = store.image_ids[store.status == STORED].tolist()
+    whole = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
+    name, grid = store.description["backbone"], store.description["grid"][0]
+    backbone = load_backbone(name, grid, choose_device(options.device), options.backend)
+    sample = {image_id: paths[image_id] for image_id in spread(whole)}
+    different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
+    wrong |= different
+    for image_id, why in sorted(wrong.items()):
+        print(f"verify: image {image_id} ({paths.get(image_id, 'not in captions.json')}): {why}")
+    print(
+        f"verify: {len(stored):,} rows read, {compared} of {len(sample)} recomputed, "
+        f"{len(wrong)} wrong{_failed(store.failures(), paths)}"
+    )
+    if wrong:
+        raise UserError(
+            f"{store_path}: {len(wrong)} images are wrong: {first_few(sorted(wrong))}; --force "
+            "extracts anew"
+        )
 
 
 def _failed(failures: Mapping[int, str], paths: Mapping[int, Path]) -> str:

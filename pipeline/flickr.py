@@ -117,8 +117,11 @@ def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def _kaggle_rows(path: Path) -> Iterator[tuple[str, str]]:
     rows = csv.reader(io.StringIO(records.read_text(path)))
-    if next(rows, None) != ["image", "caption"]:
-        raise UserError(f"{path}, line 1: expected image,caption")
-    for row in filter(None, rows):
-        # A caption with commas that nobody quoted comes in several fields.
-        yield row[0], ",".join(row[1:])
+    try:
+        if next(rows, None) != ["image", "caption"]:
+            raise UserError(f"{path}, line 1: expected image,caption")
+        for row in filter(None, rows):
+            # A caption with commas that nobody quoted comes in several fields.
+            yield row[0], ",".join(row[1:])
+    except csv.Error as error:
+        raise UserError(f"{path}, line {rows.line_num}: {error}") from error

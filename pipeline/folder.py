@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -61,10 +62,12 @@ def read_folder(root: Path, options: PrepareOptions) -> Reading:
 
 
 def _pictures(root: Path, work: Path) -> set[str]:
+    work = Path(os.path.realpath(work))  # unlike Path.resolve, it bears links that lead in a circle
     return {
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
-        if path.suffix.lower() in _PICTURE_SUFFIXES and work.resolve() not in path.resolve().parents
+        if path.suffix.lower() in _PICTURE_SUFFIXES
+        and work not in Path(os.path.realpath(path)).parents
     }
 
 
@@ -98,8 +101,8 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     text = records.read_text(path)
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), strict=True)
-    reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
     try:
+        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
         for row in reader:
             if None in row:
                 raise UserError(

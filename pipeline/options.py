@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from features.errors import UserError, unknown_name
+from pipeline.vocabulary import MAX_LENGTH
 
 DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder")
 
@@ -57,6 +58,8 @@ class PrepareOptions:
             if getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} must be at least 1, found {getattr(self, name)}")
+        if self.max_length > MAX_LENGTH:
+            raise UserError(f"--max-length must be at most {MAX_LENGTH}, found {self.max_length}")
 
 
 @dataclass(frozen=True)
@@ -73,15 +76,36 @@ class ExtractOptions:
     """Pictures that go through the network together."""
     device: str = "auto"
     """Where the network runs: cpu, cuda, ...; auto takes a GPU if there is one."""
-    backend: Literal["auto", "eager"] = "auto"
-    """What runs the network; auto takes eager PyTorch."""
-    workers: int = 2
-    """Threads that decode pictures while the network works."""
+    backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "auto"
+    """What runs the network; auto takes the fastest one for the device that is installed."""
+    workers: int | None = None
+    """Threads that decode, and compute if the backend takes pictures one by one; by default as many
+    as there are cores."""
+    views: int = 1
+    """Views of each picture to store, for training to draw from: all of it, its mirror, crops."""
+    dtype: Literal["float16", "int8"] = "float16"
+    """Type of the stored grid; int8, with a scale for each channel, takes half the space."""
+    compression: Literal["deflate", "none"] = "deflate"
+    """deflate is lossless; none takes three times the space and reads faster."""
+    prune: bool = False
+    """Drop the features of images that captions.json has no more; else they are kept."""
+    dry_run: bool = False
+    """Extract nothing: measure some pictures and say how long and how large the extraction is."""
+    verify: bool = False
+    """Extract nothing: check every row of features.h5, and recompute some from the pictures."""
     force: bool = False
     """Start anew, even if nothing changed since the last time."""
 
     def __post_init__(self) -> None:
-        for name in ("grid", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                option = f"--{name.replace('_', '-')}"
-                raise UserError(f"{option} must be at least 1, found {getattr(self, name)}")
+        for name in ("grid", "batch_size", "workers", "views"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+
+
+@dataclass(frozen=True)
+class DoctorOptions:
+    """Options of `pipeline.doctor`."""
+
+    work: Path | None = None
+    """Check the files of this work directory, too."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,16 @@ from pipeline.command import write_json
 _HASHED_BYTES = 64 * 2**20
 
 # Options that do not change what a stage writes.
-_WITHOUT_EFFECT = {"force", "resume", "save_minutes", "device", "download", "mirror"}
+_WITHOUT_EFFECT = {
+    "force",
+    "resume",
+    "save_minutes",
+    "device",
+    "download",
+    "mirror",
+    "like",
+    "dry_run",
+}
 
 
 class Stamp:
@@ -26,7 +36,7 @@ class Stamp:
 
     def __init__(self, folder: Path, stage: str, options: Any, inputs: Iterable[Path] = ()) -> None:
         self.path = folder / ".done" / f"{stage}.json"
-        self._folder = folder.resolve()
+        self._folder = Path(os.path.realpath(folder))
         chosen = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
         self._options = json.loads(json.dumps(chosen, default=self._name))
         self._inputs = self._states(inputs)
@@ -41,7 +51,7 @@ class Stamp:
                 and record["outputs"]
                 == self._states(self._folder / path for path in record["outputs"])
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False  # no record, or none that can be trusted: the stage runs
 
     def write(self, outputs: Iterable[Path]) -> None:
@@ -56,11 +66,21 @@ class Stamp:
     def _name(self, value: object) -> str:
         if not isinstance(value, Path):
             return str(value)
-        path = value.resolve()
+        path = Path(os.path.realpath(value))  # Path.resolve fails on links that lead in a circle
         return str(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
 
     def _states(self, paths: Iterable[Path]) -> dict[str, str]:
         return {self._name(path): _state(path) for path in paths}
+
+
+def changed_inputs(folder: Path, stage: str) -> list[str]:
+    """Return the files that changed since the stage of `folder` that made something from them."""
+    try:
+        record = json.loads((folder / ".done" / f"{stage}.json").read_text())
+        inputs = record["inputs"].items()
+        return [name for name, state in inputs if _state(folder / name) != state]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []  # no record, or none that can be trusted: the stage will run
 
 
 def _state(path: Path) -> str:

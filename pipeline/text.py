@@ -1,5 +1,6 @@
 """From a caption to tokens and back to a sentence that people read."""
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -10,6 +11,9 @@ from typing import Any
 TOKENIZER = (
     f"spacy.lang.en {version('spacy')}, lower case, hyphenated words whole, punctuation dropped"
 )
+
+# Characters that end a line, or steer the terminal they are printed on.
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 

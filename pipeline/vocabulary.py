@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
+from typing import Any
 
 from features.errors import UserError
 from pipeline.command import read_json, write_json
-from pipeline.text import TOKENIZER, detokenize
+from pipeline.text import CONTROL, TOKENIZER, detokenize
 
 # A decoder only ever reads the first three: it writes ids from EOS on, so that none of the three
 # can be generated (see `decoder.models`).
 PAD, BOS, UNK, EOS = range(4)
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
+# Words of a caption; so long does a decoder write that never ends one by itself.
+MAX_LENGTH = 1000
 
 
 @dataclass(frozen=True)
@@ -97,16 +100,16 @@ def load(path: Path) -> Vocabulary:
     """Read a vocabulary and check it.
 
     Raises:
-        UserError: the file is missing, lacks a key, repeats a word or does not start with the
-            special words.
+        UserError: the file is missing, lacks a key, has a value of another type or out of its
+            range, repeats a word or does not start with the special words.
     """
     content = read_json(path, "python -m pipeline.prepare")
     try:
         vocabulary = Vocabulary(
-            tuple(map(str, content["words"])),
-            tuple(map(int, content["counts"])),
-            int(content["min_count"]),
-            int(content["max_length"]),
+            tuple(map(_word, content["words"])),
+            tuple(_count(count, 0) for count in content["counts"]),
+            _count(content["min_count"], 1),
+            _count(content["max_length"], 1, MAX_LENGTH),
             str(content["tokenizer"]),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -116,3 +119,15 @@ def load(path: Path) -> Vocabulary:
     if len(set(vocabulary.words)) != len(vocabulary) or len(vocabulary.counts) != len(vocabulary):
         raise UserError(f"{path}: a word occurs twice, or the counts do not match the words")
     return vocabulary
+
+
+def _word(value: Any) -> str:
+    if type(value) is not str or not value or any(map(str.isspace, value)) or CONTROL.search(value):
+        raise ValueError(f"expected a word, found {value!r:.80}")
+    return value
+
+
+def _count(value: Any, least: int, most: int = 2**63 - 1) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"expected a whole number from {least} to {most}, found {value!r:.80}")
+    return value

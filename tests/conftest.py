@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import extract, prepare
+from tests.fuzz.readers import finish
 
 FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "flickr8k"
 
@@ -32,3 +33,12 @@ def extracted_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def work(extracted_shapes: Path, tmp_path: Path) -> Path:
     """A copy of that work directory of a test's own."""
     return Path(shutil.copytree(extracted_shapes, tmp_path / "work"))
+
+
+@pytest.fixture(scope="session")
+def finished(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory with the run "small", trained, captioned and scored; never written to."""
+    folder = tmp_path_factory.mktemp("finished") / "work"
+    shutil.copytree(extracted_shapes, folder)
+    finish(folder)
+    return folder

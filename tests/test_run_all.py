@@ -50,12 +50,17 @@ def test_run_all_ends_with_scores_and_a_report_and_skips_what_is_done(tmp_path):
         (["shaps"], "did you mean shapes?"),
         (["flickr8k"], "needs --root"),
         (["--wrok", "x"], "unknown option --wrok"),
+        (["coco", "--preset", "cocoa"], "unknown --preset cocoa; expected shapes, flickr8k"),
+        (["shapes", "--backbone"], "--backbone needs a value"),
         (["flickr8k", "--root", "/nowhere"], "/nowhere"),
     ],
 )
 def test_mistakes_end_run_all_with_status_2(options, expected, tmp_path):
-    work = [] if "--wrok" in options else ["--work", str(tmp_path)]
-    result = run_all(*options, *work)
+    result = (
+        run_all("--work", str(tmp_path), *options)
+        if options[0] == "--wrok"
+        else run_all(options[0], "--work", str(tmp_path), *options[1:])
+    )
     assert result.returncode == 2
     assert expected in result.stderr
     assert "Traceback" not in result.stderr

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from features import backbones
 from features.backbones import Backbone, load_backbone, until_last_map
+from features.backends import Network, choose
 from features.errors import UserError
 
 CPU = torch.device("cpu")
@@ -96,7 +97,11 @@ def test_a_grid_larger_than_the_last_map_is_refused() -> None:
 def test_regions_run_row_by_row_over_the_whole_picture() -> None:
     transform = {"size": [28, 28], "interpolation": "bilinear", "scale": 255.0}
     transform |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
-    identity = Backbone({"grid": [7, 7], "transform": transform}, CPU, lambda images: images)
+    cnn = nn.Conv2d(3, 3, 1)
+    nn.init.dirac_(cnn.weight)  # gives back what it gets
+    nn.init.zeros_(cnn.bias)
+    network = Network(cnn, transform, (28, 28), (7, 7))
+    identity = Backbone({"transform": transform}, CPU, *choose("eager", network, (28, 28), CPU, 1))
     picture = Image.new("RGB", (700, 70), "black")  # a wide one, whose edges a crop would lose
     picture.paste("red", (600, 0, 700, 10))
     pixels = identity.transform(picture)
@@ -137,14 +142,14 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_published_weights_are_downloaded_once_and_described(published: Path) -> None:
-    backbone = load_backbone("shufflenet_v2_x0_5", 7, CPU)
+    backbone = load_backbone("shufflenet_v2_x0_5", 7, CPU, "eager")
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
     assert backbone.description["weights"] == "IMAGENET1K_V1"
     assert backbone.description["weights_sha256"] == digest
     assert backbone.description["channels"] == 1024
 
     published.unlink()
-    again = load_backbone("shufflenet_v2_x0_5", 7, CPU)
+    again = load_backbone("shufflenet_v2_x0_5", 7, CPU, "onnxruntime")
     assert again.description == backbone.description
 
     # At the size of the network's input, its published transform only normalises.

@@ -1,5 +1,7 @@
 import os
 import struct
+import time
+import tracemalloc
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from features import images
 from features.images import ENOUGH, PictureError, read_picture
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -168,6 +171,7 @@ PNG = saved(two_colours().effect_spread(20), "PNG")
         (PNG[: len(PNG) // 2], "truncated"),
         (PNG[:60] + b"\xff" * 40 + PNG[100:], "broken"),
         (png_header(20_000, 20_000), "more than 178,956,970 pixels"),
+        (png_header(10_001, 10_000), "more than 100,000,000 pixels"),
         # Pillow warns of this size, and warnings are errors here.
         (png_header(10_000, 10_000), "truncated"),
     ],
@@ -206,10 +210,49 @@ def test_any_damage_gives_a_picture_or_a_reason() -> None:
     assert 0 < failed < 200
 
 
+def test_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    """A file of a megabyte could keep a core busy for hours."""
+    once = saved(Image.new("L", (4000, 4000), 128), "JPEG", progressive=True)
+    place = once.rindex(b"\xff\xda")
+    scan = once[place:-2]
+    assert read_picture(once[:-2] + 10 * scan + once[-2:]).size == (1000, 1000)
+    with pytest.raises(PictureError, match=r"a JPEG of 1,0\d\d scans, .* too long"):
+        read_picture(once[:-2] + 1000 * scan + once[-2:])
+
+
+def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many threads decode, they need the memory of one large picture."""
+    monkeypatch.setattr(images, "_LARGE_PIXELS", 0)
+    inside, most = [], []
+
+    def slowly(picture: Image.Image) -> Image.Image:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.01)
+        inside.pop()
+        return picture.convert("RGB")
+
+    monkeypatch.setattr(images, "_rgb", slowly)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(read_picture, [PNG] * 8))
+    assert max(most) == 1
+
+
+def test_float_picture_takes_no_copies_of_all_of_itself() -> None:
+    """So that the largest picture that is read fits in 2 GB."""
+    values = np.linspace(0, 5, 4_000_000, dtype=np.float32).reshape(2000, 2000)
+    tracemalloc.start()
+    try:
+        assert images._to_8_bits(values).max() == 255
+        assert tracemalloc.get_traced_memory()[1] < 2 * values.size
+    finally:
+        tracemalloc.stop()
+
+
 def test_threads_read_without_leaking_warnings() -> None:
     def read(i: int) -> str:
         with pytest.raises(PictureError) as caught:
-            read_picture(png_header(10_000, 10_000 + i))
+            read_picture(png_header(9_000, 9_000 + i))
         return str(caught.value)
 
     with ThreadPoolExecutor(8) as pool:

@@ -1,81 +1,146 @@
+"""The store: it gives back what was put in, to anyone, anywhere; what is damaged it refuses."""
+
 import json
+import multiprocessing
 import os
 import pickle
-import resource
+import tracemalloc
+import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from features.building import write_store
 from features.errors import UserError
-from features.store import FeatureStore, StoreWriter, fingerprint, open_for_writing, store_bytes
+from features.rows import Packed, Record, RowFormat, checksum, to_float32
+from features.store import FeatureStore, fingerprint
 
-DESCRIPTION = {"format": 1, "backbone": "small", "grid": [2, 3], "channels": 4, "dtype": "float16"}
+from .conftest import DESCRIPTION, features
+
 IDS = [30, 10, 20, 40]
+KINDS = {
+    "float16": {},
+    "float16, not deflated": {"compression": "none"},
+    "int8": {"dtype": "int8"},
+    "three views": {"views": ("whole", "mirror", "centre")},
+    "three views, int8": {"views": ("whole", "mirror", "centre"), "dtype": "int8"},
+}
 
 
-def features(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(seed)
-    grid = random.standard_normal((count, 6, 4), np.float32)
-    return grid, random.standard_normal((count, 4), np.float32)
+def kind_of(name: str) -> RowFormat:
+    options = dict(KINDS[name])
+    return RowFormat({**DESCRIPTION, "dtype": options.pop("dtype", "float16")}, **options)
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    """A store of four images: the first and third are stored, the second failed."""
-    path = tmp_path / "features.h5"
-    with open_for_writing(path, DESCRIPTION, IDS, {"numpy": np.__version__}) as writer:
-        writer.put([0, 2], *features(2))
-        writer.fail(1, "the file is émpty")
-    return path
+def path(make: Callable, tmp_path: Path) -> Path:
+    """A store of four images, of which the second failed."""
+    make(IDS, failed={10: "the file is émpty"})
+    return tmp_path / "features.h5"
 
 
-def test_reads_what_was_written_in_any_order(path: Path) -> None:
-    store = FeatureStore(path)
-    assert store.description == DESCRIPTION
-    assert store.fingerprint == fingerprint(DESCRIPTION)
+@pytest.mark.parametrize("name", KINDS)
+def test_reads_what_was_written_in_any_order(make: Callable, tmp_path: Path, name: str) -> None:
+    kind = kind_of(name)
+    make(IDS, kind, failed={10: "the file is émpty"})
+    store = FeatureStore(tmp_path / "features.h5")
+    assert store.description == kind.description
+    assert store.fingerprint == fingerprint(kind.description)
     assert store.image_ids.tolist() == IDS
-    assert store.status.tolist() == [1, 2, 1, 0]
+    assert store.status.tolist() == [1, 2, 1, 1]
     assert store.failures() == {10: "the file is émpty"}
     rows = store.rows([20, 30, 20])
     assert rows.tolist() == [2, 0, 2]
-    grid, pooled = features(2)
-    np.testing.assert_array_equal(store.grid(rows), grid[[1, 0, 1]].astype(np.float16))
-    np.testing.assert_array_equal(store.pooled(rows), pooled[[1, 0, 1]].astype(np.float16))
+    for view in range(len(kind.views)):
+        views = None if view == 0 else [view] * 3
+        grid, pooled = store.grid(rows, views), store.pooled(rows, views)
+        assert grid.dtype == pooled.dtype == np.float32
+        for i, image_id in enumerate([20, 30, 20]):
+            wanted, mean = (array[view] for array in features(image_id, kind))
+            np.testing.assert_array_equal(pooled[i], mean.astype(np.float16))
+            if store.row_format.scale is None:
+                np.testing.assert_array_equal(grid[i], wanted.astype(np.float16))
+            else:
+                scale = store.row_format.scale
+                clipped = np.clip(wanted, -127 * scale, 127 * scale)
+                assert (np.abs(grid[i] - clipped) <= 0.501 * scale).all()
     assert store.grid(rows[:0]).shape == (0, 6, 4)
 
 
-def test_any_hdf5_library_reads_it(path: Path) -> None:
-    with h5py.File(path) as file:
-        np.testing.assert_array_equal(file["grid"][2], features(2)[0][1].astype(np.float16))
+@pytest.mark.parametrize("name", KINDS)
+def test_any_hdf5_library_reads_it(make: Callable, tmp_path: Path, name: str) -> None:
+    kind = kind_of(name)
+    make(IDS, kind, failed={10: "the file is émpty"})
+    store = FeatureStore(tmp_path / "features.h5")
+    with h5py.File(tmp_path / "features.h5") as file:
+        scale = file["scale"][:] if kind.description["dtype"] == "int8" else np.float32(1)
+        for view in range(len(kind.views)):
+            grid, pooled, sums = (
+                file[name][2] if len(kind.views) == 1 else file[name][2, view]
+                for name in ("grid", "pooled", "checksum")
+            )
+            np.testing.assert_array_equal(grid * scale, store.grid([2], [view])[0])
+            np.testing.assert_array_equal(pooled, store.pooled([2], [view])[0])
+            assert sums.tolist() == [zlib.crc32(pooled.tobytes()), zlib.crc32(grid.tobytes())]
         assert file["failure"][1].decode() == "the file is émpty"
         assert json.loads(file.attrs["backbone"]) == "small"
-        assert file["grid"].chunks is None
-        assert set(file) == {"image_id", "grid", "pooled", "status", "failure"}
+        assert json.loads(file.attrs["views"]) == list(kind.views)
+        scales = {"scale"} if kind.description["dtype"] == "int8" else set()
+        names = {"image_id", "grid", "pooled", "status", "failure", "checksum"}
+        assert set(file) == names | scales
 
 
-def test_rows_names_images_that_are_missing_or_not_stored(path: Path) -> None:
+def test_every_float16_is_read_exactly() -> None:
+    halves = np.arange(2**16, dtype="<u2").view("<f2")
+    found = np.empty(2**16, np.float32)
+    to_float32(halves, found)
+    np.testing.assert_array_equal(found, halves.astype(np.float32))
+
+
+def test_rows_names_images_that_are_missing_or_failed(path: Path) -> None:
     store = FeatureStore(path)
-    with pytest.raises(UserError, match="2 images are not in the store: 7, 99"):
+    with pytest.raises(UserError, match="2 images are not in the store: 7, 99; run python -m"):
         store.rows([30, 7, 99])
     with pytest.raises(UserError, match="1 images failed: 10"):
         store.rows([30, 10])
-    with pytest.raises(UserError, match="1 images are not extracted yet: 40"):
-        store.rows([40])
-    with pytest.raises(IndexError):
-        store.grid(np.array([4]))
+    with pytest.raises(UserError, match="image 10 failed"):
+        store.grid([1])
+    for rows, views in (([4], None), ([-1], None), ([0], [1]), ([0], [-1])):
+        with pytest.raises(IndexError):
+            store.grid(rows, views)
 
 
-def test_processes_open_the_file_for_themselves(path: Path) -> None:
+def total(store: FeatureStore) -> float:
+    return float(store.grid(store.rows([30, 20, 40])).sum())
+
+
+def test_processes_and_threads_read_side_by_side(path: Path) -> None:
     store = FeatureStore(path)
-    expected = store.grid(np.array([2]))
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(store)).grid(np.array([2])), expected)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if np.array_equal(store.grid(np.array([2])), expected) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    expected = total(store)
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: total(store), range(200))) == {expected}
+    # A pickled store opens the file for itself; a forked one shares it.
+    for method in ("fork", "spawn"):
+        with multiprocessing.get_context(method).Pool(2) as processes:
+            assert processes.map(total, [store] * 4) == [expected] * 4
+
+
+def test_a_store_that_is_replaced_is_read_on_by_who_has_it_open(path: Path, make: Callable) -> None:
+    store = FeatureStore(path)
+    expected, pickled = total(store), pickle.dumps(store)
+    make([50, *IDS])
+    assert total(store) == expected
+    with pytest.raises(UserError, match="was replaced while it was read"):
+        pickle.loads(pickled)
+
+
+def test_a_store_may_be_of_failures_only(make: Callable, tmp_path: Path) -> None:
+    make(IDS, failed=dict.fromkeys(IDS, "no such file"))
+    assert list(FeatureStore(tmp_path / "features.h5").failures()) == IDS
 
 
 def test_expect_names_the_fields_that_differ(path: Path) -> None:
@@ -88,81 +153,45 @@ def test_expect_names_the_fields_that_differ(path: Path) -> None:
         store.expect(fingerprint(other), "the run", other)
 
 
-def test_values_beyond_float16_are_clipped_and_no_numbers_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "features.h5"
-    grid, pooled = features(1)
-    grid[0, 0] = [1e6, -1e6, np.inf, 65519]
-    with open_for_writing(path, DESCRIPTION, [1, 2], {}) as writer:
-        writer.put([0], grid, pooled)
-        with pytest.raises(UserError, match="no numbers for 1 images: 2"):
-            writer.put([1], np.full_like(grid, np.nan), pooled)
+def test_the_fingerprint_is_of_the_features_not_of_the_file(make: Callable, tmp_path: Path) -> None:
+    prints = set()
+    for name in ("float16", "float16, not deflated", "three views"):
+        make(IDS, kind_of(name), force=True)
+        prints.add(FeatureStore(tmp_path / "features.h5").fingerprint)
+    # Runs that were trained on a store of format 1 expect this.
+    assert prints == {fingerprint(DESCRIPTION), fingerprint({**DESCRIPTION, "format": 1})}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_changed_bit_never_gives_other_features(
+    make: Callable, tmp_path: Path, name: str
+) -> None:
+    kind, path = kind_of(name), tmp_path / "features.h5"
+    make(IDS, kind)
     store = FeatureStore(path)
-    assert store.grid(np.array([0]))[0, 0].tolist() == [65504, -65504, 65504, 65504]
-    assert store.status.tolist() == [1, 0]
-
-
-def test_continues_where_it_stopped(path: Path) -> None:
-    with open_for_writing(path, DESCRIPTION, IDS, {}) as writer:
-        assert writer.status.tolist() == [1, 2, 1, 0]
-        writer.put([1, 3], *features(2, seed=1))
-    store = FeatureStore(path)
-    assert (store.status == 1).all()
-    assert store.failures() == {}
-    np.testing.assert_array_equal(store.pooled([1]), features(2, seed=1)[1][:1].astype(np.float16))
-    np.testing.assert_array_equal(store.pooled([2]), features(2)[1][1:].astype(np.float16))
-
-
-def test_grows_to_new_images_and_keeps_the_features_it_has(path: Path) -> None:
-    with open_for_writing(path, DESCRIPTION, [5, 20, 30, 50], {}) as writer:
-        assert writer.status.tolist() == [0, 1, 1, 0]
-    store = FeatureStore(path)
-    grid, pooled = features(2)
-    rows = store.rows([30, 20])
-    np.testing.assert_array_equal(store.grid(rows), grid.astype(np.float16))
-    np.testing.assert_array_equal(store.pooled(rows), pooled.astype(np.float16))
-
-
-def test_features_of_another_kind_are_refused_and_kept_unless_forced(path: Path) -> None:
-    other = DESCRIPTION | {"backbone": "large"}
-    before = path.read_bytes()
-    with (
-        pytest.raises(UserError, match="backbone small instead of large; use another --work, or -"),
-        open_for_writing(path, other, IDS, {}),
-    ):
-        pass
-    assert path.read_bytes() == before
-    with open_for_writing(path, other, IDS, {}, force=True) as writer:
-        assert (writer.status == 0).all()
-
-
-def test_two_writers_at_once_are_refused(path: Path) -> None:
-    with (
-        open_for_writing(path, DESCRIPTION, IDS, {}),
-        pytest.raises(UserError, match="another process is writing"),
-        open_for_writing(path, DESCRIPTION, IDS, {}),
-    ):
-        pass
-
-
-def test_a_full_disk_keeps_what_was_stored(tmp_path: Path) -> None:
-    path = tmp_path / "features.h5"
-    description = DESCRIPTION | {"channels": 4096}
-    random = np.random.default_rng(0)
-    grid, pooled = random.random((2, 6, 4096)), random.random((2, 4096))
-    with open_for_writing(path, description, [1, 2, 3, 4], {}) as writer:
-        writer.put([0, 1], grid, pooled)
-        with h5py.File(path) as file:
-            middle_of_last_row = file["grid"].id.get_offset() + 7 * grid[0].size
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (middle_of_last_row, limits[1]))
-        try:
-            with pytest.raises(UserError, match=r"cannot write .* what was stored is kept"):
-                writer.put([2, 3], grid, pooled)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    store = FeatureStore(path)
-    assert store.status.tolist() == [1, 1, 0, 0]
-    np.testing.assert_array_equal(store.grid([0, 1]), grid.astype(np.float16))
+    whole = path.read_bytes()
+    for row, view in [(0, 0), (3, len(kind.views) - 1)]:
+        pooled = store._pooled_start + (row * len(kind.views) + view) * 8
+        start, size = int(store._offsets[row, view]), int(store._sizes[row, view])
+        unnoticed = []
+        for place in (pooled, pooled + 7, *range(start, start + size)):
+            spoilt = bytearray(whole)
+            spoilt[place] ^= 1 << place % 8
+            path.write_bytes(spoilt)
+            damaged = FeatureStore(path)
+            read = "pooled" if place in (pooled, pooled + 7) else "grid"
+            if damaged.check(row):
+                assert kind.views[view] in damaged.check(row)
+                with pytest.raises(UserError, match=f"is damaged: image {IDS[row]}"):
+                    getattr(damaged, read)([row], [view])
+            else:
+                found = getattr(damaged, read)([row], [view])
+                np.testing.assert_array_equal(found, getattr(store, read)([row], [view]))
+                unnoticed.append(place - start)
+            assert not any(damaged.check(other) for other in range(4) if other != row)
+        # Deflate has bits in its header and at its end that say nothing, and a checksum of its own.
+        harmless = {0, 1, *range(size - 5, size)} if kind.compression == "deflate" else set()
+        assert set(unnoticed) <= harmless
 
 
 def truncate(path: Path) -> None:
@@ -182,26 +211,31 @@ def foreign(path: Path) -> None:
         file["grid"] = np.zeros(3)
 
 
-def drop_status(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["status"]
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
-def reshape_grid(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["grid"]
-        file["grid"] = np.zeros((4, 5, 4), np.float16)
+def change(name: str, value: object = None, **options) -> Callable[[Path], None]:
+    """Replace a data set, or drop it."""
+
+    def damage(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            del file[name]
+            if value is not None:
+                file[name] = value
+            elif options:
+                file.create_dataset(name, **options)
+
+    return damage
 
 
-def spoil_attribute(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        file.attrs["grid"] = '"seven"'
+def attribute(name: str, value: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with h5py.File(path, "r+") as file:
+            file.attrs[name] = np.bytes_(value)
 
-
-def chunk_grid(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        del file["grid"]
-        file.create_dataset("grid", (4, 6, 4), np.float16, chunks=(1, 6, 4))
+    return damage
 
 
 def replace_by_group(path: Path) -> None:
@@ -210,36 +244,112 @@ def replace_by_group(path: Path) -> None:
         file.create_group("grid")
 
 
-def replace_by_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
+def drop_a_chunk(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        deflated = file["grid"].id.read_direct_chunk((0, 0, 0))[1]
+        del file["grid"]
+        grid = file.create_dataset("grid", (4, 6, 4), "<f2", chunks=(1, 6, 4), compression="gzip")
+        for row in (0, 3):
+            grid.id.write_direct_chunk((row, 0, 0), deflated)
+
+
+def huge_chunk(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["grid"].id.write_direct_chunk((0, 0, 0), bytes(60_000))
+
+
+def huge_rows(path: Path) -> None:
+    """Rows of 2 GiB, all zero, of which the file holds nothing."""
+    with h5py.File(path, "r+") as file:
+        del file["grid"]
+        shape = (4, 2**20, 2**10)
+        file.create_dataset("grid", shape, "<f2", chunks=(1, *shape[1:]), compression="gzip")
+        file.attrs["grid"], file.attrs["channels"] = np.bytes_("[1024, 1024]"), np.bytes_("1024")
+
+
+def huge_count(path: Path) -> None:
+    """10 to the 12 images, all of them the fill value."""
+    with h5py.File(path, "r+") as file:
+        for name, dataset in list(file.items()):
+            rest, dtype = dataset.shape[1:], dataset.dtype
+            del file[name]
+            file.create_dataset(name, (10**12, *rest), dtype, chunks=(1, *rest))
+
+
+DAMAGE = {
+    "truncated": truncate,
+    "not HDF5": overwrite,
+    "empty": empty,
+    "foreign": foreign,
+    "a directory": replace_by_directory,
+    "a group": replace_by_group,
+    "no status": change("status"),
+    "no checksums": change("checksum"),
+    "status 7": change("status", np.full(4, 7, np.uint8)),
+    "an image twice": change("image_id", np.array([1, 2, 1, 3])),
+    "another shape": change("grid", np.zeros((4, 5, 4), np.float16)),
+    "a contiguous grid": change("grid", np.zeros((4, 6, 4), np.float16)),
+    "other chunks": change("grid", shape=(4, 6, 4), dtype="<f2", chunks=(2, 6, 4)),
+    "other filters": change("grid", shape=(4, 6, 4), dtype="<f2", chunks=(1, 6, 4), shuffle=True),
+    "missing chunks": drop_a_chunk,
+    "a huge chunk": huge_chunk,
+    "huge rows": huge_rows,
+    "a huge count": huge_count,
+    "no size": attribute("grid", '"seven"'),
+    "a negative size": attribute("grid", "[-2, -3]"),
+    "a size without end": attribute("channels", "1e400"),
+    "deep nesting": attribute("views", "[" * 10**4),
+    "no views": attribute("views", "[]"),
+    "unknown compression": attribute("compression", '"zip"'),
+    "unknown dtype": attribute("dtype", '"float64"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_what_is_not_a_whole_store_is_refused_in_little_memory(path: Path, damage: str) -> None:
+    DAMAGE[damage](path)
+    tracemalloc.start()
+    with pytest.raises(UserError, match=f"{path} is not a feature store, or is damaged .*delete"):
+        FeatureStore(path)
+    assert tracemalloc.get_traced_memory()[1] < 5e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
-    "damage",
-    [
-        truncate,
-        overwrite,
-        empty,
-        foreign,
-        drop_status,
-        reshape_grid,
-        spoil_attribute,
-        chunk_grid,
-        replace_by_group,
-        replace_by_directory,
-    ],
+    "wrong",
+    [{"grid": [1024, 1024], "channels": 1024}, {"grid": [7]}, {"channels": True}, {"grid": [0, 7]}],
 )
-def test_what_is_not_a_whole_store_is_refused(path: Path, damage: Callable[[Path], None]) -> None:
-    damage(path)
-    with pytest.raises(UserError, match=f"{path} is not a feature store, or is damaged .*delete"):
-        FeatureStore(path)
+def test_rows_without_measure_are_refused(wrong: dict) -> None:
+    with pytest.raises(ValueError, match="a grid of"):
+        RowFormat({**DESCRIPTION, **wrong})
+
+
+def test_a_store_truncated_anywhere_is_refused(path: Path) -> None:
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 13):
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="is not a feature store, or is damaged"):
+            FeatureStore(path)
+
+
+def test_a_chunk_that_inflates_without_end_fills_no_memory(tmp_path: Path) -> None:
+    kind = RowFormat({**DESCRIPTION, "grid": [64, 64]})  # 32 KiB
+    bomb = zlib.compress(bytes(1000 * kind.grid_bytes), 9)
+    grid, pooled = (array.astype("<f2") for array in features(1, kind))
+    sums = np.array([[checksum(pooled[0]), checksum(grid[0])]])
+    path = tmp_path / "features.h5"
+    write_store(path, kind, [1], [Record(1, Packed(pooled, [bomb], sums))], {})
+    store = FeatureStore(path)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="image 1: its features have the wrong size"):
+        store.grid([0])
+    assert tracemalloc.get_traced_memory()[1] < 1e6
+    tracemalloc.stop()
 
 
 def test_a_store_of_another_format_is_refused(path: Path) -> None:
-    with h5py.File(path, "r+") as file:
-        file.attrs["format"] = "2"
-    with pytest.raises(UserError, match="has format 2, this version reads format 1"):
+    attribute("format", "1")(path)
+    with pytest.raises(UserError, match=r"has format 1, this version reads format 2; delete it"):
         FeatureStore(path)
 
 
@@ -248,13 +358,11 @@ def test_a_store_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
         FeatureStore(tmp_path / "features.h5")
 
 
-def test_the_size_on_disk_is_known_beforehand(path: Path) -> None:
-    assert 0 <= path.stat().st_size - store_bytes(4, DESCRIPTION) < 10_000
-
-
-def test_a_row_that_was_being_written_does_not_count(path: Path) -> None:
-    # What a kill in the middle of `put` leaves: bytes of the row, no status.
-    writer = StoreWriter(path)
-    writer._write("grid", [3], features(1)[0])
-    writer.close()
-    assert FeatureStore(path).status.tolist() == [1, 2, 1, 0]
+def test_reading_takes_memory_for_the_rows_asked_for_only(make: Callable, tmp_path: Path) -> None:
+    make(range(200), RowFormat({**DESCRIPTION, "channels": 256}))
+    store = FeatureStore(tmp_path / "features.h5")
+    tracemalloc.start()
+    for start in range(0, 200, 4):
+        batch = store.grid(range(start, start + 4))
+    assert tracemalloc.get_traced_memory()[1] < 8 * batch.nbytes < 200 * batch.nbytes / 4
+    tracemalloc.stop()

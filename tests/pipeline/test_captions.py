@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,18 @@ def test_split_that_is_not_there_is_refused_with_those_that_are() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["/etc/passwd", "../x.jpg", "a/../../x.jpg", "a\\..\\x.jpg", "", 5, None, "a\nb", "\ud83d"],
+    [
+        "/etc/passwd",
+        "../x.jpg",
+        "a/../../x.jpg",
+        "a\\..\\x.jpg",
+        "",
+        5,
+        None,
+        "a\nb",
+        "\ud83d",
+        "a\x1b[2J",
+    ],
 )
 def test_file_name_that_leaves_the_root_or_is_none_is_refused(name: object) -> None:
     with pytest.raises(UserError):
@@ -59,11 +71,14 @@ def test_plain_file_name_is_accepted(name: str) -> None:
     assert check_file_name(name) == name
 
 
+NO_IDS = (float("inf"), float("nan"), 1.0, True, -1, 2**63, 10**400, "1", None)
+
+
 def table_with(**changes: Any) -> str:
     image = {"id": 1, "file_name": "a.jpg", "split": "train"} | changes.get("image", {})
     annotation = {"image_id": 1, "caption": "a", "tokens": ["a"]} | changes.get("annotation", {})
     content = {
-        "info": {"dataset": "d", "image_root": "."},
+        "info": changes.get("info", {"dataset": "d", "image_root": "."}),
         "images": [image] * changes.get("times", 1),
         "annotations": [annotation],
     }
@@ -82,11 +97,21 @@ def table_with(**changes: Any) -> str:
         (table_with(image={"id": "x"}), "is not a caption table"),
         (table_with(annotation={"image_id": 2}), "1 image ids have captions but no image: 2"),
         (table_with(times=2), "1 image ids occur twice: 1"),
+        *((table_with(image={"id": value}), "expected an image id") for value in NO_IDS),
+        *((table_with(annotation={"image_id": value}), "expected an image id") for value in NO_IDS),
+        (table_with(annotation={"tokens": "dog"}), "expected a list of tokens, found 'dog'"),
+        (table_with(annotation={"tokens": ["a", 5]}), "is not a caption table"),
+        (table_with(annotation={"caption": ["a"]}), "expected a text"),
+        (table_with(info={"dataset": "d", "image_root": "a\0"}), "expected a text"),
+        (table_with(info={"dataset": "d", "image_root": 5}), "expected a text"),
+        ('{"info":' * 100_000, "is not JSON"),
+        ("9" * 5000, "is not JSON"),
+        ("\udcff", "is not JSON"),
     ],
 )
 def test_damaged_table_is_refused_by_its_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "captions.json"
-    path.write_text(content)
+    path.write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=message) as error:
         captions.load(path)
     assert "captions.json" in str(error.value)
@@ -95,3 +120,25 @@ def test_damaged_table_is_refused_by_its_name(tmp_path: Path, content: str, mess
 def test_table_that_is_not_there_names_the_stage_that_makes_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pipeline\.prepare makes it"):
         captions.load(tmp_path / "captions.json")
+
+
+def test_half_a_surrogate_pair_can_be_read_and_written_again(tmp_path: Path) -> None:
+    (tmp_path / "captions.json").write_text(table_with(annotation={"caption": "a \ud83d dog 🐕"}))
+    table = captions.load(tmp_path / "captions.json")
+    assert table.images[0].captions[0].text == "a ? dog 🐕"
+    captions.save(table, tmp_path / "captions.json")
+
+
+def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "captions.json")
+    with pytest.raises(UserError, match="not a file but a folder or a device"):
+        captions.load(tmp_path / "captions.json")
+
+
+def test_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
+    """Written by root, `--out /dev/null` would take the machine's null device away."""
+    path = tmp_path / "captions.json"
+    os.mkfifo(path)
+    with pytest.raises(UserError, match="not a file but a folder or a device"):
+        captions.save(CaptionTable("pets", tmp_path, (DOG,)), path)
+    assert path.is_fifo()

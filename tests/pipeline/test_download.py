@@ -1,11 +1,13 @@
 import hashlib
 import io
 import re
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from zipfile import ZipFile
+from typing import NamedTuple
+from zipfile import ZipFile, ZipInfo
 
 import pytest
 
@@ -198,9 +200,59 @@ def test_archive_that_writes_outside_its_folder_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        (stat.S_IFLNK, "/etc/passwd"),
+        (stat.S_IFLNK, "../../outside.txt"),
+        (stat.S_IFIFO, ""),
+        (stat.S_IFCHR, ""),
+    ],
+)
+def test_archive_with_a_link_or_a_device_is_refused(
+    fetch: Callable,
+    server: Server,
+    root: Path,
+    kind: int,
+    target: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    buffer = io.BytesIO(zipped(TEXT))
+    with ZipFile(buffer, "a") as archive:
+        entry = ZipInfo("a.jpg")
+        entry.external_attr = (kind | 0o777) << 16
+        archive.writestr(entry, target)
+    publish(server, monkeypatch, buffer.getvalue())
+    outcome = fetch()
+    assert outcome.status == 2
+    assert "or are links: 'a.jpg'; nothing was unpacked" in outcome.err
+    assert [path.name for path in root.iterdir()] == ["downloads"]
+
+
+def test_archive_that_unpacks_to_more_than_the_disk_holds_is_refused(
+    fetch: Callable, server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small archive may claim, and unpack to, any size."""
+    content = bytearray(zipped(TEXT))
+    directory = content.index(b"PK\x01\x02")
+    content[directory + 24 : directory + 28] = (2**32 - 2).to_bytes(4, "little")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: Usage(free=2**31))
+    publish(server, monkeypatch, bytes(content))
+    outcome = fetch()
+    assert outcome.status == 2
+    assert "needs 4.3 GB of disk, has 2.1 GB free" in outcome.err
+
+
+class Usage(NamedTuple):
+    free: int
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"no archive", "cannot be unpacked"),
+        (zipped({"x": ""}).replace(b"x", b"\0"), "cannot be unpacked"),  # a file without a name
+        (zipped({"x" * 300: ""}), "File name too long"),
+        (zipped({"é": ""}).replace("é".encode(), b"\xff\xff"), "cannot be unpacked"),
         (zipped(TEXT).replace(b"A dog", b"A cat"), "cannot be unpacked"),
         (zipped({"readme.txt": "?"}), "expected Flickr8k.token.txt in it"),
     ],

@@ -1,6 +1,5 @@
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,10 +12,16 @@ import pytest
 import torch
 from PIL import Image as Picture
 
+from features import efficientnet_lite
 from features.backbones import load_backbone
+from features.efficientnet_lite import Variant
 from features.errors import UserError
 from features.images import read_picture
+from features.parts import scan
+from features.rows import RowFormat
 from features.store import FeatureStore
+from features.views import VIEWS
+from pipeline import captions
 from pipeline.captions import Caption, CaptionTable, Image, save
 from pipeline.extract import main
 
@@ -52,12 +57,15 @@ def good_pictures(count: int) -> dict[str, bytes | None]:
 
 
 def extract(work: Path, *options: str) -> int:
-    return main(["--work", str(work), *LITE0, "--workers", "1", *options])
+    """Run the stage, by the backend that is ready soonest; tests/features has those for speed."""
+    backend = () if "--backend" in options else ("--backend", "eager")
+    size = () if "--batch-size" in options else ("--batch-size", "4")  # the last one is as large
+    return main(["--work", str(work), *LITE0, "--workers", "1", *backend, *size, *options])
 
 
 def test_the_store_has_the_features_of_the_network(tmp_path: Path, capsys) -> None:
     work = prepare(tmp_path, good_pictures(3))
-    assert extract(work, "--grid", "3") == 0
+    assert extract(work, "--grid", "3", "--backend", "auto") == 0
     assert "3 pictures with efficientnet_lite0" in capsys.readouterr().out
 
     backbone = load_backbone("efficientnet_lite0", 3, torch.device("cpu"))
@@ -74,7 +82,7 @@ def test_the_store_has_the_features_of_the_network(tmp_path: Path, capsys) -> No
 
     report = json.loads((work / "extract.json").read_text())
     size = (work / "features.h5").stat().st_size
-    assert (report["images"], report["failed"], report["backend"]) == (3, 0, "eager")
+    assert (report["images"], report["failed"], report["backend"]) == (3, 0, backbone.backend)
     assert (report["bytes"], report["bytes_per_image"]) == (size, round(size / 3))
     assert report["images_per_second"] == pytest.approx(3 / report["seconds"], rel=0.01)
 
@@ -218,7 +226,7 @@ def test_a_disk_that_is_too_small_is_refused_beforehand(
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 9 * 10**5, 10**5))
     assert extract(work) == 2
     error = capsys.readouterr().err
-    assert "features.h5 needs 0.51 MB" in error
+    assert "features.h5 needs 0.17 MB" in error
     assert "the disk has 0.10 MB free" in error
     assert not (work / "features.h5").exists()
 
@@ -236,48 +244,123 @@ def test_a_missing_caption_table_is_refused(tmp_path: Path, capsys) -> None:
     assert "captions.json is not there; python -m pipeline.prepare" in capsys.readouterr().err
 
 
-def stored(path: Path) -> int:
-    try:
-        return int((FeatureStore(path).status == 1).sum())
-    except UserError:  # not made yet
-        return 0
+def test_a_killed_process_continues_to_the_same_store(tmp_path: Path) -> None:
+    # Many more kills, at random moments, are in test_extract_processes.py.
+    files = {**good_pictures(PICTURES), "bad.png": b""}
+    work, whole = prepare(tmp_path / "work", files), prepare(tmp_path / "whole", files)
+    # This backend computes a picture alike whatever the others of its batch.
+    options = ["--backend", "onnxruntime", "--batch-size", "4"]
+    arguments = ["--work", work, *LITE0, "--workers", "1", *options]
+    process = subprocess.Popen([sys.executable, "-m", "pipeline.extract", *arguments])
+    parts = work / "features.parts"
+    deadline = time.monotonic() + 60
+    while not (done := stored(parts)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9
+    done = stored(parts)
+    assert 0 < done < PICTURES
+
+    for folder in (work, whole):
+        assert extract(folder, *options) == 0
+    report = json.loads((work / "extract.json").read_text())
+    assert report["tried_in_this_run"] == PICTURES + 1 - done
+    assert (work / "features.h5").read_bytes() == (whole / "features.h5").read_bytes()
 
 
 PICTURES = 40
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> FeatureStore:
-    """The store of a run that nothing interrupted."""
-    work = prepare(tmp_path_factory.mktemp("whole"), {**good_pictures(PICTURES), "bad.png": b""})
-    assert extract(work, "--batch-size", "4") == 0
-    return FeatureStore(work / "features.h5")
+def stored(parts: Path) -> int:
+    description = {"grid": [7, 7], "channels": 1280, "dtype": "float16"}
+    return sum(place.stored for place in scan(parts, RowFormat(description)).values())
 
 
-@pytest.mark.parametrize("kill", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_killed_run_continues_to_the_same_store(
-    kill: signal.Signals, tmp_path: Path, whole: FeatureStore
+@pytest.mark.parametrize("options", [(), ("--dtype", "int8", "--views", "3")])
+def test_verify_finds_nothing_wrong_with_what_was_extracted(
+    options: tuple[str, ...], tmp_path: Path, capsys
 ) -> None:
-    work = prepare(tmp_path, {**good_pictures(PICTURES), "bad.png": b""})
-    arguments = ["--work", work, *LITE0, "--workers", "1", "--batch-size", "4"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pipeline.extract", *arguments],
-        # A shell starts what runs in its background, perhaps these tests, deaf to SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 60
-    while stored(work / "features.h5") < 8 and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(kill)
-    assert process.wait() != 0
-    done = stored(work / "features.h5")
-    assert 8 <= done < PICTURES
+    work = prepare(tmp_path, {**good_pictures(6), "bad.png": b""})
+    assert extract(work, *options) == 0
+    before = (work / "features.h5").stat()
+    for backend in ("auto", "eager"):
+        assert extract(work, "--verify", "--backend", backend) == 0
+        output = capsys.readouterr().out
+        assert "verify: 6 rows read, 6 of 6 recomputed, 0 wrong; 1 failed" in output
+    assert (work / "features.h5").stat() == before
 
-    assert extract(work, "--batch-size", "4") == 0
-    report = json.loads((work / "extract.json").read_text())
-    assert report["tried_in_this_run"] == PICTURES + 1 - done
+
+def test_verify_names_what_is_wrong(tmp_path: Path, capsys) -> None:
+    work = prepare(tmp_path, good_pictures(8))
+    assert extract(work, "--views", "2") == 0
+    (work / "pictures" / "0.png").write_bytes(encoded(picture(99)))  # another picture by now
+    (work / "pictures" / "1.png").unlink()  # which says nothing about the store
     store = FeatureStore(work / "features.h5")
-    assert store.failures() == whole.failures() == {PICTURES + 1: "the file is empty"}
-    rows = np.arange(PICTURES)
-    np.testing.assert_array_equal(store.grid(rows), whole.grid(rows))
-    np.testing.assert_array_equal(store.pooled(rows), whole.pooled(rows))
+    with (work / "features.h5").open("r+b") as file:
+        for row, view in ((2, 0), (3, 1)):
+            file.seek(int(store._offsets[row, view]) + 1000)
+            file.write(b"damage")
+        file.seek(store._pooled_start + 9 * 2 * 1280)  # row 4, view 1
+        file.write(b"damage")
+    assert extract(work, "--verify") == 2
+    captured = capsys.readouterr()
+    lines = [line for line in captured.out.splitlines() if line.startswith("verify: image")]
+    assert [line.split()[2] for line in lines] == ["1", "3", "4", "5"]
+    assert lines[0].startswith(f"verify: image 1 ({work}/pictures/0.png): view whole: its features")
+    assert "differ from those of its picture by" in lines[0]
+    assert "view whole" in lines[1]
+    assert f"view {VIEWS[1]}" in lines[2]
+    assert "pooled features do not match their checksum" in lines[3]
+    assert "verify: 8 rows read, 4 of 5 recomputed, 4 wrong" in captured.out
+    assert "4 images are wrong: 1, 3, 4, 5; --force extracts anew" in captured.err
+    with pytest.raises(UserError, match=r"image 3: .*--verify finds all such images"):
+        store.grid([2])
+
+
+def test_verify_needs_a_store_and_its_own_network(
+    tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = prepare(tmp_path, good_pictures(1))
+    assert extract(work, "--verify") == 2
+    assert "features.h5 is not there" in capsys.readouterr().err
+    assert extract(work) == 0
+    monkeypatch.setitem(efficientnet_lite.VARIANTS, "efficientnet_lite0", Variant(1.0, 1.0, 256))
+    assert extract(work, "--verify") == 2
+    assert "made by another efficientnet_lite0: transform" in capsys.readouterr().err
+
+
+def test_removed_images_are_kept_until_pruned(tmp_path: Path) -> None:
+    files = good_pictures(3)
+    work = prepare(tmp_path, files)
+    assert extract(work) == 0
+    seconds = json.loads((work / "extract.json").read_text())["seconds"]
+    table = captions.load(work / "captions.json")
+    save(CaptionTable("test", work / "pictures", table.images[1:]), work / "captions.json")
+    assert extract(work) == 0
+    assert FeatureStore(work / "features.h5").image_ids.tolist() == [2, 3, 1]
+    assert extract(work, "--prune") == 0
+    assert FeatureStore(work / "features.h5").image_ids.tolist() == [2, 3]
+    report = json.loads((work / "extract.json").read_text())
+    assert (report["images"], report["seconds"]) == (2, seconds)  # nothing was extracted
+
+
+def test_views_are_stored_in_one_pass(tmp_path: Path) -> None:
+    work = prepare(tmp_path, good_pictures(2))
+    assert extract(work, "--views", "2") == 0
+    store = FeatureStore(work / "features.h5")
+    whole, mirror = (store.grid([0, 1], [view] * 2).reshape(2, 7, 7, -1) for view in (0, 1))
+    # The features of a mirrored picture are nearer to the mirrored features than to the others.
+    assert np.linalg.norm(mirror - whole[:, :, ::-1]) < 0.8 * np.linalg.norm(mirror - whole)
+    assert json.loads((work / "extract.json").read_text())["views"] == list(VIEWS[:2])
+    assert extract(work, "--views", "99") == 2
+
+
+def test_small_stores_are_small(tmp_path: Path) -> None:
+    work = prepare(tmp_path, good_pictures(4))
+    shares = []
+    for options in (("--compression", "none"), (), ("--dtype", "int8")):
+        assert extract(work, "--force", *options) == 0
+        shares.append(json.loads((work / "extract.json").read_text())["share_of_float16"])
+    assert 1 <= shares[0] < 1.05
+    assert shares[1] < 0.45
+    assert shares[2] < 0.2

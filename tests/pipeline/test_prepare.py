@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -121,6 +123,41 @@ def test_work_directory_inside_the_root_is_skipped_as_well(
     capsys.readouterr()
     assert main([*command, "--min-count", "1"]) == 0
     assert capsys.readouterr().out == "prepare: unchanged, skipped\n"
+
+
+def test_escapes_in_captions_do_not_reach_the_vocabulary(prepare: Callable, root: Path) -> None:
+    """They would steer the terminal that captions are printed on."""
+    make_folder(root, "ab", "a.jpg,A \x1b[31mdog\x07 runs,train\nb.jpg,x,val\n")
+    outcome = prepare("folder")
+    assert outcome.texts["a.jpg"] == ["A [31mdog runs"]
+    assert all(word.isprintable() for word in outcome.vocabulary.words)
+
+
+def test_link_that_leads_in_a_circle_is_no_picture(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    (root / "circle.jpg").symlink_to(root / "circle.jpg")
+    outcome = prepare("folder")
+    assert outcome.status == 0
+    assert "1 pictures have no row in captions.csv: circle.jpg" in outcome.out
+
+
+@pytest.mark.parametrize("dataset", ["folder", "shapes"])
+def test_same_seed_gives_the_same_bytes(tmp_path: Path, root: Path, dataset: str) -> None:
+    """Also in processes whose hashes of texts differ, and so the order of their sets."""
+    root.mkdir()
+    make_folder(root, "abcdefghij", "".join(f"{n}.jpg,A {n} dog\n" for n in "jihgfedcba"))
+    (root / "captions.csv").write_text((root / "captions.csv").read_text().replace(",split", ""))
+    given = ["--root", str(root)] if dataset == "folder" else ["--images", "10", "--size", "32"]
+
+    def made(hash_seed: str) -> list[bytes]:
+        work = tmp_path / hash_seed / "work"
+        command = [sys.executable, "-m", "pipeline.prepare", "--dataset", dataset, "--seed", "5"]
+        command += ["--work", str(work), "--min-count", "1", *given]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        return [(work / file).read_bytes() for file in ("captions.json", "vocabulary.json")]
+
+    assert made("1") == made("2")
 
 
 def test_failed_run_keeps_what_an_earlier_one_wrote(prepare: Callable, root: Path) -> None:
@@ -252,6 +289,10 @@ def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path
             "--min-count must be at least",
         ),
         (["--dataset", "shapes", "--work", "w", "--max-length", "0"], "--max-length must be at"),
+        (
+            ["--dataset", "shapes", "--work", "w", "--max-length", "1001"],
+            "--max-length must be at most 1000",
+        ),
         (["--dataset", "shapes", "--work", "w", "--images", "0"], "--images must be at least 1"),
     ],
 )

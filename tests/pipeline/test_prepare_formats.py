@@ -86,6 +86,19 @@ def test_flickr8k_file_that_is_damaged_is_refused(
     assert message in outcome.err
 
 
+@pytest.mark.parametrize(
+    "rows", [f"1.jpg,{'A' * 200_000}\n", "1.jpg,A dog\rruns\n"], ids=["long", "return"]
+)
+def test_flickr8k_of_kaggle_that_is_no_csv_is_refused(
+    prepare: Callable, root: Path, rows: str
+) -> None:
+    touch(root / "Images" / "1.jpg")
+    (root / "captions.txt").write_bytes(b"image,caption\n1.jpg,A dog\n" + rows.encode())
+    outcome = prepare("flickr8k")
+    assert outcome.status == 2
+    assert "captions.txt, line 3: " in outcome.err
+
+
 @pytest.mark.parametrize("gone", ["Flicker8k_Dataset", "Flickr8k_text"])
 def test_flickr8k_says_what_it_expects(prepare: Callable, root: Path, gone: str) -> None:
     make_flickr8k(root)
@@ -383,6 +396,8 @@ def test_folder_caption_may_hold_separators_quotes_and_newlines_if_quoted(
         ("x.csv", "file_name,caption\na.jpg\n", "line 2: expected caption or captions, found only"),
         ("x.csv", "file_name,caption\na.jpg,A dog, big\n", "expected 2 columns, found 3; quote"),
         ("x.csv", 'file_name,caption\na.jpg,"A dog\n', "line 2: unexpected end of data"),
+        ("x.csv", 'file_name,"caption\n', "line 1: unexpected end of data"),
+        ("x.csv", f"file_name,caption\na.jpg,{'A' * 200_000}\n", "line 2: field larger than"),
         ("x.csv", "file_name,caption\n,A dog\n", "line 2: expected the name of a picture"),
         ("x.jsonl", '{"file_name": "a.jpg", "caption": 5}\n' * 2, "expected 2 pictures or more"),
         ("x.jsonl", '{"file_name": ["a"], "caption": "A dog"}\n', "line 1: expected the name of"),

@@ -54,6 +54,9 @@ def test_saved_vocabulary_is_loaded_the_same(tmp_path: Path) -> None:
     assert content["tokenizer"].startswith("spacy.lang.en 3.")
 
 
+NO_NUMBERS = (0, -1, 2**63, 1.0, True, float("inf"), float("nan"), "1", None)
+
+
 def saved(words: Vocabulary) -> dict[str, object]:
     return {
         "tokenizer": words.tokenizer,
@@ -72,6 +75,10 @@ def saved(words: Vocabulary) -> dict[str, object]:
         ({"counts": [1]}, "do not match"),
         ({"counts": ["many"]}, "not a vocabulary"),
         ({"words": 5}, "not a vocabulary"),
+        *(({"max_length": n}, "expected a whole number from 1 to 1000") for n in NO_NUMBERS),
+        *(({"min_count": n}, "expected a whole number from 1") for n in NO_NUMBERS),
+        *(({"counts": [n]}, "expected a whole number from 0") for n in NO_NUMBERS[1:]),
+        *(({"words": [word]}, "expected a word") for word in ("", "a b", "a\nb", "\x1b[2J", 5)),
     ],
 )
 def test_damaged_vocabulary_is_refused(

@@ -1,0 +1,226 @@
+"""Whether the files of a work directory are whole and belong together."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from decoder import checkpoints, guards
+from decoder.runs import RunFolder, digest, load_decoder
+from evaluation import runs
+from features.building import parts_folder
+from features.errors import UserError, first_few
+from features.store import FAILED, FeatureStore, differences, fingerprint
+from features.verification import damaged
+from pipeline import captions, vocabulary
+from pipeline.captions import SPLITS, CaptionTable
+from pipeline.findings import Finding, ok, problem, warning
+from pipeline.stamps import changed_inputs
+from pipeline.text import TOKENIZER
+from pipeline.vocabulary import Vocabulary
+
+_PREPARE, _EXTRACT = "python -m pipeline.prepare", "python -m pipeline.extract"
+# A vocabulary that knows less than this of the training captions is of another data set.
+_LEAST_KNOWN = 0.5
+_STAGES = {
+    "prepare": _PREPARE,
+    "extract": _EXTRACT,
+    "train": "python -m decoder.train",
+    "caption": "python -m decoder.caption",
+    "scores": "python -m evaluation.score",
+    "report": "python -m evaluation.report",
+}
+
+
+def examine(work: Path) -> Iterator[Finding]:
+    """Check the files of the work directory `work`, as far as the stages have come."""
+    if not work.is_dir():
+        yield problem(f"{work} is not there", f"make it with {_PREPARE}")
+        return
+    try:
+        table = captions.load(work / "captions.json")
+    except UserError as error:
+        yield problem(str(error), f"run {_PREPARE} --force; nothing else can be checked without")
+        return
+    yield from _table(table, work)
+    words, store = None, None
+    try:
+        words = vocabulary.load(work / "vocabulary.json")
+        yield from _words(words, table, work)
+    except UserError as error:
+        yield problem(str(error), f"run {_PREPARE} --force")
+    try:
+        if parts_folder(work / "features.h5").exists():
+            yield warning("an extraction was stopped half-way", f"finish it with {_EXTRACT}")
+        if not (work / "features.h5").exists():
+            yield warning(f"{work} has no features.h5 yet", f"make it with {_EXTRACT}")
+        else:
+            store = FeatureStore(work / "features.h5")
+            yield from _features(store, table)
+    except UserError as error:
+        yield problem(str(error), f"run {_EXTRACT} --force")
+    yield from _outdated(work)
+    for folder in sorted(path for path in work.glob("runs/*") if path.is_dir()):
+        if not folder.name.endswith(".old"):
+            yield from _run(RunFolder(folder), table, words, store)
+            yield from _outdated(folder)
+
+
+def _table(table: CaptionTable, work: Path) -> Iterator[Finding]:
+    counts = Counter(image.split for image in table.images)
+    listed = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
+    text = f"{work / 'captions.json'}: {listed} images of {table.dataset}"
+    lacking = [split for split in ("train", "val") if not counts[split]]
+    if lacking:
+        yield problem(f"{text}; none in {' and '.join(lacking)}", "decoder.train needs both splits")
+    else:
+        yield ok(text)
+    splits: dict[str, set[str]] = {}
+    for image in table.images:
+        splits.setdefault(os.path.normpath(image.file_name), set()).add(image.split)
+    twice = [name for name, found in splits.items() if len(found) > 1]
+    if twice:
+        yield problem(
+            f"{len(twice)} pictures are in two splits: {first_few(twice)}",
+            f"mend the data set's splits and run {_PREPARE}: such scores flatter",
+        )
+    missing = [i.file_name for i in table.images if not os.path.isfile(table.path(i))]  # noqa: PTH113
+    if missing:
+        yield warning(
+            f"{len(missing)} of {len(table.images)} pictures are not in {table.root}: "
+            f"{first_few(missing)}",
+            f"bring them back for extraction and reports, or run {_PREPARE} with the new --root",
+        )
+
+
+def _words(words: Vocabulary, table: CaptionTable, work: Path) -> Iterator[Finding]:
+    path = work / "vocabulary.json"
+    train = [c.tokens for i in table.images if i.split == "train" for c in i.captions]
+    total = sum(map(len, train))
+    known = sum(token in words.ids for tokens in train for token in tokens) / max(total, 1)
+    text = f"{path}: {len(words):,} words know {known:.1%} of the {total:,} in training captions"
+    if known < _LEAST_KNOWN:
+        yield problem(f"{text}; it is of another data set", f"run {_PREPARE} --force")
+        return
+    again = vocabulary.build(train, words.min_count, words.max_length)
+    if (again.words, again.counts) != (words.words, words.counts):
+        yield problem(f"{text}, but it was made from other captions", f"run {_PREPARE} --force")
+    elif known < 1 - guards.UNKNOWN_BOUND:
+        yield warning(text, f"keep more words: {_PREPARE} with a smaller --min-count")
+    else:
+        yield ok(text)
+    if words.tokenizer != TOKENIZER:
+        yield warning(
+            f"{path} was made by another tokenizer ({words.tokenizer}; here {TOKENIZER})",
+            f"run {_PREPARE} --force, or install that version",
+        )
+
+
+def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
+    failed, there = store.failures(), set(store.image_ids.tolist())
+    kind = store.description
+    yield ok(
+        f"{store.path}: {len(store) - len(failed):,} images stored, {kind['backbone']}, "
+        f"{kind['grid'][0]} x {kind['grid'][1]} x {kind['channels']} {kind['dtype']}, fingerprint "
+        f"{store.fingerprint[:12]}"
+    )
+    missing = [image.id for image in table.images if image.id not in there]
+    if missing:
+        yield problem(
+            f"{len(missing)} images of captions.json are not in the store: {first_few(missing)}",
+            f"run {_EXTRACT} again; what is there is kept",
+        )
+    extra = there.difference(image.id for image in table.images)
+    if extra:
+        yield warning(
+            f"{len(extra)} stored images are not in captions.json: {first_few(sorted(extra))}",
+            f"if they are not needed any more, {_EXTRACT} --prune drops them",
+        )
+    if failed:
+        reasons = (f"image {image_id} ({why})" for image_id, why in failed.items())
+        yield warning(
+            f"{int((store.status == FAILED).sum())} pictures could not be read and are left out: "
+            f"{first_few(reasons, 3)}",
+            f"mend them and run {_EXTRACT} again, or leave them out for good",
+        )
+    broken = damaged(store)
+    if broken:
+        listed = (f"image {image_id} ({why})" for image_id, why in broken.items())
+        yield problem(
+            f"{len(broken)} rows of the store are damaged: {first_few(listed, 3)}",
+            f"run {_EXTRACT} --force, and look after the disk",
+        )
+        return
+    yield ok(f"all rows of {store.path.name} match their checksums")
+    for split in ("val", "test"):
+        if leaked := guards.leaks(store, table, split):
+            pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
+            yield warning(
+                f"{len(leaked)} {split} images are pictures that are trained on under another id: "
+                f"{first_few(pairs)}",
+                f"remove them from one of the splits and run {_PREPARE}: such scores flatter",
+            )
+
+
+def _run(
+    run: RunFolder, table: CaptionTable, words: Vocabulary | None, store: FeatureStore | None
+) -> Iterator[Finding]:
+    name = f"run {run.path.name}"
+    if not run.best.exists():
+        yield warning(
+            f"{name} has no weights yet",
+            "wait if it is being trained; else continue it with decoder.train --resume, or delete "
+            f"{run.path}",
+        )
+        return
+    try:
+        model, own_words, config = load_decoder(run, run.best, torch.device("cpu"))
+    except UserError as error:
+        yield problem(
+            f"{name}: {error}", "copy these files from where they are whole, or train anew"
+        )
+        return
+    size = sum(parameter.numel() for parameter in model.parameters())
+    yield ok(f"{name}: config, vocabulary and weights ({size:,} parameters) belong together")
+    if store is not None and fingerprint(config["features"]) != store.fingerprint:
+        yield problem(
+            f"{name} was trained on other features than features.h5 has: "
+            f"{differences(config['features'], store.description)}",
+            f"run {_EXTRACT} as then in another --work, or train anew",
+        )
+    if words is not None and digest(words.words) != digest(own_words.words):
+        yield warning(
+            f"{name} has another vocabulary than {run.work / 'vocabulary.json'}",
+            "train anew if the captions have changed; the run itself is whole",
+        )
+    try:
+        if run.state.exists():
+            checkpoints.load(run.state, torch.device("cpu"))
+        else:
+            yield warning(
+                f"{name} has no state: --resume cannot continue it", "train anew if need be"
+            )
+    except UserError as error:
+        yield problem(f"{name}: {error}", "it cannot be continued; its best weights are whole")
+    for split in SPLITS:
+        if (run.path / f"captions_{split}.json").exists():
+            try:
+                runs.load(run.path, split)
+                yield ok(f"{name}: captions of {split}, and what belongs to them, are whole")
+            except UserError as error:
+                yield problem(f"{name}: {error}", "make the named file anew by its stage's --force")
+
+
+def _outdated(folder: Path) -> Iterator[Finding]:
+    """Find files that were made from others which have changed since."""
+    for record in sorted(folder.glob(".done/*.json")):
+        if changed := changed_inputs(folder, record.stem):
+            command = next(
+                (c for s, c in _STAGES.items() if record.stem.startswith(s)), record.stem
+            )
+            yield warning(
+                f"{folder}: {record.stem} is older than {first_few(changed, 3)}",
+                f"run {command} again for {folder}",
+            )

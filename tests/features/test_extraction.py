@@ -1,0 +1,233 @@
+"""The loop: every picture's features reach the writer, whatever fails on the way."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from features import extraction
+from features.backbones import Backbone
+from features.errors import UserError
+from features.extraction import calibrate, extract
+from features.images import read_picture
+
+WORKERS, BATCH = 2, 4
+WAYS = ["eager", "onnxruntime"]  # in batches, and one by one
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_outlives_the_loop() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert left <= {"tqdm_monitor"}
+
+
+class Memory:
+    """A writer that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.features: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self.failed: dict[int, str] = {}
+        self.batches: list[int] = []
+
+    def put(self, image_ids: Sequence[int], grid: np.ndarray, pooled: np.ndarray) -> None:
+        assert grid.dtype == pooled.dtype == np.float32
+        self.batches.append(len(image_ids))
+        self.features.update(zip(image_ids, zip(grid, pooled, strict=True), strict=True))
+
+    def fail(self, image_id: int, reason: str) -> None:
+        self.failed[image_id] = reason
+
+
+def means(pixels: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean colour of the left and the right half, and of all of it."""
+    halves = torch.stack([half.float().mean((1, 2)) for half in pixels.split(2, dim=2)], dim=1)
+    return halves, halves.mean(1)
+
+
+def backbone_of(way: str, run=means) -> Backbone:
+    transform = {"size": [4, 4], "interpolation": "nearest"}
+    return Backbone({"transform": transform, "channels": 3}, torch.device("cpu"), way, run)
+
+
+def painted(folder: Path, count: int) -> list[tuple[int, Path]]:
+    """Pictures whose left half has the red of their number, by ids in no order."""
+    for i in range(count):
+        picture = Image.new("RGB", (8, 8))
+        picture.paste((i, 0, 0), (0, 0, 4, 8))
+        picture.save(folder / f"{i}.png")
+    return [(1000 - i, folder / f"{i}.png") for i in range(count)]
+
+
+def assert_red(writer: Memory, numbers: Sequence[int], views: int = 1) -> None:
+    assert sorted(writer.features) == sorted(1000 - i for i in numbers)
+    for i in numbers:
+        grid, pooled = writer.features[1000 - i]
+        assert (grid.shape, pooled.shape) == ((views, 2, 3), (views, 3))
+        np.testing.assert_array_equal(grid[0], [[i, 0, 0], [0, 0, 0]])
+        np.testing.assert_array_equal(pooled[0], [i / 2, 0, 0])
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("workers", [1, 3, None])
+def test_each_picture_gets_its_own_features_or_the_reason_why_not(
+    way: str, workers: int | None, tmp_path: Path
+) -> None:
+    pictures = painted(tmp_path, 22)
+    for i in (0, 5, 21):
+        pictures[i][1].write_bytes(b"")
+    writer = Memory()
+    extract(backbone_of(way), pictures, writer, ["whole"], BATCH, workers)
+    assert_red(writer, [i for i in range(22) if i not in (0, 5, 21)])
+    assert writer.failed == dict.fromkeys((1000, 995, 979), "the file is empty")
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_all_views_are_cut_from_one_decoding(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(extraction, "read_picture", lambda p: (read.append(p), read_picture(p))[1])
+    pictures, writer = painted(tmp_path, 5), Memory()
+    extract(backbone_of(way), pictures, writer, ["whole", "mirror"], BATCH, WORKERS)
+    assert_red(writer, range(5), views=2)
+    for i in range(5):
+        np.testing.assert_array_equal(writer.features[1000 - i][0][1], [[0, 0, 0], [i, 0, 0]])
+    assert sorted(read) == sorted(path for _, path in pictures)
+    assert max(writer.batches) == BATCH // 2
+
+
+def test_the_network_gets_batches_of_one_size(tmp_path: Path) -> None:
+    sizes = []
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        sizes.append(len(pixels))
+        return means(pixels)
+
+    writer = Memory()
+    pictures = painted(tmp_path, 10)
+    pictures[3][1].unlink()
+    extract(backbone_of("eager", run), pictures, writer, ["whole"], BATCH, WORKERS)
+    assert sizes == [BATCH] * 3
+    assert_red(writer, [i for i in range(10) if i != 3])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_decoded_and_computed_ahead_of_the_writer_is_bounded(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, ahead = [], []
+    monkeypatch.setattr(extraction, "read_picture", lambda p: (read.append(p), read_picture(p))[1])
+
+    class Slow(Memory):
+        def put(self, *args) -> None:
+            threading.Event().wait(0.05)
+            ahead.append(len(read) - len(self.features))
+            super().put(*args)
+
+    extract(backbone_of(way), painted(tmp_path, 60), Slow(), ["whole"], BATCH, WORKERS)
+    assert max(ahead) <= 5 * BATCH + WORKERS
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_writers_error_stops_everything_as_it_is(way: str, tmp_path: Path) -> None:
+    class Full(Memory):
+        tries = 0
+
+        def put(self, *args) -> None:
+            self.tries += 1
+            if self.tries > 2:
+                raise UserError("the disk is full")
+            super().put(*args)
+
+    writer = Full()
+    with pytest.raises(UserError, match=r"^the disk is full$"):
+        extract(backbone_of(way), painted(tmp_path, 40), writer, ["whole"], BATCH, WORKERS)
+    assert writer.tries == 3  # nothing is written behind what is lost
+    assert_red(writer, range(2 * BATCH))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_error_of_the_network_or_a_decoder_keeps_what_was_computed(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = painted(tmp_path, 40)
+
+    def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        if (pixels[:, 0, 0, 0] == 13).any():
+            raise ZeroDivisionError("the network")
+        return means(pixels)
+
+    writer = Memory()
+    with pytest.raises(ZeroDivisionError, match="the network"):
+        extract(backbone_of(way, run), pictures, writer, ["whole"], BATCH, WORKERS)
+    assert_red(writer, range(12 if way == "eager" else 13))
+
+    def read(path: Path) -> Image.Image:
+        if path.name == "13.png":
+            raise ZeroDivisionError("a decoder")
+        return read_picture(path)
+
+    monkeypatch.setattr(extraction, "read_picture", read)
+    writer = Memory()
+    with pytest.raises(ZeroDivisionError, match="a decoder"):
+        extract(backbone_of(way), pictures, writer, ["whole"], BATCH, WORKERS)
+    assert_red(writer, range(12 if way == "eager" else 13))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_an_interrupt_keeps_what_was_computed(way: str, tmp_path: Path) -> None:
+    class Interrupted(Memory):
+        def put(self, *args) -> None:
+            super().put(*args)
+            if len(self.batches) == 2:
+                os.kill(os.getpid(), signal.SIGINT)  # the main thread gets it
+
+    writer = Interrupted()
+    pictures = painted(tmp_path, 200)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            extract(backbone_of(way), pictures, writer, ["whole"], BATCH, WORKERS)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert 2 * BATCH <= len(writer.features) < 200
+    assert_red(writer, range(len(writer.features)))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_scale_of_int8_is_the_largest_value_of_each_channel(way: str, tmp_path: Path) -> None:
+    paths = [path for _, path in painted(tmp_path, 20)]
+    paths[7].write_bytes(b"")
+    scale = calibrate(backbone_of(way), paths)
+    assert scale.dtype == np.float32
+    np.testing.assert_array_equal(scale, np.float32([19, 1, 1]) / np.float32(127))
+
+    def wild(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        grid, pooled = means(pixels)
+        grid[:, :, 0] *= -1
+        grid[:, 0, 1], grid[:, 0, 2] = torch.nan, torch.inf
+        return grid, pooled
+
+    scale = calibrate(backbone_of(way, wild), paths)
+    np.testing.assert_allclose(scale * 127, [19, 1, 65504])
+
+
+def test_the_scale_comes_from_pictures_spread_over_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(extraction, "_CALIBRATED_ON", 5)
+    read: list[str] = []
+    monkeypatch.setattr(
+        extraction, "read_picture", lambda p: (read.append(p.stem), read_picture(p))[1]
+    )
+    calibrate(backbone_of("eager"), [path for _, path in painted(tmp_path, 41)], 1)
+    assert read == ["0", "10", "20", "30", "40"]

@@ -1,0 +1,418 @@
+"""Everything of ours that reads a file which a stranger may have made, and whole files to damage.
+
+Each reader gets a file and may do one of three things: read it, raise UserError, or raise
+PictureError. Anything else, and taking long or much memory, is a defect.
+"""
+
+import io
+import json
+import shutil
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image as Picture
+
+from decoder import caption, train
+from decoder.batches import Features
+from decoder.generate import generate
+from decoder.options import (
+    CrossEntropyOptions,
+    GenerateOptions,
+    ModelOptions,
+    ReinforceOptions,
+    TrainOptions,
+)
+from decoder.runs import RunFolder, arguments_like, load_decoder
+from evaluation import results, runs, score
+from evaluation.report import render
+from features.building import begin, merge, only_writer, parts_folder
+from features.images import read_picture
+from features.parts import PartWriter, scan
+from features.rows import RowFormat
+from features.store import STORED, FeatureStore
+from features.verification import damaged
+from pipeline import captions, vocabulary
+from pipeline.datasets import load_table
+from pipeline.download import _unpack
+from pipeline.options import PrepareOptions
+from tests.fuzz.mutations import damage_bytes, damage_json, damage_text
+
+
+class Reader(NamedTuple):
+    """One reader: what it reads, whole examples, and how a file of its kind is damaged."""
+
+    name: str
+    read: Callable[[Path], object]
+    examples: Sequence[bytes]
+    damage: Callable[[bytes, Random], bytes]
+    file: str = "file"
+
+
+def of_bytes(data: bytes, random: Random) -> bytes:
+    return damage_bytes(data, random)
+
+
+def of_text(data: bytes, random: Random) -> bytes:
+    if random.random() < 0.2:
+        return damage_bytes(data, random)
+    return damage_text(data.decode(), random).encode()
+
+
+def of_json(data: bytes, random: Random) -> bytes:
+    if random.random() < 0.1:
+        return damage_bytes(data, random)
+    return damage_json(json.loads(data), random).encode()
+
+
+def of_json_lines(data: bytes, random: Random) -> bytes:
+    if random.random() < 0.2:
+        return of_text(data, random)
+    lines = data.split(b"\n")
+    line = random.randrange(len(lines))
+    if lines[line]:
+        lines[line] = of_json(lines[line], random)
+    return b"\n".join(lines)
+
+
+def of_safetensors(data: bytes, random: Random) -> bytes:
+    """Damage the header's JSON, the JSON in it, or the bytes."""
+    size = int.from_bytes(data[:8], "little")
+    header, tensors = json.loads(data[8 : 8 + size]), data[8 + size :]
+    match random.randint(0, 3):
+        case 0:
+            return damage_bytes(data, random)
+        case 1:  # the numbers themselves: what is not finite, too
+            head = bytearray(data)
+            place = 8 + size + 4 * random.randrange(len(tensors) // 4)
+            head[place : place + 4] = struct.pack("<f", random.choice((np.nan, np.inf, 1e38)))
+            return bytes(head)
+        case 2:
+            inner = json.loads(header["__metadata__"]["json"])
+            header["__metadata__"]["json"] = damage_json(inner, random)
+            text = json.dumps(header).encode()
+        case _:
+            text = damage_json(header, random).encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def of_npz(data: bytes, random: Random) -> bytes:
+    """Damage the archive, or an array in it, or make it an array of another shape or type."""
+    if random.random() < 0.3:
+        return damage_bytes(data, random)
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = random.choice(list(members))
+    if random.random() < 0.5:
+        members[name] = damage_bytes(members[name], random)
+    else:
+        shape = tuple(random.choice((0, 1, 2, 4, 7)) for _ in range(random.randint(0, 5)))
+        kind = random.choice(("f4", "i8", "U3", "S2", "c8", "M8[s]", "f2", "?", "V3"))
+        file = io.BytesIO()
+        np.save(file, np.zeros(shape, kind))
+        members[name] = file.getvalue()
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def _load_table(dataset: str, root: Path, work: Path) -> object:
+    options = PrepareOptions(dataset, work, root, min_count=1, skip_missing=True)
+    table, _ = load_table(options)
+    captions.save(table, work / "captions.json")
+    return captions.load(work / "captions.json")
+
+
+def _captions(path: Path) -> None:
+    """Load a table, and write and load it again: what was accepted can be used."""
+    table = captions.load(path)
+    captions.save(table, path.with_name("again.json"))
+    np.array([image.id for image in table.images], dtype=np.int64)
+
+
+def _vocabulary(path: Path) -> None:
+    words = vocabulary.load(path)
+    words.decode(range(4, len(words)))
+    vocabulary.save(words, path.with_name("again.json"))
+    words.encode(["a"])
+
+
+def _results(path: Path) -> None:
+    found = results.read(path)
+    np.array(list(found), dtype=np.int64)
+    "\n".join(found.values()).encode()
+
+
+def _picture(path: Path) -> None:
+    assert read_picture(path).mode == "RGB"
+
+
+def pictures() -> dict[str, list[bytes]]:
+    """Small whole pictures of every format that is read, and of the odder kinds of each."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
+    colour = Picture.fromarray(pixels)
+    exif = Picture.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+
+    def saved(picture: Picture.Image, kind: str, **options: Any) -> bytes:
+        file = io.BytesIO()
+        picture.save(file, kind, **options)
+        return file.getvalue()
+
+    frames = {"save_all": True, "append_images": [colour.rotate(90, expand=False)]}
+    return {
+        "jpeg": [
+            saved(colour, "JPEG", exif=exif),
+            saved(colour, "JPEG", progressive=True),
+            saved(colour.convert("CMYK"), "JPEG"),
+        ],
+        "png": [
+            saved(colour, "PNG", exif=exif),
+            saved(colour.quantize(16), "PNG", transparency=3),
+            saved(Picture.fromarray(pixels[:, :, 0].astype(np.uint16) << 8), "PNG"),
+            saved(colour, "PNG", **frames),
+        ],
+        "gif": [saved(colour, "GIF", **frames)],
+        "webp": [saved(colour, "WEBP", **frames), saved(colour, "WEBP", lossless=True)],
+        "tiff": [
+            saved(colour, "TIFF"),
+            saved(colour, "TIFF", compression="tiff_lzw"),
+            saved(colour, "TIFF", compression="tiff_deflate"),
+            saved(colour, "TIFF", compression="jpeg"),
+            saved(Picture.fromarray(pixels[:, :, 0].astype(np.float32)), "TIFF"),
+        ],
+        "bmp": [saved(colour, "BMP"), saved(colour.quantize(16), "BMP")],
+        "ppm": [saved(colour, "PPM"), b"P2\n2 2\n255\n1 2 3 4\n"],
+        "jpeg2000": [saved(colour, "JPEG2000")],
+        "avif": [saved(colour, "AVIF")],
+    }
+
+
+def archive() -> bytes:
+    """A zip archive as data sets are distributed: stored and deflated files, folders."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as output:
+        output.mkdir("around")
+        output.writestr("around/captions.txt", "a.jpg#0\tA dog\n" * 20, zipfile.ZIP_DEFLATED)
+        output.writestr("around/pictures/a.jpg", "a" * 100)
+    return file.getvalue()
+
+
+_COCO = {
+    "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2)],
+    "annotations": [{"id": i, "image_id": i, "caption": "A dog"} for i in (1, 2)],
+}
+_KARPATHY = {
+    "images": [
+        {
+            "filename": f"{i}.jpg",
+            "filepath": "pictures",
+            "split": split,
+            "sentences": [{"raw": "A dog runs."}, {"raw": "A cat"}],
+            "cocoid": i,
+        }
+        for i, split in enumerate(("train", "val", "restval"), 1)
+    ]
+}
+
+
+def _data_sets(folder: Path) -> list[Reader]:
+    """Return the readers of data sets; each has its own root, with the pictures 1.jpg to 3.jpg."""
+
+    def reader(
+        dataset: str, file: str, image_folder: str, example: str, damage: Callable
+    ) -> Reader:
+        root, work = folder / f"{dataset}-{Path(file).stem}", folder / "work-of-data-set"
+        for directory in (root / image_folder, (root / file).parent, work):
+            directory.mkdir(parents=True, exist_ok=True)
+        for i in (1, 2, 3):
+            (root / image_folder / f"{i}.jpg").touch()
+        if dataset == "coco":
+            val = root / "annotations" / "captions_val2017.json"
+            val.write_text(json.dumps({"images": [], "annotations": []}))
+
+        def read(path: Path) -> object:
+            shutil.copyfile(path, root / file)
+            return _load_table(dataset, root, work)
+
+        return Reader(f"{dataset} {file}", read, [example.encode()], damage)
+
+    rows = "".join(f"{i}.jpg,A dog; a cat,{s}\n" for i, s in enumerate(("train", "val", ""), 1))
+    lines = [
+        {"file_name": "1.jpg", "captions": ["A dog", "A cat"], "split": "train"},
+        {"image": "2.jpg", "caption": "A dog", "split": "val"},
+    ]
+    tokens = "".join(f"{i}.jpg#{n}\tA dog runs .\n" for i in (1, 2, 3) for n in (0, 1))
+    kaggle = "image,caption\n" + "".join(f'{i}.jpg,"A dog, runs"\n' for i in (1, 2, 3))
+    text = "\n".join(map(json.dumps, lines))
+    return [
+        reader("folder", "x.csv", ".", f"file_name,caption,split\n{rows}", of_text),
+        reader("folder", "y.jsonl", ".", text, of_json_lines),
+        reader("karpathy", "dataset_x.json", "pictures", json.dumps(_KARPATHY), of_json),
+        reader(
+            "coco",
+            "annotations/captions_train2017.json",
+            "train2017",
+            json.dumps(_COCO),
+            of_json,
+        ),
+        reader("flickr8k", "Flickr8k.token.txt", "Flicker8k_Dataset", tokens, of_text),
+        reader("flickr8k", "captions.txt", "Images", kaggle, of_text),
+    ]
+
+
+def trained(work: Path) -> TrainOptions:
+    """Return the options of the run "small", as small as a run can be."""
+    return TrainOptions(
+        work=work,
+        run="small",
+        decoder=ModelOptions(hidden=8, attention=8),
+        xe=CrossEntropyOptions(epochs=1),
+        rl=ReinforceOptions(epochs=1, samples=2),
+        batch_size=10,
+        beam=2,
+    )
+
+
+def finish(work: Path) -> None:
+    """Train, caption and score the run "small" of an extracted work directory."""
+    options = trained(work)
+    run = work / "runs" / options.run
+    table, captioned = work / "captions.json", run / "captions_val.json"
+    train.train(options)
+    assert caption.main(["--run", str(run), "--split", "val", "--attention", "2"]) == 0
+    assert score.main(["--captions", str(table), "--results", str(captioned)]) == 0
+
+
+def _store(path: Path) -> None:
+    """Open a store and read every row of it."""
+    store = FeatureStore(path)
+    for row in np.flatnonzero(store.status == STORED):
+        store.grid([row])
+        store.pooled([row])
+    damaged(store)
+    store.failures()
+
+
+def _of_stores(folder: Path) -> list[Reader]:
+    """Return the readers of small stores and their parts, one of each way to write rows."""
+    description = {"backbone": "small", "grid": [2, 3], "channels": 16}
+    found = []
+    for dtype, compression, views in (
+        ("float16", "deflate", ("whole",)),
+        ("int8", "deflate", ("whole", "mirror")),
+        ("float16", "none", ("whole",)),
+    ):
+        scale = np.full(16, 0.02, np.float32) if dtype == "int8" else None
+        kind = RowFormat({**description, "dtype": dtype}, views, compression, scale)
+        path = folder / f"{dtype}-{compression}" / "features.h5"
+        path.parent.mkdir()
+        with only_writer(path):
+            with closing(PartWriter(begin(path, kind, None), kind)) as writer:
+                random = np.random.default_rng(0)
+                grid = np.maximum(random.standard_normal((3, len(views), 6, 16)), 0)
+                writer.put([1, 2, 3], grid.astype("f4"), grid.mean(2).astype("f4"))
+                writer.fail(4, "no such file")
+            part = writer.path.read_bytes()
+            merge(path, kind, None, [1, 2, 3, 4], {"numpy": np.__version__})
+        name = f"{dtype} {compression}"
+        found += [
+            Reader(f"store {name}", _store, [path.read_bytes()], of_bytes),
+            Reader(f"part {name}", partial(_part, kind), [part], of_bytes),
+        ]
+    return found
+
+
+def _part(kind: RowFormat, path: Path) -> None:
+    """Read what can be read of a part, and merge it into a store."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        store = Path(folder, "features.h5")
+        shutil.copyfile(path, begin(store, kind, None) / "1.part")
+        if found := scan(parts_folder(store), kind):
+            merge(store, kind, None, list(found), {})
+            _store(store)
+
+
+def _of_run(work: Path, folder: Path) -> list[Reader]:
+    """Return the readers of a run's files; `work` has the run "small", captioned and scored."""
+    copy = Path(shutil.copytree(work, folder / "work"))
+    run = RunFolder(copy / "runs" / "small")
+    trainer = train._trainer(trained(copy), run)
+    features = Features(torch.rand(2, 49, 1280), torch.rand(2, 1280))
+
+    def in_place(path: Path, use: Callable[[], object]) -> Callable[[Path], None]:
+        whole = path.read_bytes()
+
+        def read(damaged: Path) -> None:
+            try:
+                shutil.copyfile(damaged, path)
+                use()
+            finally:
+                path.write_bytes(whole)
+
+        return read
+
+    def decode() -> None:
+        model, words, config = load_decoder(run, run.best, torch.device("cpu"))
+        found = generate(model, features, GenerateOptions(beam=2), 5)
+        words.decode(found.tokens_IKT[0, 0].tolist())
+        assert {"fingerprint", "features"} <= config.keys()
+        arguments_like(run.path)
+
+    def report() -> None:
+        render(runs.load(run.path, "val"), 2)
+
+    def reader(name: str, path: Path, use: Callable[[], object], damage: Callable) -> Reader:
+        return Reader(name, in_place(path, use), [path.read_bytes()], damage)
+
+    return [
+        reader("weights", run.best, decode, of_safetensors),
+        reader("state", run.state, trainer.restore, of_safetensors),
+        reader("config.json", run.config, decode, of_json),
+        reader("vocabulary.json of a run", run.vocabulary, decode, of_json),
+        reader("config.json in the report", run.config, report, of_json),
+        reader("metrics.jsonl", run.metrics, report, of_json_lines),
+        reader("scores.json", run.path / "scores_val.json", report, of_json),
+        reader("attention.npz", run.path / "attention_val.npz", report, of_npz),
+    ]
+
+
+def readers(work: Path, folder: Path) -> list[Reader]:
+    """Return all readers, with examples from a finished work directory.
+
+    Args:
+        work: a work directory with the run "small", captioned and scored on val.
+        folder: a new folder to write in.
+    """
+    small = captions.load(work / "captions.json")
+    few = captions.CaptionTable(small.dataset, folder, small.images[:9])
+    captions.save(few, folder / "few.json")
+    run = work / "runs" / "small"
+    unpacked = folder / "unpacked"
+    unpacked.mkdir()
+
+    def unpack(path: Path) -> None:
+        _unpack(path, ("captions.txt",), unpacked)
+        shutil.rmtree(unpacked)
+        unpacked.mkdir()
+
+    return [
+        Reader("captions.json", _captions, [(folder / "few.json").read_bytes()], of_json),
+        Reader("vocabulary.json", _vocabulary, [(run / "vocabulary.json").read_bytes()], of_json),
+        Reader("results.json", _results, [(run / "captions_val.json").read_bytes()], of_json),
+        *_data_sets(folder),
+        Reader("zip archive", unpack, [archive()], of_bytes),
+        *(Reader(f"picture {k}", _picture, e, of_bytes) for k, e in pictures().items()),
+        *_of_stores(folder),
+        *_of_run(work, folder),
+    ]

@@ -1,0 +1,116 @@
+"""Try damaged files of every kind for some minutes: `python -m tests.fuzz.run --minutes 5`.
+
+Every reader works in a process of its own, under a limit of memory and time, so that a crash or a
+hang is found as well. Prints the cases tried and the failures; a failing file is kept.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from random import Random
+
+from features.errors import UserError
+from features.images import PictureError
+from pipeline import extract, prepare
+from tests.fuzz.readers import finish, readers
+
+SECONDS_PER_CASE = 10
+EXTRA_BYTES = 4 * 2**30  # the largest picture that is read takes 1.3 GB
+KEEP = Path("work/fuzz")
+LITE0 = "efficientnet_lite0"
+
+
+def finished_work(work: Path) -> Path:
+    """Make a small work directory with a run "small", captioned and scored."""
+    shapes = ["--dataset", "shapes", "--images", "20", "--min-count", "2", "--work", str(work)]
+    if prepare.main(shapes) or extract.main(["--work", str(work), "--backbone", LITE0]):
+        raise SystemExit("the work directory could not be made")
+    finish(work)
+    return work
+
+
+def _too_slow(*_: object) -> None:
+    raise TimeoutError(f"more than {SECONDS_PER_CASE} seconds")
+
+
+def try_cases(work: Path, name: str, seconds: float, seed: int, counts: list[int]) -> None:
+    """Damage and read until `seconds` have passed; counts are [tried, read, failed]."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff says every damage there
+    with tempfile.TemporaryDirectory() as temporary:
+        reader = next(r for r in readers(work, Path(temporary)) if r.name == name)
+        signal.signal(signal.SIGALRM, _too_slow)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_BYTES,) * 2)
+        random, end = Random(seed), time.monotonic() + seconds
+        kept = KEEP / name.replace("/", " ")
+        kept.mkdir(parents=True, exist_ok=True)
+        case, seen = kept / "last", set()
+        while time.monotonic() < end:
+            case.write_bytes(reader.damage(random.choice(reader.examples), random))
+            counts[0] += 1
+            signal.alarm(SECONDS_PER_CASE)
+            try:
+                reader.read(case)
+                counts[1] += 1
+            except (UserError, PictureError):
+                pass
+            except Exception as error:
+                counts[2] += 1
+                frames = traceback.extract_tb(error.__traceback__)
+                ours = [f for f in frames if "site-packages" not in f.filename]
+                key = (type(error).__name__, ours[-1].filename, ours[-1].lineno)
+                if key not in seen:
+                    seen.add(key)
+                    file = kept / f"{type(error).__name__}-{len(seen)}"
+                    file.write_bytes(case.read_bytes())
+                    print(f"{name}: {file}\n  {error!r}\n  in {key[1]}:{key[2]}", flush=True)
+            finally:
+                signal.alarm(0)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--seed", type=int, default=time.time_ns())
+    parser.add_argument("--only", default="", help="readers whose name has this in it")
+    parser.add_argument("--work", type=Path, help="a work directory made by an earlier call")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        work = options.work or Path(temporary, "work")
+        if not (work / "runs").exists():
+            finished_work(work)
+        folder = Path(temporary, "names")
+        folder.mkdir()
+        names = [r.name for r in readers(work, folder) if options.only in r.name]
+        seconds = options.minutes * 60 / len(names)
+        context = multiprocessing.get_context("fork")
+        total, bad = 0, 0
+        print(f"{'reader':45}{'tried':>9}{'read':>9}{'failed':>8}")
+        for name in names:
+            counts = context.Array("q", 3)
+            arguments = (work, name, seconds, options.seed, counts)
+            process = context.Process(target=try_cases, args=arguments)
+            process.start()
+            process.join(seconds + 60)
+            if process.is_alive():
+                process.kill()
+                process.join()
+            tried, read, failed = counts
+            if process.exitcode:
+                failed += 1
+                print(f"{name}: crashed or hung ({process.exitcode}) on {KEEP / name / 'last'}")
+            print(f"{name:45}{tried:9,}{read:9,}{failed:8,}", flush=True)
+            total, bad = total + tried, bad + failed
+        print(f"{'all':45}{total:9,}{'':9}{bad:8,}  (seed {options.seed})")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,247 @@
+"""Extraction survives whatever happens to its processes, and may be shared among several."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from features import parts
+from features.building import only_writer
+from pipeline.extract import main
+from tests.pipeline.processes import start
+from tests.pipeline.test_extract import LITE0, encoded, picture, prepare
+
+PICTURES = 40
+OPTIONS = [*LITE0, "--backend", "eager", "--batch-size", "4", "--workers", "1"]
+
+
+def arguments(work: Path) -> list[str]:
+    return ["--work", str(work), *OPTIONS]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Eager PyTorch's last digits depend on how many threads there are, and torchrun gives one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work directory whose pictures are not extracted yet; one of them cannot be read."""
+    folder = tmp_path_factory.mktemp("pictures")
+    files = {f"{i}.png": encoded(picture(i)) for i in range(PICTURES)}
+    return prepare(folder, {**files, "bad.png": b""})
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The store of a run that nothing interrupted."""
+    work = shutil.copytree(pictures, tmp_path_factory.mktemp("whole") / "work")
+    assert main(arguments(work)) == 0
+    return (work / "features.h5").read_bytes()
+
+
+@pytest.fixture
+def work(pictures: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pictures, tmp_path / "work"))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 100
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def records(work: Path) -> Counter[int]:
+    """How many whole records the parts have of each image."""
+    folder = work / "features.parts"
+    found: Counter[int] = Counter()
+    for path in folder.glob("*.part"):
+        with path.open("rb") as file:
+            while data := parts._read(file, 10**6):
+                found[parts._FIELDS.unpack_from(data, parts._HEADER.size)[0]] += 1
+    return found
+
+
+def bytes_written(work: Path) -> int:
+    return sum(path.stat().st_size for path in (work / "features.parts").glob("*.part"))
+
+
+def test_kills_at_random_moments_cost_nothing_that_was_finished(
+    work: Path, whole: bytes, tmp_path: Path
+) -> None:
+    random = np.random.default_rng()
+    done: set[int] = set()
+    kills = 0
+    while not (work / "features.h5").exists():
+        before = bytes_written(work)
+        process = start(arguments(work), tmp_path / "output")
+        # The last kills come a moment after the parts are there, perhaps while they merge.
+        enough = before + (int(random.integers(120_000)) if kills < 9 else 10**9)
+        while bytes_written(work) <= enough and process.is_alive():
+            time.sleep(0.001)
+        process.kill()
+        process.join()
+        kills += 1
+        if not (work / "features.h5").exists():
+            found = records(work)
+            stored = set(found) - {PICTURES + 1}
+            assert stored >= done
+            assert max(found[image_id] for image_id in stored or {0}) <= 1, "a row was redone"
+            done = stored
+    assert kills >= 8
+    assert main(arguments(work)) == 0  # what the last kill may have left to do
+    assert (work / "features.h5").read_bytes() == whole
+    assert not (work / "features.parts").exists()
+
+
+@pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_continues_to_the_same_store(
+    kill: signal.Signals, work: Path, whole: bytes, tmp_path: Path
+) -> None:
+    process = start(arguments(work), tmp_path / "output")
+    wait_for(lambda: bytes_written(work) > 200_000)
+    assert process.pid
+    os.kill(process.pid, kill)
+    process.join()
+    assert process.exitcode == {signal.SIGINT: 130, signal.SIGTERM: -signal.SIGTERM}[kill]
+    done = len(set(records(work)) - {PICTURES + 1})
+    assert done
+    assert main(arguments(work)) == 0
+    assert json.loads((work / "extract.json").read_text())["tried_in_this_run"] == (
+        PICTURES + 1 - done
+    )
+    assert (work / "features.h5").read_bytes() == whole
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 6 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("only root may mount a disk; tests/features/test_parts.py limits the file size")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_keeps_what_was_finished(
+    pictures: Path, whole: bytes, disk: Path, tmp_path: Path
+) -> None:
+    work = Path(shutil.copytree(pictures, disk / "work"))
+    process = start(arguments(work), tmp_path / "output")
+    wait_for(lambda: bytes_written(work) > 200_000)
+    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(10_000)):
+            pass
+    process.join()
+    assert process.exitcode == 2
+    message = (tmp_path / "output").read_text()
+    assert "No space left on device; what was stored is kept" in message
+    assert "Traceback" not in message
+    done = len(set(records(work)) - {PICTURES + 1})
+    assert 0 < done < PICTURES
+    (disk / "ballast").unlink()
+    assert main(arguments(work)) == 0
+    report = json.loads((work / "extract.json").read_text())
+    assert report["tried_in_this_run"] == PICTURES + 1 - done
+    assert (work / "features.h5").read_bytes() == whole
+
+
+def start_ranks(
+    work: Path, count: int, output: Path, options: dict[int, list[str]]
+) -> list[ForkServerProcess]:
+    """Start `count` processes without torchrun, which would end all if one ends."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        argv = [*arguments(work), *options.get(rank, [])]
+        processes.append(start(argv, output / f"rank{rank}", {**rendezvous, **place}))
+    return processes
+
+
+def end(processes: list[ForkServerProcess]) -> list[int | None]:
+    """Wait for processes and return how they ended."""
+    for process in processes:
+        process.join(100)
+    return [process.exitcode for process in processes]
+
+
+def test_a_rank_that_dies_is_taken_up_by_the_next_start(
+    work: Path, whole: bytes, tmp_path: Path
+) -> None:
+    processes = start_ranks(work, 3, tmp_path, {})
+    wait_for(lambda: bytes_written(work) > 150_000)
+    processes[1].kill()
+    assert end(processes) == [2, -signal.SIGKILL, 2]
+    for rank in (0, 2):
+        output = (tmp_path / f"rank{rank}").read_text()
+        assert "another process of this extraction stopped" in output
+        assert "Traceback" not in output
+    assert not (work / "features.h5").exists()
+    done = len(set(records(work)) - {PICTURES + 1})
+    assert PICTURES * 2 / 3 - 2 < done < PICTURES
+
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*launcher, "--nproc-per-node=2", "-m", "pipeline.extract", *arguments(work)]
+    torchrun = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert torchrun.returncode == 0, torchrun.stderr
+    report = json.loads((work / "extract.json").read_text())
+    assert (report["tried_in_this_run"], report["processes"]) == (PICTURES + 1 - done, 2)
+    assert json.loads(torchrun.stdout.splitlines()[-1]) == report
+    assert (work / "features.h5").read_bytes() == whole
+
+
+def test_an_error_of_the_first_process_leaves_none_waiting(work: Path, tmp_path: Path) -> None:
+    with only_writer(work / "features.h5"):
+        assert end(start_ranks(work, 2, tmp_path, {})) == [2, 2]
+    assert "another process is writing" in (tmp_path / "rank0").read_text()
+    error = (tmp_path / "rank1").read_text()
+    assert "another process of this extraction stopped" in error
+    assert "Traceback" not in error
+
+
+def test_an_error_of_another_process_leaves_none_waiting(
+    work: Path, whole: bytes, tmp_path: Path
+) -> None:
+    # As if the other machine had other weights: it must not write its features among the first's.
+    assert end(start_ranks(work, 2, tmp_path, {1: ["--grid", "5"]})) == [2, 2]
+    error = (tmp_path / "rank1").read_text()
+    assert "process 1 would write other features than the first: grid [5, 5] instead of" in error
+    assert "another process of this extraction stopped" in (tmp_path / "rank0").read_text()
+    assert len(set(records(work)) - {PICTURES + 1}) == PICTURES / 2  # the first's share is kept
+    assert end(start_ranks(work, 2, tmp_path, {})) == [0, 0]
+    assert (work / "features.h5").read_bytes() == whole
+    assert end(start_ranks(work, 2, tmp_path, {})) == [0, 0]
+    assert "unchanged, skipped" in (tmp_path / "rank0").read_text()
+
+
+def test_int8_has_one_scale_in_all_processes(work: Path, tmp_path: Path) -> None:
+    options = ["--dtype", "int8", "--views", "2"]
+    assert end(start_ranks(work, 2, tmp_path, dict.fromkeys(range(2), options))) == [0, 0]
+    shared = (work / "features.h5").read_bytes()
+    assert main([*arguments(work), *options, "--force"]) == 0
+    assert (work / "features.h5").read_bytes() == shared

@@ -1,0 +1,125 @@
+"""The settings of `./run_all.sh DATASET`: they parse, and COCO's go through on a tiny COCO."""
+
+import json
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+from PIL import Image, ImageDraw
+
+from decoder.options import TrainOptions
+from features.backbones import names
+from pipeline.options import ExtractOptions, PrepareOptions
+
+PROJECT = Path(__file__).parents[2]
+STAGES: dict[str, tuple[type, list[str]]] = {
+    "prepare": (PrepareOptions, ["--dataset", "coco", "--root", "/data", "--work", "w"]),
+    "extract": (ExtractOptions, ["--work", "w"]),
+    "train": (TrainOptions, ["--work", "w", "--run", "r"]),
+}
+SHAPES = {"circle": ImageDraw.ImageDraw.ellipse, "square": ImageDraw.ImageDraw.rectangle}
+COLOURS = ("red", "green", "blue", "yellow", "black", "white")
+
+
+def options(preset: str, stage: str) -> Any:
+    """Return the options that a preset gives a stage, as the stage reads them."""
+    script = f'source pipeline/presets.sh; preset {preset}; printf "%s\\n" "${{{stage}[@]}}"'
+    done = subprocess.run(
+        ["bash", "-euc", script], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    kind, required = STAGES[stage]
+    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
+    return tyro.cli(kind, args=[*required, *done.stdout.split()], config=config)
+
+
+@pytest.mark.parametrize(
+    "preset", ["shapes", "flickr8k", "flickr30k", "karpathy", "folder", "coco", "coco_att2in"]
+)
+def test_a_preset_has_only_options_that_its_stages_have(preset):
+    assert options(preset, "extract").backbone in names()
+    assert options(preset, "train").xe.epochs > 0
+    assert options(preset, "prepare").dataset == "coco"
+
+
+def test_flickr8k_has_the_defaults():
+    for stage, (kind, required) in STAGES.items():
+        assert options("flickr8k", stage) == tyro.cli(kind, args=required)
+
+
+def test_coco_is_trained_as_published():
+    for preset, model, hidden in (("coco", "updown", 1000), ("coco_att2in", "att2in", 512)):
+        train = options(preset, "train")
+        assert (train.decoder.model, train.decoder.hidden) == (model, hidden)
+        assert (train.xe.learning_rate, train.rl.learning_rate) == (5e-4, 5e-5)
+        assert (train.xe.epochs, train.xe.scheduled_sampling) == (30, 0.25)
+        assert options(preset, "extract").backbone == "resnet101"
+
+
+def make_coco(root: Path) -> None:
+    """Write COCO's layout: pictures in train2014 and val2014, their captions, Karpathy's splits."""
+    splits = ["train"] * 10 + ["restval"] * 4 + ["val"] * 4 + ["test"] * 4
+    images = []
+    for number, split in enumerate(splits, 1):
+        folder = "train2014" if split == "train" else "val2014"
+        name = f"COCO_{folder}_{number:012}.jpg"
+        colour, (shape, draw) = COLOURS[number % 6], list(SHAPES.items())[number % 2]
+        picture = Image.new("RGB", (64, 48), "grey")
+        draw(ImageDraw.Draw(picture), (8, 8, 40, 40), fill=colour)
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        picture.save(root / folder / name)
+        texts = (f"A {colour} {shape}.", f"There is a {colour} {shape} on grey.")
+        sentences = [{"raw": text, "tokens": text.lower().strip(".").split()} for text in texts]
+        images.append(
+            {
+                "filename": name,
+                "filepath": folder,
+                "split": split,
+                "cocoid": number,
+                "sentences": sentences,
+            }
+        )
+    (root / "dataset_coco.json").write_text(json.dumps({"dataset": "coco", "images": images}))
+    (root / "annotations").mkdir()
+    for year in ("train2014", "val2014"):
+        of_year = [image for image in images if image["filepath"] == year]
+        content = {
+            "images": [{"id": i["cocoid"], "file_name": i["filename"]} for i in of_year],
+            "annotations": [
+                {"image_id": i["cocoid"], "caption": s["raw"]}
+                for i in of_year
+                for s in i["sentences"]
+            ],
+        }
+        (root / "annotations" / f"captions_{year}.json").write_text(json.dumps(content))
+
+
+@pytest.mark.timeout(600)
+def test_run_all_trains_a_tiny_coco_by_its_preset_but_for_what_is_given_besides(tmp_path):
+    make_coco(tmp_path / "coco")
+    work = tmp_path / "work"
+    # ResNet-101's weights would have to be downloaded, and its decoder takes too long.
+    given = ["--root", str(tmp_path / "coco"), "--work", str(work), "--min-count", "2"]
+    given += ["--backbone", "efficientnet_lite0"]
+    small = ["--hidden", "16", "--attention", "16", "--xe.epochs", "1", "--rl.epochs", "0"]
+    done = subprocess.run(
+        [PROJECT / "run_all.sh", "coco", *given, "--", *small],
+        capture_output=True,
+        text=True,
+        timeout=580,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = work / "runs" / "coco"
+    found = json.loads((run / "config.json").read_text())["options"]
+    expected = asdict(options("coco", "train"))
+    expected["decoder"] |= {"hidden": 16, "attention": 16}
+    expected["xe"]["epochs"], expected["rl"]["epochs"] = 1, 0
+    assert found == {name: expected[name] for name in found}
+    vocabulary = json.loads((work / "vocabulary.json").read_text())
+    assert (vocabulary["min_count"], vocabulary["max_length"]) == (2, 16)
+    assert json.loads((work / "extract.json").read_text())["backbone"] == "efficientnet_lite0"
+    assert json.loads((run / "scores_test.json").read_text())["images"] == 4
+    assert (run / "report.html").is_file()

@@ -1,0 +1,176 @@
+"""No file of a user is ever unpickled: that would run whatever code its author put in it."""
+
+import ast
+import io
+import pickle
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decoder import caption, train
+from evaluation import report
+from features import backbones
+from features.errors import UserError
+from pipeline import extract
+from tests.fuzz.readers import trained
+from tests.test_imports import PACKAGES, PROJECT
+
+FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "yaml", "eval", "exec"}
+
+
+def unsafe(source: str) -> list[str]:
+    """Return what in a module could run code out of a file."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN]
+        elif isinstance(node, ast.ImportFrom) and node.module in FORBIDDEN:
+            found += [a.name for a in node.names if a.name != "UnpicklingError"]
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func)
+            safe = any(
+                k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords
+            )
+            if name == "torch.load" and not safe:
+                found.append("torch.load without weights_only=True")
+            if name in FORBIDDEN or any(k.arg == "allow_pickle" for k in node.keywords):
+                found.append(name)
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_no_module_can_unpickle(package: str) -> None:
+    files = sorted((PROJECT / package).rglob("*.py"))
+    found = {str(file): unsafe(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: what for file, what in found.items() if what} == {}
+
+
+def test_the_check_itself_sees_every_way() -> None:
+    source = "import pickle\nfrom pickle import loads\ntorch.load(f)\nnp.load(f, allow_pickle=True)"
+    assert len(unsafe(f"{source}\neval('1')")) == 5
+    assert unsafe("torch.load(f, weights_only=True)\nnp.load(f)") == []
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.marker,)
+
+
+def pickled(marker: Path) -> bytes:
+    return pickle.dumps(Evil(marker))
+
+
+def pickled_by_torch(marker: Path) -> bytes:
+    file = io.BytesIO()
+    torch.save(Evil(marker), file)
+    return file.getvalue()
+
+
+def pickled_in_npz(marker: Path) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name in ("image_id", "words", "weights"):
+            array = io.BytesIO()
+            np.save(array, np.array([Evil(marker)], dtype=object), allow_pickle=True)
+            archive.writestr(f"{name}.npy", array.getvalue())
+    return file.getvalue()
+
+
+def test_the_evil_files_are_evil(tmp_path: Path) -> None:
+    for number, make in enumerate((pickled, pickled_by_torch, pickled_in_npz)):
+        marker = tmp_path / str(number)
+        file = io.BytesIO(make(marker))
+        if make is pickled:
+            pickle.load(file)
+        elif make is pickled_by_torch:
+            torch.load(file, weights_only=False)
+        else:
+            np.load(file, allow_pickle=True)["words"]
+        assert marker.exists()
+
+
+RUN = "runs/small"
+FILES = {
+    "captions.json": pickled,
+    "vocabulary.json": pickled,
+    "features.h5": pickled,
+    f"{RUN}/config.json": pickled,
+    f"{RUN}/vocabulary.json": pickled,
+    f"{RUN}/best.safetensors": pickled_by_torch,
+    f"{RUN}/state/resume.safetensors": pickled_by_torch,
+    f"{RUN}/captions_val.json": pickled,
+    f"{RUN}/metrics.jsonl": pickled,
+    f"{RUN}/scores_val.json": pickled,
+    f"{RUN}/attention_val.npz": pickled_in_npz,
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pickle_in_place_of_any_file_is_refused_and_not_run(
+    finished: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = Path(shutil.copytree(finished, tmp_path / "work"))
+    marker = tmp_path / "marker"
+    (work / name).write_bytes(FILES[name](marker))
+    run = str(work / RUN)
+    # Each stage refuses the files that it reads, and none runs them.
+    statuses = [
+        caption.main(
+            ["--run", run, "--split", "val", "--out", str(tmp_path / "captions_val.json")]
+        ),
+        report.main(["--run", run, "--force"]),
+        extract.main(["--work", str(work), "--backbone", "efficientnet_lite0"]),
+    ]
+    if "state" in name or name == "vocabulary.json":  # only training reads these
+        options = trained(work)
+        with pytest.raises(UserError):
+            train._trainer(options, train.RunFolder(work / RUN)).restore()
+        statuses.append(2)
+    assert not marker.exists()
+    assert 2 in statuses
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_weights_from_the_net_that_hold_more_than_tensors_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchvision itself would run them: it checks eight digits of their checksum only."""
+    marker, file = tmp_path / "marker", tmp_path / "weights.pth"
+    file.write_bytes(pickled_by_torch(marker))
+    monkeypatch.setattr(backbones, "_download", lambda url: file)
+    with pytest.raises(UserError, match="more in it than weights"):
+        backbones._torchvision("shufflenet_v2_x0_5")
+    assert not marker.exists()
+
+
+def test_stages_unpickle_nothing_while_they_read_a_work_directory(
+    finished: Path, tmp_path: Path
+) -> None:
+    """Python itself reports every class that an unpickler asks for."""
+    out = str(tmp_path / "captions_val.json")
+    code = f"""
+import sys
+from decoder import caption
+from evaluation import report
+from pipeline import doctor, workdir
+seen = []
+sys.addaudithook(lambda event, _: seen.append(event) if event.startswith("pickle.") else None)
+run = {str(finished / RUN)!r}
+assert caption.main(["--run", run, "--split", "val", "--out", {out!r}]) == 0
+assert all(f.level == "ok" for f in workdir.examine(__import__("pathlib").Path(run).parents[1]))
+print(seen)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]", done.stderr
