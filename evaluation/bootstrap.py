@@ -24,15 +24,25 @@ def intervals(
 
     A score that is NaN has NaN bounds.
     """
-    tails = [50 * (1 - confidence), 50 * (1 + confidence)]
-    if resamples == 0:
-        return {}
-    values = [resample(scores, counts) for counts in _draws(len(scores.tokens), resamples, seed)]
-    bounds = {}
-    for name in scores.corpus:
-        low, high = np.percentile(np.concatenate([block[name] for block in values]), tails)
-        bounds[name] = (float(low), float(high))
-    return bounds
+    values = resampled(scores, resamples, seed)
+    return {name: interval(of_resample, confidence) for name, of_resample in values.items()}
+
+
+def resampled(scores: Scores, resamples: int, seed: int) -> dict[str, Floats]:
+    """Return each corpus score [R] of `resamples` resamples of the images; none for 0 of them.
+
+    The same images come in each resample for every model's scores of the same images under the same
+    seed, so that differences of the results are paired.
+    """
+    blocks = [resample(scores, counts) for counts in _draws(len(scores.tokens), resamples, seed)]
+    names = scores.corpus if blocks else ()
+    return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+
+
+def interval(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
+    """Return the bounds between which the middle `confidence` of resampled values [R] lies."""
+    low, high = np.percentile(values, [50 * (1 - confidence), 50 * (1 + confidence)])
+    return float(low), float(high)
 
 
 def resample(scores: Scores, counts: NDArray[np.int64]) -> dict[str, Floats]:

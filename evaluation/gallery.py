@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from features.errors import UserError
+from features.images import PictureError, read_picture
 
 
 def best_middling_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
@@ -37,10 +38,8 @@ def picture(path: Path, size: int) -> str:
         UserError: it is not there or cannot be read.
     """
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (size, size))
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        upright = read_picture(path)
+    except PictureError as error:
         raise UserError(
             f"cannot read the picture {path}: {error}; was the data set moved? "
             "python -m pipeline.prepare with the new --root writes captions.json anew"
@@ -56,7 +55,7 @@ def shade(weights: NDArray[np.float32]) -> str:
     weight is compared with the largest; an even map leaves the whole picture bright.
     """
     share = weights / max(float(weights.max()), 1e-12)
-    alpha = Image.fromarray(np.uint8(np.round(190 * (1 - np.clip(share, 0, 1)))))
+    alpha = Image.fromarray(np.round(190 * (1 - np.clip(share, 0, 1))).astype(np.uint8))
     alpha = alpha.resize((48, 48), Image.Resampling.BICUBIC)
     return _data_uri(Image.merge("LA", (Image.new("L", alpha.size), alpha)), "PNG", optimize=True)
 

@@ -11,12 +11,18 @@ from pipeline.captions import SPLITS
 class ScoreOptions:
     """Options of `python -m evaluation.score`."""
 
-    captions: Path
+    captions: Path | None = None
     """The caption table with the references, WORK/captions.json."""
-    results: Path
+    results: Path | None = None
     """The captions to score, in COCO results format: [{"image_id": 1, "caption": "a dog"}]."""
+    table: tuple[str, ...] = ()
+    """Score nothing: print runs (or scores files) side by side, and mark what differs from the
+    first. NAME=RUN,RUN,... or NAME='RUN-*' shows runs of several seeds as mean and spread."""
+    markdown: bool = False
+    """With --table: print it as Markdown, with a row for each run."""
     split: str | None = None
-    """The split to score: train, val or test. Default: the one that the results are for."""
+    """The split to score: train, val or test. Default: the one that the results are for; with
+    --table, test if a run has scores of it, else val, else train."""
     out: Path | None = None
     """Where to write the scores. Default: beside the results; captions_X.json gives scores_X.json,
     any other name scores_SPLIT.json."""
@@ -36,6 +42,12 @@ class ScoreOptions:
 
     def __post_init__(self) -> None:
         _check_split(self.split)
+        if self.table and (self.captions or self.results or self.out):
+            raise UserError("--table reads scores: leave out --captions, --results and --out")
+        if not self.table and (self.captions is None or self.results is None):
+            raise UserError("expected --captions and --results, or --table")
+        if self.markdown and not self.table:
+            raise UserError("--markdown needs --table")
         if self.bootstrap < 0:
             raise UserError(f"expected --bootstrap of 0 or more, found {self.bootstrap}")
         if self.seed < 0:

@@ -14,13 +14,13 @@ from evaluation.charts import Chart, chart
 from evaluation.gallery import best_middling_worst, evenly, picture, shade
 from evaluation.options import ReportOptions
 from evaluation.runs import Run
+from evaluation.toolkit import LABELS
 from pipeline.captions import Image
 from pipeline.command import run, write_atomically
 from pipeline.stamps import Stamp
 
 _MODELS = {"show_tell": "Show and Tell", "att2in": "Att2in", "updown": "Up-Down"}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
-_LABELS = {f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {"ROUGE_L": "ROUGE-L"}
 _PICTURE, _THUMBNAIL = 420, 160  # pixels
 
 
@@ -113,7 +113,7 @@ def _score_rows(run: Run) -> list[dict[str, Any]]:
         low, high = run.scores.intervals.get(name, (value, value))
         rows.append(
             {
-                "name": _LABELS.get(name, name),
+                "name": LABELS.get(name, name),
                 "value": value,
                 "low": low,
                 "high": high,
@@ -154,9 +154,15 @@ def _setup(run: Run, options: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Return all that the run was made with, as pairs of name and value."""
     config = run.config
     known = [(name, config[name]) for name in ("parameters", "seed", "reward") if name in config]
-    libraries = _flat({"version": config.get("versions", {})})
-    toolkit = _flat({"scoring": run.scores.toolkit}) if run.scores else []
-    return [*known, *options, *_flat({"features": config["features"]}), *libraries, *toolkit]
+    data = {name: config[name] for name in ("vocabulary", "captions") if name in config}
+    others = {
+        "features": config["features"],
+        "sha256": data,
+        "machine": config.get("machine", {}),
+        "version": config.get("versions", {}),
+        "scoring": run.scores.toolkit if run.scores else {},
+    }
+    return [*known, *options, *_flat(others)]
 
 
 def _option(options: list[tuple[str, Any]], name: str) -> str:
@@ -175,7 +181,8 @@ def _flat(options: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    # A file may have numbers that no chart can show; infinity and NaN are not below either.
+    return isinstance(value, int | float) and abs(value) < 1e12
 
 
 if __name__ == "__main__":

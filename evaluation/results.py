@@ -4,7 +4,7 @@ from collections import Counter
 from pathlib import Path
 
 from features.errors import UserError, first_few
-from pipeline.captions import CaptionTable
+from pipeline.captions import CaptionTable, is_id
 from pipeline.command import read_json
 
 
@@ -40,7 +40,7 @@ def read(path: Path) -> dict[int, str]:
 def _is_result(entry: object) -> bool:
     return (
         isinstance(entry, dict)
-        and type(entry.get("image_id")) is int  # True is an instance of int, too
+        and is_id(entry.get("image_id"))
         and isinstance(entry.get("caption"), str)
     )
 

@@ -1,6 +1,8 @@
 """What a training run and its captions left on disk, read and checked for the report."""
 
 import json
+import math
+import tokenize
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -10,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation import results
+from evaluation import commands, results
 from features.errors import UserError
 from pipeline import captions
 from pipeline.captions import SPLITS, CaptionTable
@@ -18,8 +20,25 @@ from pipeline.command import read_json
 
 _TRAIN = "python -m decoder.train"
 
-# What numpy may raise for a file that is not, or not wholly, a .npz.
-_NOT_ARRAYS = (OSError, EOFError, ValueError, TypeError, KeyError, zipfile.BadZipFile, zlib.error)
+_ARRAYS = ("image_id", "words", "weights")
+# Of the file of attention when unpacked; that of a thousand images has a hundredth of it.
+_MOST_BYTES = 2**30
+# What numpy may raise for a file that is not, or not wholly, a .npz. It reads the arrays' headers
+# with Python's tokenizer, and believes the shapes in them.
+_NOT_ARRAYS: tuple[type[Exception], ...] = (
+    EOFError,
+    KeyError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +79,8 @@ class Run:
     scores: Scored | None
     scores_before: Scored | None
     looks: dict[int, Looks]
+    commands: list[str]
+    """The commands that made it."""
 
 
 def inputs(folder: Path, split: str) -> list[Path]:
@@ -97,17 +118,19 @@ def load(folder: Path, split: str) -> Run:
         folder, split
     )
     table = captions.load(table_path)
+    made_with = _load_config(config)
     run = Run(
         folder.resolve().name,
         split,
         table,
-        _load_config(config),
+        made_with,
         _load_epochs(metrics),
         results.read(written),
         results.read(before) if before.exists() else {},
         _load_scores(scores),
         _load_scores(scores_before),
         _load_attention(attention),
+        commands.commands(folder, split, made_with["options"]),
     )
     results.match(run.captions, table, split, written, partial=True)
     return run
@@ -128,23 +151,36 @@ def _load_scores(path: Path) -> Scored | None:
     try:
         ciders = content["per_image"].get("CIDEr", {})
         return Scored(
-            {name: float(value) for name, value in content["corpus"].items() if value is not None},
+            {name: finite(x) for name, x in content["corpus"].items() if x is not None},
             {
-                name: (float(low), float(high))
+                name: (finite(low), finite(high))
                 for name, (low, high) in content["intervals"].items()
                 if low is not None
             },
-            {int(image): float(value) for image, value in ciders.items() if value is not None},
+            {int(image): finite(value) for image, value in ciders.items() if value is not None},
             {
-                name: float(content["diagnostics"][name])
+                name: finite(content["diagnostics"][name])
                 for name in ("bad_endings", "distinct_words", "distinct_captions", "mean_length")
+            }
+            | {
+                name: finite(content["diagnostics"][name])
+                for name in ("repeated_phrases", "new_captions")
+                if content["diagnostics"].get(name) is not None
             },
             {name: str(value) for name, value in content["toolkit"].items()},
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{path} is not a scores file ({error!r}); python -m evaluation.score makes it anew"
         ) from error
+
+
+def finite(value: Any) -> float:
+    """Return a number read from JSON; ValueError or TypeError if it is none, or is infinite."""
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"expected a finite number, found {value!r}")
+    return number
 
 
 def _load_epochs(path: Path) -> list[dict[str, Any]]:
@@ -157,7 +193,7 @@ def _load_epochs(path: Path) -> list[dict[str, Any]]:
         try:
             epoch = json.loads(line)
             known = epoch["phase"] in ("xe", "rl") and isinstance(epoch["val"], dict)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise UserError(
                 f"{path}, line {number}: expected an epoch's figures: {error!r}"
             ) from error
@@ -175,20 +211,25 @@ def _load_attention(path: Path) -> dict[int, Looks]:
         return {}
     made_by = "python -m decoder.caption makes it anew"
     try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _MOST_BYTES:
+            raise ValueError(f"it unpacks to {size} bytes")
         with path.open("rb") as file, np.load(file) as arrays:
-            images, words, weights = arrays["image_id"], arrays["words"], arrays["weights"]
+            images, words, weights = (np.asarray(arrays[name]) for name in _ARRAYS)
     except _NOT_ARRAYS as error:
         raise UserError(f"{path} is not a file of attention ({error}); {made_by}") from error
     if (
         weights.ndim != 4
         or words.shape != weights.shape[:2]
         or images.shape != words.shape[:1]
-        or weights.dtype.kind != "f"
+        or (images.dtype.kind, words.dtype.kind, weights.dtype.kind) != ("i", "U", "f")
         or not np.isfinite(weights).all()
     ):
         raise UserError(
-            f"{path}: expected image_id [n], words [n, T], finite weights [n, T, height, width]; "
-            f"found {images.shape}, {words.shape} and {weights.dtype} {weights.shape}; {made_by}"
+            f"{path}: expected image_id [n], words [n, T], finite weights "
+            f"[n, T, height, width]; found {images.dtype} {images.shape}, {words.dtype} "
+            f"{words.shape} and {weights.dtype} {weights.shape}; {made_by}"
         )
     looks = {}
     for image, row, maps in zip(images, words, weights, strict=True):

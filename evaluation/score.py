@@ -1,5 +1,7 @@
 """Score captions with the official COCO toolkit: `python -m evaluation.score`."""
 
+import hashlib
+import json
 import math
 import re
 import sys
@@ -9,11 +11,13 @@ from typing import Any
 
 from evaluation import spice
 from evaluation.bootstrap import intervals
-from evaluation.diagnostics import diagnose
+from evaluation.diagnostics import diagnose, share_not_in
 from evaluation.options import ScoreOptions
 from evaluation.results import match, read, split_of
-from evaluation.toolkit import METRICS, score, versions
-from pipeline.captions import load
+from evaluation.table import table
+from evaluation.toolkit import METRICS, Captions, score, versions
+from evaluation.validation import tokenize_without_java
+from pipeline.captions import CaptionTable, load
 from pipeline.command import read_json, run, write_json
 from pipeline.stamps import Stamp
 
@@ -27,13 +31,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score_captions(options: ScoreOptions) -> None:
     """Score captions of a split against its references, with confidence intervals."""
+    if options.captions is None or options.results is None:
+        of_images = (options.bootstrap, options.seed, _CONFIDENCE)
+        print(table(options.table, options.split, *of_images, options.markdown))
+        return
     if options.spice:
         spice.check_available()
-    table = load(options.captions)
+    captions = load(options.captions)
     results = read(options.results)
-    split = options.split or split_of(results, table, options.results)
-    references = match(results, table, split, options.results, options.partial)
-    out = scores_path(options, split)
+    split = options.split or split_of(results, captions, options.results)
+    references = match(results, captions, split, options.results, options.partial)
+    out = options.out or scores_path(options.results, split)
     stamp = Stamp(out.parent, out.stem, options, [options.captions, options.results])
     if not options.force and stamp.holds():
         print("score: unchanged, skipped")
@@ -47,16 +55,24 @@ def score_captions(options: ScoreOptions) -> None:
         "captions": str(options.captions),
         "results": str(options.results),
         "images": len(references),
-        "left_out": len(table.split(split)) - len(references),
+        "references": _digest(references),
+        "left_out": len(captions.split(split)) - len(references),
         "corpus": {name: _or_null(value) for name, value in scores.corpus.items()},
         "intervals": {name: [_or_null(x) for x in pair] for name, pair in bounds.items()},
         "confidence": _CONFIDENCE,
         "bootstrap": {"resamples": options.bootstrap, "seed": options.seed},
-        "diagnostics": diagnose(scores.tokens.values()),
+        "diagnostics": {
+            **diagnose(scores.tokens.values()),
+            "new_captions": _share_of_new(results, captions),
+        },
         "toolkit": versions(),
         "per_image": {
             name: {str(image): _or_null(value) for image, value in values.items()}
             for name, values in scores.per_image.items()
+        },
+        "statistics": {
+            name: {str(i): row for i, row in zip(scores.tokens, rows.tolist(), strict=True)}
+            for name, rows in scores.statistics.items()
         },
     }
     write_json(out, record)
@@ -65,14 +81,31 @@ def score_captions(options: ScoreOptions) -> None:
     print(f"written to {out}")
 
 
-def scores_path(options: ScoreOptions, split: str) -> Path:
-    """Return where the scores are written.
+def scores_path(results: Path, split: str) -> Path:
+    """Return where the scores of captions are written, unless --out says otherwise.
 
     The scores of captions_val_xe.json (before REINFORCE) must not overwrite scores_val.json.
     """
-    of_what = re.fullmatch(r"captions_(.+)", options.results.stem)
+    of_what = re.fullmatch(r"captions_(.+)", results.stem)
     name = of_what[1] if of_what else split
-    return options.out or options.results.with_name(f"scores_{name}.json")
+    return results.with_name(f"scores_{name}.json")
+
+
+def _digest(references: Captions) -> str:
+    """Return what tells apart the references of two scores that must not be compared."""
+    return hashlib.sha256(json.dumps(sorted(references.items())).encode()).hexdigest()
+
+
+def _share_of_new(results: dict[int, str], captions: CaptionTable) -> float | None:
+    """Return the share of captions that are no training caption, up to case and punctuation."""
+    train = {
+        image.id: [caption.text for caption in image.captions]
+        for image in captions.images
+        if image.split == "train"
+    }
+    known = [text for texts in tokenize_without_java(train).values() for text in texts]
+    written = tokenize_without_java({image: [text] for image, text in results.items()})
+    return share_not_in(known, (texts[0] for texts in written.values()))
 
 
 def _or_null(value: float) -> float | None:
@@ -94,10 +127,12 @@ def _as_table(record: dict[str, Any]) -> str:
         lines.append(f"{name:8}  {value:.3f}{interval}")
     figures = record["diagnostics"]
     lines.append(
-        f"bad endings {figures['bad_endings']:.1%}, distinct captions "
-        f"{figures['distinct_captions']:.1%}, distinct words {figures['distinct_words']}, "
-        f"mean length {figures['mean_length']:.1f} words"
+        f"bad endings {figures['bad_endings']:.1%}, repeated phrase "
+        f"{figures['repeated_phrases']:.1%}, distinct captions {figures['distinct_captions']:.1%}, "
+        f"distinct words {figures['distinct_words']}, mean length {figures['mean_length']:.1f}"
     )
+    if figures["new_captions"] is not None:
+        lines[-1] += f", not in training {figures['new_captions']:.1%}"
     return "\n".join(lines)
 
 

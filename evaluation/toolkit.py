@@ -27,6 +27,8 @@ from features.errors import UserError, first_few
 Captions = Mapping[int, Sequence[str]]  # the captions of each image id
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr")
+# How a score is called in a report; the others are called what they are in the files.
+LABELS = {f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {"ROUGE_L": "ROUGE-L"}
 TIME_LIMIT = 900.0  # seconds
 
 

@@ -22,6 +22,8 @@ _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-
 _RENAMED = _BRACKETS | {"cannot": "can not"}
 _REMOVED = frozenset((*PUNCTUATIONS, *'"‘’“”–—…'))  # the tokenizer writes these in ASCII first
 
+OFFICIAL, APPROXIMATE = "PTB", "without Java"
+
 
 class Validator:
     """Scores candidates against references that are tokenized once.
@@ -39,8 +41,13 @@ class Validator:
         if len(references) == 1:
             log.warning("with one validation image CIDEr is always 0; it needs two or more")
 
+    @property
+    def tokenizer(self) -> str:
+        """`OFFICIAL` if the last scores are the toolkit's, `APPROXIMATE` if nearly those."""
+        return OFFICIAL if self._java else APPROXIMATE
+
     def score(self, candidates: Mapping[int, str]) -> dict[str, float]:
-        """Return CIDEr and Bleu_1 to Bleu_4 of one caption an image.
+        """Return CIDEr, ROUGE_L and Bleu_1 to Bleu_4 of one caption an image; none needs Java.
 
         With a single image CIDEr is 0, as the toolkit has it.
 
@@ -51,7 +58,7 @@ class Validator:
         scores = score_tokens(
             self._references,
             {image: captions[0] for image, captions in tokens.items()},
-            metrics=("CIDEr", "Bleu"),
+            metrics=("CIDEr", "Bleu", "ROUGE_L"),
         ).corpus
         return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
 

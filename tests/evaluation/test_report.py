@@ -104,6 +104,61 @@ def test_the_page_shows_the_run_and_needs_nothing_but_itself(finished, capsys):
     assert all(svg["aria-label"] for svg in page.all("svg"))
 
 
+def test_the_page_has_what_repeats_the_run(finished):
+    config = json.loads((finished / "config.json").read_text())
+    config |= {
+        "options": {
+            "decoder": {"model": "updown", "cell": "lstm"},
+            "xe": {"epochs": 3, "label_smoothing": 0.0},
+            "seed": 7,
+        },
+        "vocabulary": "0a1b",
+        "captions": {"train": "2c3d"},
+        "machine": {"threads": 2},
+        "reward": "CIDEr-D, n 1-4",
+    }
+    (finished / "config.json").write_text(json.dumps(config))
+    stamps = {
+        finished.parents[1]: {
+            "prepare": {"dataset": "drawn set", "work": ".", "root": "/home/me", "min_count": 5},
+            "extract": {"work": ".", "grid": 7, "verify": False, "workers": None},
+        },
+        finished: {
+            "caption-val": {
+                "run": [".", "../other"],
+                "pictures": [],
+                "generate": {"beam": 5},
+                "split": "val",
+            },
+            "scores_val": {"captions": "/home/me/w", "results": "captions_val.json", "spice": True},
+        },
+    }
+    for folder, of_stage in stamps.items():
+        (folder / ".done").mkdir()
+        for stage, options in of_stage.items():
+            (folder / ".done" / f"{stage}.json").write_text(json.dumps({"options": options}))
+    assert main(["--run", str(finished)]) == 0
+    page = Page(finished / "report.html")
+    lines = [" ".join(line.split()) for text in page.texts for line in text.splitlines()]
+    assert [line for line in lines if line.startswith("python -m")][:5] == [
+        "python -m pipeline.prepare --work WORK --root DIR --dataset 'drawn set' --min-count 5",
+        "python -m pipeline.extract --work WORK --grid 7",
+        "python -m decoder.train --work WORK --run first --model updown --cell lstm --xe.epochs 3 "
+        "--xe.label-smoothing 0.0 --seed 7",
+        "python -m decoder.caption --run WORK/runs/first --run WORK/runs/other "
+        "--beam 5 --split val",
+        "python -m evaluation.score --captions WORK/captions.json "
+        "--results WORK/runs/first/captions_val.json --spice",
+    ]
+    assert "/home/me" not in page.source
+    for fact in ("0a1b", "2c3d", "threads 2", "version.torch 2.5.1", "CIDEr-D, n 1-4", "seed 7"):
+        assert fact in page.text
+
+    (finished / ".done" / "caption-val.json").write_text("[]")
+    assert main(["--run", str(finished), "--force"]) == 0
+    assert "decoder.caption --run" not in Page(finished / "report.html").text
+
+
 def test_what_people_and_models_wrote_is_escaped(finished):
     table = json.loads((finished.parents[1] / "captions.json").read_text())
     table["annotations"][0]["caption"] = "<img src=x onerror=alert(1)>"

@@ -14,7 +14,6 @@ from pycocoevalcap.spice import get_stanford_models
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from evaluation.java import find_java
-from evaluation.options import ScoreOptions
 from evaluation.score import main, scores_path
 from pipeline import captions
 
@@ -62,6 +61,9 @@ def test_scores_equal_those_of_the_toolkits_own_classes_even_in_a_locale_with_de
         assert f"{record['corpus'][name]:.3f}   {low:.3f} to {high:.3f}" in printed
     assert (record["split"], record["images"], record["confidence"]) == ("val", 12, 0.95)
     assert record["diagnostics"]["bad_endings"] == pytest.approx(2 / 12)
+    assert record["diagnostics"]["repeated_phrases"] == pytest.approx(1 / 12)
+    # The training image 15 is yellow and a ball, and has the three captions of all the others.
+    assert record["diagnostics"]["new_captions"] == 1.0
 
     before = results.with_name("scores_val.json").stat().st_mtime_ns
     assert score(work, results) == 0
@@ -237,11 +239,9 @@ def test_options_are_checked(options, said, work, write_results, written, capsys
 
 
 def test_captions_from_before_reinforce_do_not_overwrite_the_scores_of_those_after():
-    def path(results: str, out: str | None = None) -> str:
-        options = ScoreOptions(Path("captions.json"), Path(results), out=Path(out) if out else None)
-        return str(scores_path(options, "val"))
-
-    assert path("run/captions_val.json") == "run/scores_val.json"
-    assert path("run/captions_val_xe.json") == "run/scores_val_xe.json"
-    assert path("run/mine.json") == "run/scores_val.json"
-    assert path("run/mine.json", "here.json") == "here.json"
+    for results, scores in {
+        "run/captions_val.json": "run/scores_val.json",
+        "run/captions_val_xe.json": "run/scores_val_xe.json",
+        "run/mine.json": "run/scores_val.json",
+    }.items():
+        assert str(scores_path(Path(results), "val")) == scores

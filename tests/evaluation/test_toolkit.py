@@ -133,7 +133,7 @@ CANDIDATES = {1: "a dog's bone", 2: "two dogs", 3: "a man is here"}
 
 def test_validation_scores_are_those_of_the_toolkit():
     scores = Validator(REFERENCES).score(CANDIDATES)
-    expected = score(REFERENCES, CANDIDATES, metrics=("Bleu", "CIDEr")).corpus
+    expected = score(REFERENCES, CANDIDATES, metrics=("Bleu", "CIDEr", "ROUGE_L")).corpus
     assert scores == expected
     assert scores["CIDEr"] > 0
 
@@ -161,4 +161,5 @@ def test_diagnostics_count_endings_words_and_repeats():
         "distinct_words": 5,
         "distinct_captions": 0.75,
         "mean_length": 2.5,
+        "repeated_phrases": 0.0,
     }
