@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from features import ranks
 from features.errors import UserError, first_few
 from features.store import FeatureStore
 from pipeline.captions import CaptionTable, Image
@@ -44,10 +45,19 @@ class PackedWords:
     """int64, the words to predict."""
     caption_P: Tensor
     """int64, which of the captions given to `pack` each word belongs to."""
+    image_P: Tensor
+    """int64, the image of each word's caption."""
     image_B: Tensor
     """int64, the image of each caption, longest caption first."""
     alive: list[int]
     """Captions that still have a word, for each step."""
+
+    def to(self, device: torch.device) -> "PackedWords":
+        """Return the words on `device`."""
+        tensors = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if k != "alive"
+        }
+        return PackedWords(**tensors, alive=self.alive)
 
 
 def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
@@ -64,10 +74,12 @@ def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
     real_TB = real_BT[order_B, :steps].T
     targets_TB = tokens_BT[order_B, :steps].T
     inputs_TB = torch.cat((torch.full_like(targets_TB[:1], BOS), targets_TB[:-1]))
+    caption_P = order_B.expand(steps, -1)[real_TB]
     return PackedWords(
         inputs_P=inputs_TB[real_TB],
         targets_P=targets_TB[real_TB],
-        caption_P=order_B.expand(steps, -1)[real_TB],
+        caption_P=caption_P,
+        image_P=image_B[caption_P],
         image_B=image_B[order_B],
         alive=real_TB.sum(1).tolist(),
     )
@@ -80,7 +92,7 @@ def pad(captions: Sequence[Sequence[int]]) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """One training batch, on the device."""
+    """One training batch; captions stay on the CPU, where packing them waits for no GPU."""
 
     image_ids: Tensor
     """int64 [I], the data set's ids."""
@@ -89,14 +101,17 @@ class Batch(NamedTuple):
     """int64 [B, T], all captions of the images."""
     image_B: Tensor
     """int64 [B], the place in the batch of each caption's image."""
+    idle: bool = False
+    """The batch has fewer images than there are processes: this one counts for nothing."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch on `device`."""
+        """Return the batch with images and features on `device`."""
         return Batch(
             self.image_ids.to(device, non_blocking=True),
             self.features.to(device),
-            self.tokens_BT.to(device, non_blocking=True),
-            self.image_B.to(device, non_blocking=True),
+            self.tokens_BT,
+            self.image_B,
+            self.idle,
         )
 
 
@@ -126,23 +141,33 @@ class SplitReader:
     def __len__(self) -> int:
         return len(self.images)
 
-    def features(self, places: Sequence[int]) -> Features:
-        """Read the features of the images at `places`."""
+    def features(self, places: Sequence[int], views: Sequence[int] | None = None) -> Features:
+        """Read the features of the images at `places`, of their first view or of `views`."""
         rows = self._rows[np.asarray(places)]
-        grid, pooled = self._store.grid(rows), self._store.pooled(rows)
-        return Features(
-            torch.from_numpy(grid.astype(np.float32)), torch.from_numpy(pooled.astype(np.float32))
-        )
+        grid, pooled = self._store.grid(rows, views), self._store.pooled(rows, views)
+        return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
 
-    def batches(self, size: int) -> Iterator[tuple[list[Image], Features]]:
-        """Yield all images in order with their features, `size` at a time, reading one ahead."""
+    def batches(self, size: int, views: int = 1) -> Iterator[tuple[list[Image], Features]]:
+        """Yield all images in order with their features, `size` at a time, reading one ahead.
+
+        Of each image come its first `views` views, which stand together.
+        """
         places = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
-        for chosen, features in zip(places, _read_ahead(self.features, places), strict=True):
+
+        def read(chosen: range) -> Features:
+            every_view = np.tile(np.arange(views), len(chosen))
+            return self.features(np.repeat(chosen, views).tolist(), every_view.tolist())
+
+        for chosen, features in zip(places, _read_ahead(read, places), strict=True):
             yield [self.images[i] for i in chosen], features
 
 
 class TrainingReader(SplitReader):
-    """Shuffled training batches. Batch n of epoch e is a function of the seed, e and n alone."""
+    """Shuffled training batches. Batch n of epoch e is a function of the seed, e and n alone.
+
+    Of each image one of the stored views is drawn. Of several processes each reads the images of a
+    batch whose places in it, divided by the number of processes, leave its rank.
+    """
 
     def __init__(
         self, store: FeatureStore, table: CaptionTable, vocabulary: Vocabulary, size: int, seed: int
@@ -170,20 +195,44 @@ class TrainingReader(SplitReader):
         """Yield an epoch's batches from `first_batch` on, reading one ahead."""
         generator = np.random.default_rng([self._seed, *phase.encode(), epoch])
         order = generator.permutation(len(self))
+        views = generator.integers(len(self._store.row_format.views), size=len(self))
         starts = range(first_batch * self._size, len(self), self._size)
-        chosen = [order[start : start + self._size].tolist() for start in starts]
-        yield from _read_ahead(self.batch, chosen)
+        world, rank = ranks.world(), ranks.rank()
 
-    def batch(self, places: Sequence[int]) -> Batch:
-        """Read the images at `places` with all their captions."""
+        def read(start: int) -> Batch:
+            whole = np.stack((order, views))[:, start : start + self._size]
+            own = whole[:, rank::world]
+            idle = own.shape[1] == 0
+            return self.batch(*(whole[:, :1] if idle else own).tolist())._replace(idle=idle)
+
+        yield from _read_ahead(read, starts)
+
+    def batch(self, places: Sequence[int], views: Sequence[int] | None = None) -> Batch:
+        """Read the images at `places`, of their first view or of `views`, with all captions."""
         captions = [self.captions[place] for place in places]
         counts = [len(several) for several in captions]
         return Batch(
             image_ids=torch.tensor([self.images[place].id for place in places]),
-            features=self.features(places),
+            features=self.features(places, views),
             tokens_BT=pad([caption for several in captions for caption in several]),
             image_B=torch.from_numpy(np.repeat(np.arange(len(places)), counts)),
         )
+
+
+def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Yield each batch on `device`, and copy the next one there meanwhile."""
+    if device.type == "cpu":
+        yield from batches
+        return
+    before: Batch | None = None
+    for batch in batches:
+        features = Features(*(tensor.pin_memory() for tensor in batch.features))
+        batch = batch._replace(features=features).to(device)
+        if before is not None:
+            yield before
+        before = batch
+    if before is not None:
+        yield before
 
 
 def _read_ahead(

@@ -22,8 +22,13 @@ _HEADER = "json"
 
 def save(path: Path, tensors: Mapping[str, Tensor], header: Any = None) -> None:
     """Write tensors, and `header` as JSON, to one file, atomically."""
+    write_atomically(path, to_bytes(tensors, header))
+
+
+def to_bytes(tensors: Mapping[str, Tensor], header: Any = None) -> bytes:
+    """Return the content of the file that `save` writes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomically(path, to_safetensors(contiguous, {_HEADER: json.dumps(header)}))
+    return to_safetensors(contiguous, {_HEADER: json.dumps(header)})
 
 
 def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], Any]:
@@ -38,18 +43,18 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], Any]:
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there; python -m decoder.train makes it") from error
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load weights that `save` wrote into `model`.
+def load_weights(model: nn.Module, path: Path, device: torch.device | None = None) -> None:
+    """Load weights that `save` wrote into `model`, on `device` if it is on none (meta).
 
     Raises:
         UserError: as `load`; or a weight is missing, left over or of another shape, as when the
-            vocabulary or the features are not those of the run.
+            vocabulary or the features are not those of the run; or one is not finite.
     """
-    device = next(model.parameters()).device
+    device = device or next(model.parameters()).device
     found, _ = load(path, device)
     expected = model.state_dict()
     wrong = [
@@ -62,6 +67,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
             f"{path} does not fit the run's config.json and vocabulary.json: "
             f"{first_few(wrong, 3)}; these three files belong together, copy them from one run"
         )
+    broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: {first_few(broken, 3)} is not finite; the file is damaged")
+    if any(parameter.is_meta for parameter in model.parameters()):
+        model.to_empty(device=device)
     model.load_state_dict(found)
 
 
@@ -79,11 +89,37 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` returned, found among `tensors`."""
+def restore(target: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Copy into each tensor of `target` the one called `prefix` and its name.
+
+    Raises:
+        ValueError: one is missing, or of another shape or type.
+    """
+    for name, into in target.items():
+        _expect(f"{prefix}{name}", into, tensors.get(f"{prefix}{name}"))
+        into.copy_(tensors[f"{prefix}{name}"])
+
+
+def restore_optimizer(optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` returned of an Adam, found among `tensors`.
+
+    Raises:
+        ValueError: one is missing, or of another shape or type.
+    """
     whole = optimizer.state_dict()
-    for key, tensor in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".")
-            whole["state"].setdefault(int(index), {})[name] = tensor
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if any(name.startswith("optimizer.") for name in tensors):  # none before the first step
+        for index, parameter in enumerate(parameters):
+            like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
+            for name, expected in like.items():
+                _expect(key := f"optimizer.{index}.{name}", expected, tensors.get(key))
+                whole["state"].setdefault(index, {})[name] = tensors[key]
     optimizer.load_state_dict(whole)
+
+
+def _expect(name: str, expected: Tensor, found: Tensor | None) -> None:
+    if found is None or (found.shape, found.dtype) != (expected.shape, expected.dtype):
+        there = "nothing" if found is None else f"{found.dtype} {_shape(found)}"
+        raise ValueError(
+            f"expected {name} to be {expected.dtype} {_shape(expected)}, found {there}"
+        )

@@ -19,7 +19,17 @@ from torch import Tensor, nn
 
 from decoder.batches import Features, PackedWords
 from decoder.options import ModelOptions
-from decoder.recurrence import RecurrentLinear, Shared, attention_scores, weighted_sum
+from decoder.recurrence import (
+    RecurrentLinear,
+    Rows,
+    Shared,
+    attend,
+    gru,
+    keys_of,
+    lstm,
+    regions_of,
+    zeros,
+)
 from pipeline.vocabulary import EOS
 
 State = tuple[Tensor, ...]
@@ -42,18 +52,13 @@ class LSTMCell(nn.Module):
         self.bias = nn.Parameter(torch.zeros(self.gates_size))
         nn.init.ones_(self.bias[hidden : 2 * hidden])  # remember, until taught to forget
 
-    def start(self, like: Tensor, rows: int) -> State:
-        zeros_BH = like.new_zeros(rows, self.hidden)
+    def start(self, rows: int) -> State:
+        zeros_BH = zeros(self.bias, rows, self.hidden)
         return (zeros_BH, zeros_BH)
 
     def forward(self, inputs_BG: Tensor, state: State) -> State:
         hidden_BH, cell_BH = state
-        gates_BG = inputs_BG + self.recurrent(hidden_BH) + self.bias
-        input_BH, forget_BH, output_BH = gates_BG[:, : 3 * self.hidden].sigmoid().chunk(3, dim=1)
-        candidate = gates_BG[:, 3 * self.hidden :]
-        candidate_BH = torch.maximum(*candidate.chunk(2, 1)) if self.maxout else candidate.tanh()
-        cell_BH = forget_BH * cell_BH + input_BH * candidate_BH
-        return (output_BH * cell_BH.tanh(), cell_BH)
+        return lstm(self.recurrent(hidden_BH, inputs_BG), self.bias, cell_BH, self.maxout)
 
 
 class GRUCell(nn.Module):
@@ -70,19 +75,12 @@ class GRUCell(nn.Module):
         self.recurrent = RecurrentLinear(hidden, self.gates_size)
         self.bias = nn.Parameter(torch.zeros(self.gates_size))
 
-    def start(self, like: Tensor, rows: int) -> State:
-        return (like.new_zeros(rows, self.hidden),)
+    def start(self, rows: int) -> State:
+        return (zeros(self.bias, rows, self.hidden),)
 
     def forward(self, inputs_BG: Tensor, state: State) -> State:
         (hidden_BH,) = state
-        reset_in, update_in, candidate_in = inputs_BG.chunk(3, dim=1)
-        reset_rec, update_rec, candidate_rec = (self.recurrent(hidden_BH) + self.bias).chunk(
-            3, dim=1
-        )
-        reset_BH = (reset_in + reset_rec).sigmoid()
-        update_BH = (update_in + update_rec).sigmoid()
-        candidate_BH = (candidate_in + reset_BH * candidate_rec).tanh()
-        return (torch.lerp(candidate_BH, hidden_BH, update_BH),)
+        return (gru(inputs_BG, self.recurrent(hidden_BH), self.bias, hidden_BH),)
 
 
 CELLS: dict[str, type[LSTMCell] | type[GRUCell]] = {"lstm": LSTMCell, "gru": GRUCell}
@@ -92,7 +90,7 @@ class Memory(NamedTuple):
     """What the decoder keeps of each image while it writes; every tensor has the images first."""
 
     images: int
-    """I; the tensors may hold more images, which are not looked at."""
+    """I."""
     gates_IG: Tensor
     """The pooled feature's share of the first cell's gates; no gates if the model has none."""
     regions_IRH: Shared
@@ -106,9 +104,9 @@ class Memory(NamedTuple):
         regions, keys = (Shared(part.tensor[index]) for part in (self.regions_IRH, self.keys_IRA))
         return Memory(len(gates_IG), gates_IG, regions, keys)
 
-    def first(self, count: int) -> "Memory":
-        """Return the memory of the first `count` images, without copying."""
-        return self._replace(images=count, gates_IG=self.gates_IG[:count])
+    def rows(self, count: int) -> Rows:
+        """Return whose each of `count` captions is, if those of an image stand together."""
+        return Rows.together(self.images, count, self.gates_IG.device)
 
 
 class Decoder(nn.Module, ABC):
@@ -146,16 +144,19 @@ class Decoder(nn.Module, ABC):
         nn.init.normal_(self.word_embedding.weight, std=0.1)
 
     @abstractmethod
-    def start(self, memory: Memory, rows: int) -> State:
-        """Return the state of `rows` captions before their first word."""
+    def before(self, memory: Memory, image_B: Tensor) -> State:
+        """Return the state of captions of the images `image_B` before their first word."""
 
     @abstractmethod
-    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
+    def step(
+        self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
+    ) -> tuple[State, Tensor]:
         """Read one word of each caption.
 
         Args:
-            word_gates_BG: the words' share of the first cell's gates.
-            memory: of I images; captions of an image stand together and B is a multiple of I.
+            gates_BG: what `gates_of` returns for the words.
+            memory: of I images.
+            rows: which captions are those of which image.
             state: what `start` or the last step returned.
 
         Returns:
@@ -173,41 +174,50 @@ class Decoder(nn.Module, ABC):
         if self.attends:
             regions_IRH = self.dropout(self.region_embedding(features.grid_IRC).relu())
             keys_IRA = self.attention_key(regions_IRH)
-        return Memory(len(gates_IG), gates_IG, Shared(regions_IRH), Shared(keys_IRA))
+        return Memory(len(gates_IG), gates_IG, regions_of(regions_IRH), keys_of(keys_IRA))
 
-    def attend(self, state_BH: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
-        """Average the regions, weighted by how well each fits the state (Bahdanau et al. 2015).
+    def start(self, memory: Memory, rows: int) -> State:
+        """Return the state of `rows` captions, those of an image together, before any word."""
+        return self.before(memory, memory.rows(rows).image_B)
+
+    def attend(self, state_BH: Tensor, memory: Memory, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Average the regions, weighted by how well each fits the state.
 
         Returns:
             The attended feature [B, H] and the weights [B, R], which sum to 1.
         """
-        query_INA = self.attention_query(state_BH).unflatten(0, (memory.images, -1))
-        weights_INR = attention_scores(query_INA, memory.keys_IRA, self.attention_score).softmax(-1)
-        attended_INH = weighted_sum(weights_INR, memory.regions_IRH)
-        return attended_INH.flatten(0, 1), weights_INR.flatten(0, 1)
+        query_BA = self.attention_query(state_BH)
+        return attend(query_BA, memory.keys_IRA, memory.regions_IRH, self.attention_score, rows)
 
-    def gates_of(self, words: Tensor) -> Tensor:
-        """Return the share of `words` (int64 [n]) in the first cell's gates, [n, G]."""
+    def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
+        """Return the share in the first cell's gates, [n, G], of all that is known before the loop.
+
+        Args:
+            words: int64 [n].
+            memory: of the images.
+            image: int64 [n], the image of each word's caption.
+        """
         return self.word_gates(self.dropout(self.word_embedding(words)))
 
     def forward(self, memory: Memory, words: PackedWords) -> Tensor:
         """Teacher forcing: read every caption, return the logits of each next word, [P, V]."""
         outputs = [state[0] for state, _ in self.read(memory, words)]
-        return self.output(self.dropout(torch.cat(outputs)))
+        logits_PV = self.output(self.dropout(torch.cat(outputs)))
+        return logits_PV.float() if logits_PV.dtype == torch.bfloat16 else logits_PV
 
     def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
         """Yield `step`'s results while reading the captions, shorter ones dropping out."""
-        memory = memory.select(words.image_B)
-        gates_PG = self.gates_of(words.inputs_P)
+        gates_PG = self.gates_of(words.inputs_P, memory, words.image_P)
         recurrent = [module for module in self.modules() if isinstance(module, RecurrentLinear)]
         for module in recurrent:
             module.begin()
         try:
-            state = self.start(memory, len(words.image_B))
+            state = self.before(memory, words.image_B)
             for gates_BG in gates_PG.split(words.alive):
                 alive = len(gates_BG)
                 state = tuple(tensor[:alive] for tensor in state)
-                state, weights_BR = self.step(gates_BG, memory.first(alive), state)
+                rows = Rows.of(words.image_B[:alive], memory.images)
+                state, weights_BR = self.step(gates_BG, memory, rows, state)
                 yield state, weights_BR
         finally:
             for module in recurrent:
@@ -215,14 +225,10 @@ class Decoder(nn.Module, ABC):
 
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""
-        state, _ = self.step(self.gates_of(words_B), memory, state)
+        rows = memory.rows(len(words_B))
+        gates_BG = self.gates_of(words_B, memory, rows.image_B)
+        state, _ = self.step(gates_BG, memory, rows, state)
         return self.output(self.dropout(state[0])), state
-
-
-def _per_caption(per_image: Tensor, rows: int) -> Tensor:
-    """Repeat each image's row for its captions, which stand together."""
-    count = rows // len(per_image)
-    return per_image if count == 1 else per_image.repeat_interleave(count, 0)
 
 
 class ShowTell(Decoder):
@@ -233,12 +239,14 @@ class ShowTell(Decoder):
 
     attends = False
 
-    def start(self, memory: Memory, rows: int) -> State:
-        blank = self.first_cell.start(memory.gates_IG, memory.images)
-        return tuple(_per_caption(t, rows) for t in self.first_cell(memory.gates_IG, blank))
+    def before(self, memory: Memory, image_B: Tensor) -> State:
+        blank = self.first_cell.start(memory.images)
+        return tuple(F.embedding(image_B, t) for t in self.first_cell(memory.gates_IG, blank))
 
-    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
-        return self.first_cell(word_gates_BG, state), word_gates_BG[:, :0]
+    def step(
+        self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
+    ) -> tuple[State, Tensor]:
+        return self.first_cell(gates_BG, state), gates_BG[:, :0]
 
 
 class Att2in(Decoder):
@@ -251,14 +259,16 @@ class Att2in(Decoder):
         super().__init__(options, words, channels)
         self.attended_candidate = RecurrentLinear(options.hidden, self.first_cell.candidate_size)
 
-    def start(self, memory: Memory, rows: int) -> State:
-        return self.first_cell.start(memory.gates_IG, rows)
+    def before(self, memory: Memory, image_B: Tensor) -> State:
+        return self.first_cell.start(len(image_B))
 
-    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
-        attended_BH, weights_BR = self.attend(state[0], memory)
+    def step(
+        self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
+    ) -> tuple[State, Tensor]:
+        attended_BH, weights_BR = self.attend(state[0], memory, rows)
         candidate = self.attended_candidate(attended_BH)
-        untouched = word_gates_BG.shape[1] - candidate.shape[1]
-        return self.first_cell(word_gates_BG + F.pad(candidate, (untouched, 0)), state), weights_BR
+        untouched = gates_BG.shape[1] - candidate.shape[1]
+        return self.first_cell(gates_BG + F.pad(candidate, (untouched, 0)), state), weights_BR
 
 
 class UpDown(Decoder):
@@ -272,16 +282,18 @@ class UpDown(Decoder):
         self.written_gates = RecurrentLinear(options.hidden, self.first_cell.gates_size)
         self.attended_gates = RecurrentLinear(2 * options.hidden, self.second_cell.gates_size)
 
-    def start(self, memory: Memory, rows: int) -> State:
-        like = memory.gates_IG
-        return self.second_cell.start(like, rows) + self.first_cell.start(like, rows)
+    def before(self, memory: Memory, image_B: Tensor) -> State:
+        return self.second_cell.start(len(image_B)) + self.first_cell.start(len(image_B))
 
-    def step(self, word_gates_BG: Tensor, memory: Memory, state: State) -> tuple[State, Tensor]:
+    def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
+        return super().gates_of(words, memory, image) + F.embedding(image, memory.gates_IG)
+
+    def step(
+        self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
+    ) -> tuple[State, Tensor]:
         second, first = state[: len(state) // 2], state[len(state) // 2 :]
-        image_gates_BG = _per_caption(memory.gates_IG, len(word_gates_BG))
-        gates_BG = word_gates_BG + image_gates_BG + self.written_gates(second[0])
-        first = self.first_cell(gates_BG, first)
-        attended_BH, weights_BR = self.attend(first[0], memory)
+        first = self.first_cell(self.written_gates(second[0], gates_BG), first)
+        attended_BH, weights_BR = self.attend(first[0], memory, rows)
         gates_BG = self.attended_gates(torch.cat((attended_BH, first[0]), dim=1))
         return self.second_cell(gates_BG, second) + first, weights_BR
 

@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.batches import Batch, PackedWords, pack
-from decoder.generate import greedy, sample
+from decoder.generate import NotFinite, greedy, sample
 from decoder.models import Decoder, Memory
 from decoder.options import ReinforceOptions
 from decoder.reward import Bleu4, CiderD, References
-from pipeline.vocabulary import EOS, UNK
+from pipeline.vocabulary import EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.
 NO_TARGET = UNK - EOS
@@ -34,8 +34,12 @@ class Loss(NamedTuple):
     """float32 [], to be minimised; its mean is over words."""
     captions: int
     """Captions read, or sampled."""
+    words: Tensor
+    """int64 [], how many words the mean is over."""
     reward: Tensor | None = None
     """float32 [], mean reward of the samples, on the scale of the scores (10 for CIDEr-D)."""
+    advantage: Tensor | None = None
+    """float32 [], largest distance of a sample's reward from its baseline, on the same scale."""
 
 
 def cross_entropy(
@@ -50,7 +54,7 @@ def cross_entropy(
         own_words: probability that an input word is the model's own (scheduled sampling).
     """
     memory = model.encode(batch.features)
-    words = pack(batch.tokens_BT, batch.image_B)
+    words = pack(batch.tokens_BT, batch.image_B).to(batch.image_ids.device)
     if own_words > 0:
         words = mix_in_own_words(model, memory, words, own_words)
     loss = F.cross_entropy(
@@ -59,7 +63,7 @@ def cross_entropy(
         ignore_index=NO_TARGET,
         label_smoothing=label_smoothing,
     )
-    return Loss(loss, len(batch.tokens_BT))
+    return Loss(loss, len(batch.tokens_BT), (words.targets_P != UNK).sum())
 
 
 def mix_in_own_words(
@@ -69,9 +73,15 @@ def mix_in_own_words(
 
     Scheduled sampling (Bengio et al. 2015) in two passes (Mihaylova & Martins 2019): the samples
     come from a first pass under teacher forcing, so that both passes stay parallel over the words.
+
+    Raises:
+        NotFinite: the model's scores are not finite numbers.
     """
     with torch.no_grad():
-        drawn_P = torch.multinomial(model(memory, words).softmax(-1), 1).squeeze(1) + EOS
+        logits_PV = model(memory, words)
+        if not logits_PV.isfinite().all():
+            raise NotFinite("the decoder's scores of words are not finite numbers")
+        drawn_P = torch.multinomial(logits_PV.softmax(-1), 1).squeeze(1) + EOS
     place_P = torch.arange(len(drawn_P), device=drawn_P.device)
     alive = torch.tensor(words.alive, device=drawn_P.device)
     later_P = place_P[words.alive[0] :]
@@ -90,13 +100,16 @@ def reinforce(
 
     The baseline is the greedy caption's reward (self-critical, Rennie et al. 2017) or the mean of
     the image's other samples (Luo 2020, "A better variant of self-critical sequence training").
-    Samples are drawn without keeping a graph and then read again under teacher forcing, where only
-    their real words are computed. The model is in evaluation mode for both, so that the gradient
-    is that of the distribution which was sampled. It is divided by the number of words of all
-    samples, which keeps its size independent of their length.
+    The images are encoded once. Samples are drawn without keeping a graph and then read again under
+    teacher forcing, where only their real words are computed. The model is in evaluation mode for
+    both, so that the gradient is that of the distribution which was sampled. It is divided by the
+    number of words of all samples, which keeps its size independent of their length.
+
+    Raises:
+        NotFinite: the model's scores are not finite numbers.
     """
+    memory = model.encode(batch.features)
     with torch.no_grad():
-        memory = model.encode(batch.features)
         samples_SKT = sample(model, memory, options.samples, max_length, options.temperature)[0]
         samples_ST = samples_SKT.flatten(0, 1)
         reward_IK = reward(batch.image_ids, samples_ST, EOS).view(-1, options.samples)
@@ -108,12 +121,19 @@ def reinforce(
             baseline_IK = (reward_IK.sum(1, keepdim=True) - reward_IK) / others
         advantage_S = (reward_IK - baseline_IK).flatten()
 
-    images = torch.arange(len(batch.image_ids), device=samples_ST.device)
-    words = pack(samples_ST, images.repeat_interleave(options.samples))
-    logits_PV = model(model.encode(batch.features), words) / options.temperature
+    loss = policy_loss(model, memory, samples_ST, advantage_S, options.temperature)
+    words = (samples_ST != PAD).sum()
+    return Loss(loss, len(samples_ST), words, reward_IK.mean(), advantage_S.abs().max())
+
+
+def policy_loss(
+    model: Decoder, memory: Memory, samples_ST: Tensor, advantage_S: Tensor, temperature: float
+) -> Tensor:
+    """Read samples, K for each image; return the mean of -advantage * log p over their words."""
+    words = pack(samples_ST, memory.rows(len(samples_ST)).image_B)
+    logits_PV = model(memory, words) / temperature
     surprise_P = F.cross_entropy(logits_PV, words.targets_P - EOS, reduction="none")
-    loss = (advantage_S[words.caption_P] * surprise_P).mean()
-    return Loss(loss, len(samples_ST), reward_IK.mean())
+    return (advantage_S[words.caption_P] * surprise_P).mean()
 
 
 class MixedReward:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from features.errors import UserError
+from features.views import VIEWS
 
 
 def _require(condition: bool, message: str) -> None:
@@ -112,12 +113,19 @@ class TrainOptions:
     """Decay of the running average of the weights, which is what is validated; 0 keeps none."""
     beam: int = 5
     """Beam of the validation captions that choose the best weights."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the products in training: bfloat16 is faster on GPUs, and gives other numbers."""
     seed: int = 1
     """Fixes the initial weights, the order of the images, dropout and the samples."""
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
     save_minutes: float = 5.0
     """Save the state for --resume this often, besides after every epoch and when terminated."""
+    like: Path | None = None
+    """Repeat the run in this folder: its options, but for those given besides. --work is that run's
+    unless given; --run is the new run's name."""
+    dry_run: bool = False
+    """Measure a few steps and say how long and how large the run will be; train nothing."""
     resume: bool = False
     """Continue a run that was stopped, exactly where its last saved state stands."""
     force: bool = False
@@ -155,6 +163,27 @@ class GenerateOptions:
     """With --sample: draw among the k most probable words only; 0 among all."""
     top_p: float = 1.0
     """With --sample: draw among the fewest words that hold this much probability (nucleus)."""
+    samples: int = 0
+    """With --sample: captions drawn for each image, of which --captions are written; 0 draws just
+    those."""
+    captions: int = 1
+    """Captions of each image, all different, the best first; fewer if fewer are found."""
+    groups: int = 1
+    """Divide the beam into this many groups, of which each avoids the words of those before
+    (diverse beam search); with --captions, the best of each group come first."""
+    diversity: float = 0.5
+    """With --groups: what a word costs, in log-probability, each time an earlier group takes it at
+    the same place."""
+    consensus: bool = False
+    """Choose, among the captions found, the one with the highest expected CIDEr-D against the
+    others, rather than the most probable."""
+    no_repeat_ngram: int = 0
+    """Never write so many words in a row twice in a caption, such as 3; 0 allows it."""
+    no_bad_endings: bool = False
+    """Never end a caption in an article, a preposition, a conjunction or the like."""
+    views: int = 1
+    """Views of each image to look at, the first ones of the store; each gives the words'
+    probabilities, of which the mean is taken."""
     max_length: int = 0
     """Most words of a caption; 0 takes the longest that the run was trained on."""
 
@@ -165,6 +194,39 @@ class GenerateOptions:
         _require(0 < self.top_p <= 1, "--top-p must be in (0, 1]")
         drawn = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
         _require(self.sample or not drawn, "--temperature, --top-k and --top-p need --sample")
+        _require(self.sample or self.samples == 0, "--samples needs --sample")
+        _require(self.samples >= 0, "--samples must not be negative")
+        _require(self.captions > 0, "--captions must be positive")
+        if self.sample:
+            _require(
+                self.samples == 0 or self.captions <= self.samples,
+                f"--captions {self.captions} cannot be chosen of --samples {self.samples}",
+            )
+            _require(self.groups == 1, "--groups is for the beam search, not for --sample")
+        else:
+            _require(
+                self.captions <= self.beam,
+                f"--captions {self.captions} needs a --beam of at least {self.captions}, found "
+                f"{self.beam}",
+            )
+        _require(
+            self.groups > 0 and self.beam % self.groups == 0,
+            f"--groups must divide --beam {self.beam}, found {self.groups}",
+        )
+        _require(self.diversity >= 0, "--diversity must not be negative")
+        if self.consensus:
+            candidates = (self.samples or self.captions) if self.sample else self.beam
+            _require(
+                candidates > 2, "--consensus chooses among a --beam, or --samples, of 3 or more"
+            )
+        _require(
+            self.no_repeat_ngram == 0 or self.no_repeat_ngram > 1,
+            f"--no-repeat-ngram must be 0, or 2 or more, found {self.no_repeat_ngram}",
+        )
+        _require(
+            0 < self.views <= len(VIEWS),
+            f"--views must be from 1 to {len(VIEWS)}, found {self.views}",
+        )
         _require(self.max_length >= 0, "--max-length must not be negative")
 
 
@@ -172,16 +234,33 @@ class GenerateOptions:
 class CaptionOptions:
     """Write captions for a split of a work directory, or for pictures of your own."""
 
-    run: Path
-    """The run's folder, WORK/runs/NAME."""
+    run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A run's folder, WORK/runs/NAME, or what decoder.export made of one; without it the captioner
+    that comes with this package. Several, each with --run, write together: the mean of their word
+    probabilities decides."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Pictures and folders of pictures to caption; prints a line for each."""
+    """Pictures, and folders that are searched for pictures with all below them; a line is printed
+    for each: path, tab, caption, and if the caption is unsure, tab, unsure."""
     split: str | None = None
     """Caption this split of the run's work directory instead, into RUN/captions_SPLIT.json."""
+    alt: Path | None = None
+    """Write a copy of this HTML page (page.alt.html, or --out) whose <img> without alt get one,
+    marked by data-alt-generated. Pictures are looked for below the page's folder, or --site."""
+    site: Path | None = None
+    """With --alt: the folder of the web site, which "/" stands for in the page."""
     weights: Literal["best", "best_xe"] = "best"
     """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
     out: Path | None = None
-    """With --split: write the captions here."""
+    """Write the captions here: of pictures to a .csv or .jsonl file, to which only the pictures are
+    added that it has not yet, so that an interrupted run goes on; of --split as COCO results; of
+    --alt the page."""
+    sidecar: Literal["txt", "xmp"] | None = None
+    """Write each caption beside its picture, as PICTURE.txt or as the description in PICTURE.xmp.
+    Sidecars that are there already are left alone, but for an XMP file of ours that is older than
+    its picture."""
+    unsure: float = 0.4
+    """Captions less probable than this to be good are marked as unsure. Good means a CIDEr of 0.3
+    or more, learnt from validation captions: only captioners that decoder.export made know it."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
     """With --split: save where each word looked for this many of the first images."""
@@ -194,14 +273,47 @@ class CaptionOptions:
     device: str = "auto"
     """cpu, cuda, ...; auto takes a GPU if there is one."""
     force: bool = False
-    """With --split: caption again although nothing changed."""
+    """Caption again although nothing changed; with --out, --alt and --sidecar, replace files that
+    are there, whoever made them."""
 
     def __post_init__(self) -> None:
+        given = sum((self.split is not None, self.alt is not None, bool(self.pictures)))
+        _require(given == 1, "expected the paths of pictures, or --split NAME, or --alt PAGE")
+        if self.pictures and self.out is not None:
+            _require(
+                self.out.suffix.lower() in (".csv", ".jsonl"),
+                f"--out must end in .csv or .jsonl, found {self.out}",
+            )
         _require(
-            (self.split is None) != (not self.pictures),
-            "expected either --split NAME or the paths of pictures",
+            self.split is None or len(self.run) > 0,
+            "--split needs --run: the folder WORK/runs/NAME of a trained run",
         )
-        _require(self.split is not None or self.out is None, "--out needs --split")
+        _require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
+        _require(
+            self.sidecar is None or self.out is None, "--sidecar and --out are two ways; choose one"
+        )
+        _require(self.alt is not None or self.site is None, "--site needs --alt")
+        _require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
+        _require(
+            self.split is None or len(self.run) == 1 or self.out is not None,
+            "captions by several runs are no single run's: name their file with --out",
+        )
         _require(self.seed >= 0, "--seed must not be negative")
         _require(self.batch_size > 0, "--batch-size must be positive")
         _require(self.attention >= 0, "--attention must not be negative")
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Make a captioner of a trained run: a folder that stands alone, with a model card."""
+
+    run: Path
+    """The run's folder, WORK/runs/NAME, captioned and scored for the card to have scores."""
+    out: Path
+    """The folder to write; a captioner that is there already is replaced."""
+    weights: Literal["best", "best_xe"] = "best"
+    """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
+    no_frequencies: bool = False
+    """Leave out what --consensus needs to know of the training captions, 12 bytes an n-gram."""
+    onnx: bool = False
+    """Write the CNN and the decoder as ONNX too, in float32, with a README that shows the loop."""

@@ -10,7 +10,11 @@ U distinct n-grams of a reference, C all reference captions.
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from pipeline.captions import Image
+from pipeline.vocabulary import EOS, Vocabulary
 
 ORDERS = 4
 # Standard deviation, in tokens, of the Gaussian penalty on a difference in length.
@@ -31,8 +35,43 @@ class _Compared(NamedTuple):
     is_reference_SM: Tensor
     reference_count_SMNU: Tensor
     reference_idf_SMNU: Tensor
-    same_SMNUT: Tensor
-    """Whether a reference's n-gram is the sample's."""
+    same_SMNTU: Tensor
+    """Whether a reference's n-gram is the sample's; of no two places T of one sample."""
+
+
+def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, list[list[int]]]:
+    """Return each image's captions as token ids for the reward, each ending in EOS.
+
+    Unlike `Vocabulary.encode`, words that the vocabulary lacks get ids of their own, beyond it. No
+    sample can hold such an id, so an unknown word never earns reward, while document frequencies
+    and lengths stay those of the real captions.
+    """
+    ids = dict(vocabulary.ids)
+    return {
+        image.id: [
+            [ids.setdefault(token, len(ids)) for token in caption.tokens] + [EOS]
+            for caption in image.captions
+        ]
+        for image in images
+    }
+
+
+class Frequencies(NamedTuple):
+    """In how many images' captions an n-gram occurs; those of one image only are not listed."""
+
+    key_U: Tensor
+    """int64, ascending: the n-grams, as `_ngrams` numbers them."""
+    images_U: Tensor
+    """int64, the number of images, at least 2."""
+    images: int
+    """Of all images."""
+
+    def of(self, key: Tensor) -> Tensor:
+        """Return the number of images for each n-gram of `key`, 1 if it is not listed."""
+        if len(self.key_U) == 0:
+            return torch.ones_like(key)
+        place = torch.searchsorted(self.key_U, key).clamp(max=len(self.key_U) - 1)
+        return torch.where(self.key_U[place] == key, self.images_U[place], 1)
 
 
 class References:
@@ -40,12 +79,15 @@ class References:
 
     Args:
         references: image id to token-id sequences, each ending in the end token.
+        frequencies: document frequencies of other captions, to be taken instead of these.
 
     Raises:
         ValueError: there is no image, or an image without reference.
     """
 
-    def __init__(self, references: dict[int, list[list[int]]]) -> None:
+    def __init__(
+        self, references: dict[int, list[list[int]]], frequencies: Frequencies | None = None
+    ) -> None:
         if not references or not all(references.values()):
             raise ValueError("expected at least one image, and a reference for each image")
         captions = [caption for several in references.values() for caption in several]
@@ -62,7 +104,10 @@ class References:
 
         in_image = (number * images + image_C[caption]).unique() // images
         document_frequency = in_image.bincount(minlength=len(self._key))
-        self._log_images = torch.tensor(images, dtype=torch.float64).log()
+        of_images = images
+        if frequencies is not None:
+            document_frequency, of_images = frequencies.of(self._key), frequencies.images
+        self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
         self._idf = self._log_images - document_frequency.clamp(min=1).log()
 
         # The distinct n-grams of each caption and order, and how often each occurs there.
@@ -91,6 +136,14 @@ class References:
         """Move everything to `device`."""
         for name, value in vars(self).items():
             setattr(self, name, value.to(device))
+
+    @property
+    def frequencies(self) -> Frequencies:
+        """The document frequencies, on the CPU."""
+        images_U = (self._log_images - self._idf).exp().round().long().cpu()
+        several_U = images_U > 1
+        images = int(self._log_images.exp().round())
+        return Frequencies(self._key.cpu()[several_U], images_U[several_U], images)
 
     def compare(self, image_ids: Tensor, samples: Tensor, eos: int) -> _Compared:
         """Find the n-grams of `samples` in the references of their images.
@@ -133,7 +186,7 @@ class References:
             is_reference_SM=captions_SM < len(self._length_C) - 1,
             reference_count_SMNU=self._count_CNU[captions_SM].double(),
             reference_idf_SMNU=self._idf[number_SMNU.clamp(min=0)],
-            same_SMNUT=number_SMNU[..., None] == number_SNT[:, None, :, None],
+            same_SMNTU=number_SMNU[..., None, :] == number_SNT[:, None, ..., None],
         )
 
 
@@ -188,10 +241,27 @@ class CiderD:
         Raises:
             ValueError: an image has no references, or the sizes do not fit.
         """
+        likeness_SM, is_reference_SM = self.likeness(image_ids, samples, eos)
+        total_S = likeness_SM.sum(1) / is_reference_SM.sum(1)
+        return (10 * total_S).float()
+
+    def likeness(self, image_ids: Tensor, samples: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+        """Compare samples with each reference of their images; arguments and errors as above.
+
+        Returns:
+            float64 [B * K, M] from 0 to 1, and which references there are: images may have fewer
+            than M, and the likeness to those that are not there is 0.
+        """
         both = self.references.compare(image_ids, samples, eos)
         weight_SNT = both.count_SNT * both.idf_SNT
         reference_SMNU = both.reference_count_SMNU * both.reference_idf_SMNU
-        shared_SMNU = (both.same_SMNUT * weight_SNT[:, None, :, None]).sum(-1)
+        # At most one place of the sample has a reference's n-gram: its number, counted from 1, is
+        # found in small integers, which is many times as fast as a sum of products.
+        steps = weight_SNT.shape[-1]
+        number_T1 = torch.arange(1, steps + 1, dtype=torch.int16, device=samples.device)[:, None]
+        place_SMNU = (both.same_SMNTU * number_T1).amax(-2).long()
+        weight_SMNT = F.pad(weight_SNT, (1, 0))[:, None].expand(-1, place_SMNU.shape[1], -1, -1)
+        shared_SMNU = weight_SMNT.gather(-1, place_SMNU)
         product_SMN = (shared_SMNU.minimum(reference_SMNU) * reference_SMNU).sum(-1)
         norm_SMN = weight_SNT.norm(dim=-1)[:, None] * reference_SMNU.norm(dim=-1)
         # Like the toolkit, which leaves the product as it is where a norm is 0: it is 0 there.
@@ -199,8 +269,7 @@ class CiderD:
         # The toolkit's length of a caption is the number of its bigrams.
         difference_SM = (both.length_S - 1)[:, None] - (both.reference_length_SM - 1)
         likeness_SM = cosine_SMN.mean(-1) * (-(difference_SM**2) / (2 * SIGMA**2)).exp()
-        total_S = (likeness_SM * both.is_reference_SM).sum(1) / both.is_reference_SM.sum(1)
-        return (10 * total_S).float()
+        return likeness_SM * both.is_reference_SM, both.is_reference_SM
 
 
 class Bleu4:
@@ -217,7 +286,7 @@ class Bleu4:
     def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
         """Score samples from 0 to 1; arguments, result and errors are those of `CiderD`."""
         both = self.references.compare(image_ids, samples, eos)
-        allowed_SNT = (both.same_SMNUT * both.reference_count_SMNU[..., None]).sum(3).amax(1)
+        allowed_SNT = (both.same_SMNTU * both.reference_count_SMNU[..., None, :]).sum(-1).amax(1)
         correct_SN = both.count_SNT.minimum(allowed_SNT).sum(-1)
         order_N = torch.arange(ORDERS, device=samples.device)
         guessed_SN = (both.length_S[:, None] - order_N).clamp(min=0)

@@ -1,6 +1,7 @@
 """A run's folder: what lies where, its config, and the decoder loaded back from it."""
 
 import hashlib
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,9 @@ import torch
 from decoder import checkpoints, models
 from decoder.models import Decoder
 from decoder.options import ModelOptions, TrainOptions
+from features import ranks
 from features.errors import UserError
+from features.rows import RowFormat
 from features.store import FeatureStore
 from pipeline import vocabulary as vocabularies
 from pipeline.captions import Image
@@ -24,7 +27,9 @@ from pipeline.vocabulary import Vocabulary
 
 MADE_BY = "python -m decoder.train"
 # Where and how a run is trained, not what it is; it may be continued with others.
-_NOT_DESCRIBED = ("work", "run", "device", "save_minutes", "resume", "force")
+_NOT_DESCRIBED = ("work", "run", "like", "dry_run", "device", "save_minutes", "resume", "force")
+# Parts of config.json that may change while a run is continued: the last digits depend on them.
+NOT_THE_RUN = ("versions", "machine")
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
 OptionsClass = TypeVar("OptionsClass")
@@ -42,6 +47,8 @@ class RunFolder:
         self.state = path / "state" / "resume.safetensors"
         self.metrics = path / "metrics.jsonl"
         self.tensorboard = path / "tensorboard"
+        # Beside the folder, so that it stays locked while the folder is moved aside.
+        self.lock = path.with_name(f".{path.name}.lock")
 
     @property
     def work(self) -> Path:
@@ -49,14 +56,27 @@ class RunFolder:
         return self.path.resolve().parent.parent
 
     def move_aside(self) -> Path:
-        """Move what is in the folder to NAME.old beside it, replacing an older one there."""
+        """Rename the folder to NAME.old, replacing an older one there, and make it anew, empty."""
         old = self.path.with_name(f"{self.path.name}.old")
         shutil.rmtree(old, ignore_errors=True)
-        old.mkdir()
-        for path in self.path.iterdir():
-            if path.name != ".lock":
-                path.rename(old / path.name)
+        try:
+            self.path.rename(old)
+        except OSError as error:
+            raise UserError(f"cannot move {self.path} to {old}: {error.strerror}") from error
+        self.path.mkdir()
         return old
+
+    def sweep(self) -> None:
+        """Delete the halves of files that a killed training was writing.
+
+        TensorBoard would take that of an event file for another one. What other stages write to
+        the folder, perhaps at this moment, is left alone.
+        """
+        weights, texts = (self.best, self.best_xe), (self.metrics, self.config, self.vocabulary)
+        others = (self.tensorboard / "events", self.path / ".done" / "train.json")
+        for file in (self.state, *weights, *texts, *others):
+            for half in file.parent.glob(f".{file.name}.*"):
+                half.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -64,9 +84,9 @@ def locked(run: RunFolder) -> Iterator[None]:
     """Hold the run's folder, made if need be, for one training at a time.
 
     Raises:
-        UserError: another training holds it, or it cannot be made.
+        UserError: another training holds it, or it cannot be written to.
     """
-    lock = filelock.FileLock(run.path / ".lock", timeout=0)
+    lock = filelock.FileLock(run.lock, timeout=0)
     try:
         run.path.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -75,8 +95,12 @@ def locked(run: RunFolder) -> Iterator[None]:
             f"another training is writing to {run.path}; wait for it, or choose another --run"
         ) from error
     except OSError as error:
-        raise UserError(f"cannot write to {run.path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot write to {run.path}: {error.strerror}; choose another --work, or make room "
+            "and see to its permissions"
+        ) from error
     try:
+        run.sweep()
         yield
     finally:
         lock.release()
@@ -92,7 +116,7 @@ def describe(
     """Return what config.json says of a run: all that is needed to repeat it.
 
     `captions` are the images that the run uses, by split. A saved state is continued only by a run
-    of which everything but the versions is the same.
+    of which everything is the same but what `NOT_THE_RUN` names.
     """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_DESCRIBED}
     return {
@@ -104,7 +128,16 @@ def describe(
         "vocabulary": digest(vocabulary.words),
         "captions": {split: digest(images) for split, images in captions.items()},
         "reward": reward_signature(options),
-        "versions": {name: _version(name) for name in _LIBRARIES},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _LIBRARIES},
+        },
+        "machine": {
+            "device": str(next(model.parameters()).device),
+            "threads": torch.get_num_threads(),
+            "processes": ranks.world(),
+            "processor": platform.machine(),
+        },
     }
 
 
@@ -116,6 +149,41 @@ def reward_signature(options: TrainOptions) -> str:
         f"{rl.samples} samples an image at temperature {rl.temperature}, BLEU-4 share "
         f"{rl.bleu_weight}, unknown words never match"
     )
+
+
+def differences(old: Any, new: Any, besides: Iterable[str] = (), name: str = "") -> list[str]:
+    """Return the entries in which two nested dicts differ, as text, except those in `besides`."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted((old.keys() | new.keys()) - set(besides))
+        return [
+            difference
+            for key in keys
+            for difference in differences(
+                old.get(key), new.get(key), (), f"{name}.{key}".strip(".")
+            )
+        ]
+    return [] if old == new else [f"{name} ({old} then, {new} now)"]
+
+
+def arguments_like(folder: Path) -> list[str]:
+    """Return the command line that trains the run in `folder` again, without its --run.
+
+    Raises:
+        UserError: it has no config.json, or one without options.
+    """
+    run = RunFolder(folder)
+    options = read_json(run.config, MADE_BY)
+    try:
+        values = dict(options["options"])
+        values |= {f"xe.{k}": v for k, v in dict(values.pop("xe")).items()}
+        values |= {f"rl.{k}": v for k, v in dict(values.pop("rl")).items()}
+        values |= dict(values.pop("decoder"))
+        if strange := values.keys() & set(_NOT_DESCRIBED):
+            raise ValueError(f"{sorted(strange)} among its options")
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{run.config} is not a run's config ({error!r})") from error
+    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    return [f"--work={run.work}", *arguments]
 
 
 def digest(things: Iterable[object]) -> str:
@@ -144,17 +212,23 @@ def load_decoder(
     vocabulary = vocabularies.load(run.vocabulary)
     try:
         options = _from_json(ModelOptions, config["options"]["decoder"])
-        channels = int(config["features"]["channels"])
-        model = models.build(options, len(vocabulary), channels).to(device).eval()
+        channels = RowFormat(config["features"]).channels
+        if not isinstance(config["features"]["backbone"], str):
+            raise TypeError(f"a backbone called {config['features']['backbone']!r:.80}")
+        # Of whatever size, it takes no memory before the weights are seen to be of that size, too.
+        with torch.device("meta"):
+            model = models.build(options, len(vocabulary), channels).eval()
         wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
-    except (KeyError, TypeError, ValueError) as error:
+    except UserError as error:
+        raise UserError(f"{run.config}: {error}") from error
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r}); train anew") from error
     if digest(vocabulary.words) != wanted:
         raise UserError(
             f"{run.vocabulary} is not the vocabulary that the run was trained with: its words or "
             "their order differ; copy it from the same run as config.json and the weights"
         )
-    checkpoints.load_weights(model, weights)
+    checkpoints.load_weights(model, weights, device)
     return model, vocabulary, config
 
 

@@ -1,74 +1,114 @@
 """Stage `train`: from features and captions to a run's folder with the best weights."""
 
+import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from decoder import models
+from decoder import guards, models, together
 from decoder.batches import SplitReader, TrainingReader
+from decoder.estimate import estimate
 from decoder.options import TrainOptions
-from decoder.runs import RunFolder, describe, locked
+from decoder.runs import MADE_BY, RunFolder, arguments_like, describe, differences, locked
 from decoder.training import PHASE_NAMES, Stopped, Trainer
 from evaluation.validation import Validator
+from features import ranks
 from features.devices import choose_device
 from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
+from pipeline.command import read_json, write_json
 from pipeline.command import run as run_command
-from pipeline.command import write_json
 from pipeline.stamps import Stamp
 
 
 def train(options: TrainOptions) -> int:
     """Train a decoder: teacher forcing with cross-entropy, then REINFORCE on CIDEr-D."""
-    run = RunFolder(options.work / "runs" / options.run)
-    inputs = [options.work / n for n in ("captions.json", "vocabulary.json", "features.h5")]
-    with locked(run):
-        stamp = Stamp(run.path, "train", options, inputs)
-        if stamp.holds() and not (options.force and not options.resume):
-            print(f"train: {run.path} unchanged, skipped")
-            return 0
-        table, store = captions.load(inputs[0]), FeatureStore(inputs[2])
-        words = vocabulary.load(inputs[1])
-        training = TrainingReader(store, table, words, options.batch_size, options.seed)
-        validation = SplitReader(store, table, "val")
-        _report_left_out(training, validation)
+    with ranks.group():
+        return _train(options, RunFolder(options.work / "runs" / options.run))
 
-        torch.manual_seed(options.seed)
-        device = choose_device(options.device)
-        model = models.build(options.decoder, len(words), store.description["channels"])
-        used = {"train": training.images, "val": validation.images}
-        config = describe(options, store, model, words, used)
-        validator = Validator(
-            {image.id: [c.text for c in image.captions] for image in validation.images}
-        )
-        trainer = Trainer(
-            options, run, config, model.to(device), words, training, validation, validator
-        )
-        if _continues(trainer, options, run):
-            print(f"train: continuing {run.path} in {trainer.where()}")
-        else:
-            vocabulary.save(words, run.vocabulary)
-            write_json(run.config, config)
+
+def _train(options: TrainOptions, run: RunFolder) -> int:
+    """Train in this process, of which there may be several; the first one writes and prints."""
+    first = ranks.rank() == 0
+    if options.dry_run:
+        if ranks.world() > 1:
+            raise UserError("--dry-run measures one process; start it without torchrun")
+        print(estimate(_trainer(options, run)))
+        return 0
+    with locked(run) if first else nullcontext():
+        stamp = Stamp(run.path, "train", options, _inputs(options)) if first else None
+        unchanged = stamp is not None and stamp.holds()
+        if together.share(unchanged and not (options.force and not options.resume)):
+            _say(f"train: {run.path} unchanged, skipped")
+            return 0
+        trainer = _trainer(options, run)
+        continues = together.share(_continues(trainer, options, run) if first else False)
+        if continues and not first:
+            trainer.restore()
+        if continues:
+            _say(f"train: continuing {run.path} in {trainer.where()}")
+        elif first:
+            vocabulary.save(trainer.vocabulary, run.vocabulary)
+            write_json(run.config, trainer.config)
         try:
             trainer.train()
         except Stopped:
-            print(f"train: stopped in {trainer.where()}; --resume continues there")
+            _say(f"train: stopped in {trainer.where()}; --resume continues there")
             return 130
-        stamp.write([run.config, run.vocabulary, run.best, run.metrics])
-    best = max(trainer.progress.metrics, key=lambda line: line["val"]["CIDEr"])
-    print(
+        if stamp is not None:
+            stamp.write([run.config, run.vocabulary, run.best, run.metrics])
+    # Of equal epochs the later one: its weights are kept.
+    best = max(reversed(trainer.progress.metrics), key=lambda line: line["val"]["CIDEr"])
+    _say(
         f"train: best validation CIDEr {best['val']['CIDEr']:.3f} after epoch {best['epoch']} of "
         f"{PHASE_NAMES[best['phase']]}, weights in {run.best}"
     )
     return 0
 
 
+def _say(text: str) -> None:
+    if ranks.rank() == 0:
+        print(text)
+
+
+def _inputs(options: TrainOptions) -> list[Path]:
+    return [options.work / name for name in ("captions.json", "vocabulary.json", "features.h5")]
+
+
+def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
+    """Read the work directory and return what trains, with new weights; writes nothing."""
+    table_file, vocabulary_file, features_file = _inputs(options)
+    table, store = captions.load(table_file), FeatureStore(features_file)
+    words = vocabulary.load(vocabulary_file)
+    training = TrainingReader(store, table, words, options.batch_size, options.seed)
+    validation = SplitReader(store, table, "val")
+    first = ranks.rank() == 0
+    if first:
+        _report_left_out(training, validation)
+        guards.report(store, table, training.captions)
+
+    torch.manual_seed(options.seed)
+    device = ranks.own_device(choose_device(options.device))
+    model = models.build(options.decoder, len(words), store.description["channels"]).to(device)
+    used = {"train": training.images, "val": validation.images}
+    config = describe(options, store, model, words, used)
+    validator = None
+    if first:
+        _report_unlike(config, options.like)
+        references = {image.id: [c.text for c in image.captions] for image in validation.images}
+        validator = Validator(references)
+    return Trainer(options, run, config, model, words, training, validation, validator)
+
+
 def _continues(trainer: Trainer, options: TrainOptions, run: RunFolder) -> bool:
     """Restore the saved state if there is one to be continued, else move an old run aside."""
-    if not run.config.exists():
-        return False
+    if not (run.state.exists() or run.best.exists()):
+        return False  # nothing is lost: no run, or one that was killed before it first saved
     reason = "--force"
     if options.resume and run.state.exists():
         try:
@@ -78,13 +118,25 @@ def _continues(trainer: Trainer, options: TrainOptions, run: RunFolder) -> bool:
             if not options.force:
                 raise
             reason = str(error)
-    elif not options.force and run.state.exists():
+    elif not options.force:
+        how = "continue it with --resume" if run.state.exists() else "it has no state to continue"
         raise UserError(
-            f"{run.path} has a run already; continue it with --resume, start it anew with --force, "
-            "or choose another --run"
+            f"{run.path} has a run already; {how}, start it anew with --force, or choose another "
+            "--run"
         )
     print(f"train: starting anew, the old run is kept in {run.move_aside()} ({reason})")
     return False
+
+
+def _report_unlike(config: dict[str, Any], like: Path | None) -> None:
+    """Say in what a run that is to repeat another differs from it."""
+    if like is None:
+        return
+    unlike = differences(read_json(RunFolder(like).config, MADE_BY), config)
+    for difference in unlike:
+        print(f"train: unlike {like}: {difference}")
+    if not unlike:
+        print(f"train: like {like} in everything: options, data, features, versions, machine")
 
 
 def _report_left_out(*readers: SplitReader) -> None:
@@ -98,7 +150,15 @@ def _report_left_out(*readers: SplitReader) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run_command(train, TrainOptions, "decoder.train", argv)
+    return run_command(train, TrainOptions, "decoder.train", argv, _with_those_of_like)
+
+
+def _with_those_of_like(argv: list[str]) -> list[str]:
+    """Put the options of the run that --like names before `argv`, whose own come last and win."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--like", type=Path)
+    like = parser.parse_known_args(argv)[0].like
+    return argv if like is None else [*arguments_like(like), *argv]
 
 
 if __name__ == "__main__":

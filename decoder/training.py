@@ -3,14 +3,22 @@
 Randomness is a function of the seed, the phase and the number of the step, and the order of the
 images one of the seed, the phase and the epoch. So the state to save is the weights, the optimizer
 and where the run stands; no generator's state is part of it.
+
+Several processes (see `decoder.together`) take the same steps and have the same state; the first of
+them writes all files.
 """
 
+import copy
 import json
 import logging
+import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from types import FrameType
 from typing import Any
 
@@ -18,25 +26,30 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decoder import checkpoints
-from decoder.batches import Batch, SplitReader, TrainingReader
-from decoder.generate import beam_search
+from decoder import checkpoints, events, together
+from decoder.batches import Batch, Features, SplitReader, TrainingReader, on_device
+from decoder.generate import NotFinite, beam_search
 from decoder.models import Decoder
 from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
-from decoder.runs import RunFolder
+from decoder.reward import all_words_encoded
+from decoder.runs import NOT_THE_RUN, RunFolder, differences
 from evaluation.diagnostics import diagnose
-from evaluation.validation import Validator
+from evaluation.validation import OFFICIAL, Validator
+from features import ranks
 from features.errors import UserError, first_few
 from pipeline.captions import Image
 from pipeline.command import write_atomically
-from pipeline.vocabulary import EOS, Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
 PHASES = ("xe", "rl")
 PHASE_NAMES = {"xe": "cross-entropy", "rl": "REINFORCE"}
 VALIDATION_BATCH = 50
+# REINFORCE learns from differences in reward; after this many steps without one it is reported.
+FLAT_STEPS = 20
+_FLAT = 1e-6  # on the scale of the reward, 0 to 10; a mean of equal numbers is rounded
 
 
 class Stopped(Exception):
@@ -58,6 +71,10 @@ class Progress:
     """Best validation CIDEr of this phase."""
     epochs_without_gain: int = 0
     """Epochs of this phase since its best."""
+    flat_steps: int = 0
+    """Steps of REINFORCE since one in which the reward varied."""
+    written: list[list[str]] = field(default_factory=list)
+    """Captions of the validation images done in the validation under way, for each of `widths`."""
     loss: float = 0.0
     """Sum over the epoch so far, as are the next three."""
     reward: float = 0.0
@@ -78,7 +95,7 @@ class Trainer:
         vocabulary: of the captions.
         training: the training batches.
         validation: the images whose generated captions choose the best weights.
-        validator: scores those captions.
+        validator: scores those captions; in the first process only.
     """
 
     def __init__(
@@ -90,7 +107,7 @@ class Trainer:
         vocabulary: Vocabulary,
         training: TrainingReader,
         validation: SplitReader,
-        validator: Validator,
+        validator: Validator | None,
     ) -> None:
         self.options = options
         self.run = run
@@ -105,7 +122,7 @@ class Trainer:
         self.optimizer = self._new_optimizer()
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self._reward: MixedReward | None = None
-        self._stop_requested = False
+        self._stop_requested = self._stopping = False
         self._saved_at = time.monotonic()
 
     # The loop
@@ -115,7 +132,7 @@ class Trainer:
 
         Raises:
             Stopped: on SIGINT or SIGTERM, after the state was saved.
-            UserError: the loss became infinite or not a number.
+            UserError: the loss became infinite or not a number, or the disk is full.
         """
         handlers = {
             s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)
@@ -134,11 +151,13 @@ class Trainer:
         progress = self.progress
         total = options.epochs * self.training.batches_per_epoch
         name = PHASE_NAMES[phase]
-        with tqdm(total=total, initial=progress.step, desc=name, unit="batch", disable=None) as bar:
+        shown = {"desc": name, "unit": "batch", "disable": True if ranks.rank() else None}
+        with tqdm(total=total, initial=progress.step, **shown) as bar:
             while progress.epoch < options.epochs and not self._out_of_patience(options.patience):
                 started = time.perf_counter()
-                for batch in self.training.epoch(phase, progress.epoch, progress.batch):
-                    self._step(phase, batch.to(self.device), total)
+                batches = self.training.epoch(phase, progress.epoch, progress.batch)
+                for batch in on_device(batches, self.device):
+                    self.step(phase, batch, total)
                     bar.set_postfix_str(self._running_means(), refresh=False)
                     bar.update()
                     now = time.perf_counter()  # so that waiting for the features counts too
@@ -151,56 +170,105 @@ class Trainer:
     def _out_of_patience(self, patience: int) -> bool:
         return 0 < patience <= self.progress.epochs_without_gain
 
-    def _step(self, phase: str, batch: Batch, total_steps: int) -> None:
-        """Take one step of either phase."""
-        options, progress, model = self.options, self.progress, self.model
-        torch.manual_seed(_mix(options.seed, PHASES.index(phase), progress.step))
+    def step(self, phase: str, batch: Batch, total_steps: int) -> None:
+        """Take one step of either phase, one of `total_steps`.
+
+        Raises:
+            UserError: the loss or its gradient is not finite; the weights are those of before.
+        """
+        options, progress = self.options, self.progress
+        own = [ranks.rank()] if ranks.rank() else []  # or all would drop and draw the same
+        torch.manual_seed(_mix(options.seed, PHASES.index(phase), progress.step, *own))
         for group in self.optimizer.param_groups:
             group["lr"] = self._learning_rate(phase, progress.step, total_steps)
-        if phase == "xe":
-            model.train()
-            own_words = options.xe.scheduled_sampling * progress.step / total_steps
-            result = cross_entropy(model, batch, options.xe.label_smoothing, own_words)
-        else:
-            model.eval()
-            longest = self.vocabulary.max_length
-            result = reinforce(model, batch, self.reward, options.rl, longest)
+        result = self._loss(phase, batch, total_steps)
         self.optimizer.zero_grad(set_to_none=True)
-        result.loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip)
-        self._check_finite(result, norm, batch)
+        stop = self._stop_requested
+        result, self._stopping = together.backward(result, self.model, batch.idle, stop)
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
+        # All that a GPU has to tell in a step, at once, for the host waits for it.
+        told = (result.loss, norm, *(v for v in (result.reward, result.advantage) if v is not None))
+        loss, size, *earned = torch.stack(told).tolist()
+        if not (math.isfinite(loss) and math.isfinite(size)):
+            found = f"the loss ({loss}) or its gradient (norm {size})"
+            raise self._not_finite(f"{found} is not finite", batch.image_ids, batch.features)
         self.optimizer.step()
         decay = min(options.average, (1 + progress.step) / (10 + progress.step))
         with torch.no_grad():
-            parameters = [parameter.detach() for parameter in model.parameters()]
+            parameters = [parameter.detach() for parameter in self.model.parameters()]
             torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
 
         progress.step += 1
         progress.batch += 1
         progress.captions += result.captions
-        progress.loss += result.loss.item()
-        progress.reward += 0.0 if result.reward is None else result.reward.item()
+        progress.loss += loss
+        if earned:
+            progress.reward += earned[0]
+            self._watch_reward(earned[1], total_steps)
+
+    def _loss(self, phase: str, batch: Batch, total_steps: int) -> Loss:
+        """Return the loss of the phase's objective for one batch."""
+        options, model = self.options, self.model.train(phase == "xe")
+        lower = options.precision == "bfloat16"
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=lower):
+                if phase == "xe":
+                    own_words = options.xe.scheduled_sampling * self.progress.step / total_steps
+                    return cross_entropy(model, batch, options.xe.label_smoothing, own_words)
+                longest = self.vocabulary.max_length
+                return reinforce(model, batch, self.reward, options.rl, longest)
+        except NotFinite as error:
+            raise self._not_finite(str(error), batch.image_ids, batch.features) from error
 
     def _learning_rate(self, phase: str, step: int, total_steps: int) -> float:
         peak = getattr(self.options, phase).learning_rate
         return learning_rate(peak, step, total_steps, self.options.warmup)
 
-    def _check_finite(self, result: Loss, norm: Tensor, batch: Batch) -> None:
-        if result.loss.isfinite() and norm.isfinite():
-            return
-        progress = self.progress
-        raise UserError(
-            f"the loss ({result.loss.item()}) or its gradient (norm {norm.item()}) is not finite "
-            f"at step {progress.step} of {PHASE_NAMES[progress.phase]}, epoch {progress.epoch}, "
-            f"images {first_few(batch.image_ids.tolist())}; the last good state, if any, is "
-            f"{self.run.state}; lower --{progress.phase}.learning-rate or --clip"
+    def _not_finite(self, found: str, image_ids: Tensor, features: Features) -> UserError:
+        """Return the error of numbers that must not be used, found in work on these images."""
+        progress, phase = self.progress, self.progress.phase
+        finite_I = features.grid_IRC.isfinite().all((1, 2)) & features.pooled_IC.isfinite().all(1)
+        broken = image_ids[~finite_I].tolist()
+        advice = f"start anew (--force) with a lower --{phase}.learning-rate or --clip"
+        if broken:
+            advice = f"the features of {first_few(broken)} are not finite: extract them anew"
+        return UserError(
+            f"{found} at step {progress.step} of {PHASE_NAMES[phase]}, epoch {progress.epoch + 1}, "
+            f"images {', '.join(map(str, image_ids.tolist()))}; {advice}; {self._last_state()}"
         )
+
+    def _last_state(self) -> str:
+        if not self.run.state.exists():
+            return "no state was saved yet"
+        return f"the last good state is whole, in {self.run.state}"
+
+    @contextmanager
+    def _naming_last_state(self) -> Iterator[None]:
+        """Say with an error of writing, such as of a full disk, what is left."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{error}; {self._last_state()}; --resume continues there") from error
+
+    def _watch_reward(self, advantage: float, total_steps: int) -> None:
+        """Report, once in a row, that REINFORCE has had nothing to learn from."""
+        progress = self.progress
+        progress.flat_steps = progress.flat_steps + 1 if advantage < _FLAT else 0
+        if progress.flat_steps == min(FLAT_STEPS, total_steps):
+            log.warning(
+                "the reward does not vary: in %d steps on end every sample earned what it was "
+                "compared with (mean reward %.3f), so there is no gradient; sample more and "
+                "hotter (--rl.samples, --rl.temperature), train longer by cross-entropy, or leave "
+                "the phase out (--rl.epochs 0). With one training image CIDEr-D is always 0",
+                progress.flat_steps,
+                progress.reward / progress.batch,
+            )
 
     def _finish_epoch(self, phase: str, total_steps: int, bar: tqdm) -> None:
         """Validate, keep the best weights, and write the epoch's line of metrics."""
         progress, batches = self.progress, self.training.batches_per_epoch
         self.save()  # validation takes its time, and may be what is killed
-        scores = self.validate()
+        scores, tokenizer = self.validate()
         line = {
             "phase": phase,
             "epoch": progress.epoch + 1,
@@ -209,68 +277,124 @@ class Trainer:
             "learning_rate": self._learning_rate(phase, progress.step - 1, total_steps),
             "seconds": round(progress.seconds, 2),
             "captions_per_second": round(progress.captions / max(progress.seconds, 1e-9), 1),
+            "tokenizer": tokenizer,
             "val": scores,
         }
         progress.metrics.append(line)
-        cider = scores["CIDEr"]
-        progress.epochs_without_gain += 1
-        if cider > progress.best_of_phase:
-            progress.epochs_without_gain = 0
-        # At equal scores the later weights: with a single validation image CIDEr is always 0.
-        if cider >= progress.best_of_phase:
-            progress.best_of_phase = cider
-            if phase == "xe":
-                checkpoints.save(self.run.best_xe, self.average)
-        if cider >= progress.best:
-            progress.best = cider
-            checkpoints.save(self.run.best, self.average)
+        with self._naming_last_state():
+            self._keep_if_best(phase, scores["CIDEr"])
+            if ranks.rank() == 0:
+                self._write_events(line)
         progress.epoch += 1
         progress.batch = progress.captions = 0
         progress.loss = progress.reward = progress.seconds = 0.0
-        self.save()
-        self._log_to_tensorboard(line)
-        bar.write(_as_text(line), file=sys.stderr)
+        progress.written = []
+        self.save()  # last: killed before, all of the above is done again
+        if ranks.rank() == 0:
+            bar.write(_as_text(line), file=sys.stderr)
+        together.share(None)  # the best weights are written, for every process to read
 
-    def _log_to_tensorboard(self, line: dict[str, Any]) -> None:
-        # Imported here: it takes longer than everything else at the start of a run.
-        from torch.utils.tensorboard.writer import SummaryWriter
+    def _keep_if_best(self, phase: str, cider: float) -> None:
+        """Save the averaged weights if none before had a better validation CIDEr."""
+        progress = self.progress
+        gain = cider > progress.best_of_phase
+        progress.epochs_without_gain = 0 if gain else progress.epochs_without_gain + 1
+        # At equal scores the later weights: with a single validation image CIDEr is always 0.
+        if cider >= progress.best_of_phase:
+            progress.best_of_phase = cider
+            if phase == "xe" and ranks.rank() == 0:
+                checkpoints.save(self.run.best_xe, self.average)
+        if cider >= progress.best:
+            progress.best = cider
+            if ranks.rank() == 0:
+                checkpoints.save(self.run.best, self.average)
 
+    def _write_events(self, line: dict[str, Any]) -> None:
+        """Write a line of metrics for TensorBoard."""
         scalars = {name: line[name] for name in ("loss", "reward", "learning_rate")}
         scalars |= {f"val/{name}": value for name, value in line["val"].items()}
-        epoch = len(self.progress.metrics)
-        with SummaryWriter(str(self.run.tensorboard), purge_step=epoch) as writer:
-            for name, value in scalars.items():
-                if value is not None:
-                    writer.add_scalar(f"{line['phase']}/{name}", value, epoch)
+        of_phase = {f"{line['phase']}/{k}": v for k, v in scalars.items() if v is not None}
+        events.write(self.run.tensorboard, len(self.progress.metrics), of_phase)
 
     # Validation
 
-    def validate(self) -> dict[str, float]:
+    @property
+    def widths(self) -> list[int]:
+        """The beam widths at which validation captions are written."""
+        return sorted({1, self.options.beam})
+
+    def validate(self) -> tuple[dict[str, float], str]:
         """Score the captions that the averaged weights write for the validation images.
 
         Returns:
             The scores and the share of bad endings of the beam search's captions, and the greedy
-            captions' CIDEr as "greedy_CIDEr".
+            captions' CIDEr as "greedy_CIDEr"; and the tokenizer behind them.
+
+        Raises:
+            Stopped: on SIGINT or SIGTERM; the state has the captions that this process has written.
+            UserError: the model's scores are not finite numbers.
         """
-        live = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        self.model.load_state_dict(self.average)
-        self.model.eval()
-        widths = sorted({1, self.options.beam})
-        captions: dict[int, dict[int, str]] = {width: {} for width in widths}
-        with torch.inference_mode():
-            for images, features in self.validation.batches(VALIDATION_BATCH):
-                memory = self.model.encode(features.to(self.device))
-                for width in widths:
-                    longest = self.vocabulary.max_length
-                    tokens_IT = beam_search(self.model, memory, width, longest).tokens_IKT[:, 0]
-                    for image, tokens in zip(images, tokens_IT.tolist(), strict=True):
-                        captions[width][image.id] = self.vocabulary.decode(tokens)
-        self.model.load_state_dict(live)
-        found = {width: self.validator.score(captions[width]) for width in widths}
-        scores = dict(found[self.options.beam])
-        scores["greedy_CIDEr"] = found[1]["CIDEr"]
-        scores["bad_endings"] = diagnose(captions[self.options.beam].values())["bad_endings"]
-        return scores
+        written = self._write_all()
+        found: tuple[dict[str, float], str] | None = None
+        if self.validator is not None:
+            by_width = dict(zip(self.widths, zip(*written, strict=True), strict=True))
+            ids = [image.id for image in self.validation.images]
+            captions = {w: dict(zip(ids, texts, strict=True)) for w, texts in by_width.items()}
+            of_width = {width: self.validator.score(captions[width]) for width in self.widths}
+            scores = dict(of_width[self.options.beam])
+            scores["greedy_CIDEr"] = of_width[1]["CIDEr"]
+            searched = captions[self.options.beam].values()
+            scores["bad_endings"] = diagnose(searched)["bad_endings"]
+            found = scores, self.validator.tokenizer
+        shared = together.share(found)
+        assert shared is not None  # the first process has the validator
+        return shared
+
+    def _write_all(self) -> list[list[str]]:
+        """Return the captions of all validation images; each process writes its share of them."""
+        averaged, world = self.averaged_model(), ranks.world()
+        if world > 1:  # each has other captions, and only the first saves a state
+            self.progress.written = []
+        written = self.progress.written
+        done = -(-len(written) // VALIDATION_BATCH)
+        size = min(VALIDATION_BATCH, -(-len(self.validation) // world))
+        batches = self.validation.batches(size)
+        shares: list[list[list[str]]] = []
+        for images, features in islice(batches, done + ranks.rank(), None, world):
+            shares.append(self.write_captions(averaged, images, features))
+            if world == 1:
+                written += shares[-1]
+                self._save_if_due()
+        if world == 1:
+            return written
+        return [captions for share in together.gather(shares) for captions in share]
+
+    def averaged_model(self) -> Decoder:
+        """Return a copy of the model with the averaged weights, in evaluation mode."""
+        averaged = copy.deepcopy(self.model).eval()
+        averaged.load_state_dict(self.average)
+        return averaged
+
+    @torch.inference_mode()
+    def write_captions(
+        self, model: Decoder, images: list[Image], features: Features
+    ) -> list[list[str]]:
+        """Return what `model` writes for each of the images, a caption for each of `widths`.
+
+        Raises:
+            UserError: the model's scores are not finite numbers.
+        """
+        longest = self.vocabulary.max_length
+        try:
+            memory = model.encode(features.to(self.device))
+            found = [beam_search(model, memory, width, longest) for width in self.widths]
+        except NotFinite as error:
+            ids = torch.tensor([image.id for image in images])
+            raise self._not_finite(f"{error}, in validation,", ids, features) from error
+        return [
+            [self.vocabulary.decode(tokens) for tokens in of_image]
+            for of_image in zip(*(f.tokens_IKT[:, 0].tolist() for f in found), strict=True)
+        ]
 
     # The reward, and what differs between the phases
 
@@ -285,28 +409,49 @@ class Trainer:
     def _begin(self, phase: str) -> None:
         """Start a phase from the best weights of the one before."""
         old = self.progress
-        if self.run.best_xe.exists() and old.metrics:
+        if old.metrics:
             checkpoints.load_weights(self.model, self.run.best_xe)
         self.optimizer = self._new_optimizer()
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.progress = Progress(phase=phase, best=old.best, metrics=old.metrics)
 
-    def _new_optimizer(self) -> torch.optim.Optimizer:
+    def _new_optimizer(self) -> torch.optim.Adam:
         # The learning rate is set at every step.
         return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
 
     # The state
 
-    def save(self) -> None:
-        """Write the state and metrics.jsonl, each atomically."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Return all that an exact resume needs: tensors, and a header for JSON."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
         tensors |= checkpoints.optimizer_tensors(self.optimizer)
-        header = {"config": self.config, "progress": asdict(self.progress)}
-        checkpoints.save(self.run.state, tensors, header)
+        return tensors, {"config": self.config, "progress": asdict(self.progress)}
+
+    def save(self) -> None:
+        """Write the state and metrics.jsonl, each atomically.
+
+        Raises:
+            UserError: a weight is not finite, or they cannot be written; the last state is whole.
+        """
+        tensors, header = self.state()
+        broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if broken:
+            raise UserError(
+                f"{first_few(broken, 3)} is not finite after step {self.progress.step} of "
+                f"{PHASE_NAMES[self.progress.phase]}; start anew (--force) with a lower "
+                f"--{self.progress.phase}.learning-rate or --clip; {self._last_state()}"
+            )
+        if ranks.rank() == 0:
+            with self._naming_last_state():
+                checkpoints.save(self.run.state, tensors, header)
+                self.write_metrics()
+        self._saved_at = time.monotonic()
+
+    def write_metrics(self) -> None:
+        """Write metrics.jsonl, atomically: a line for each epoch so far."""
         lines = "".join(json.dumps(line) + "\n" for line in self.progress.metrics)
         write_atomically(self.run.metrics, lines)
-        self._saved_at = time.monotonic()
 
     def restore(self) -> None:
         """Continue from the saved state.
@@ -315,24 +460,30 @@ class Trainer:
             UserError: there is none, it is broken, or it belongs to other options or features.
         """
         tensors, header = checkpoints.load(self.run.state, self.device)
-        wanted = {f"model.{name}" for name in self.average} | {f"average.{n}" for n in self.average}
-        if not (isinstance(header, dict) and {"config", "progress"} <= header.keys()) or (
-            wanted - tensors.keys()
-        ):
-            raise UserError(f"{self.run.state} is not a run's state; start anew with --force")
-        changed = _differences(
-            {**header["config"], "versions": None}, {**self.config, "versions": None}
-        )
+        try:
+            changed = differences(header["config"], self.config, besides=NOT_THE_RUN)
+            progress = Progress(**header["progress"])
+            _check_progress(progress)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.run.state} is not a run's state ({error!r}); start anew with --force"
+            ) from error
         if changed:
             raise UserError(
                 f"{self.run.state} was saved by a run with other {first_few(changed)}; repeat "
                 "those to continue it, or start anew with --force"
             )
-        for prefix, target in (("model.", self.model.state_dict()), ("average.", self.average)):
-            for name, tensor in target.items():
-                tensor.copy_(tensors[prefix + name])
-        checkpoints.restore_optimizer(self.optimizer, tensors)
-        self.progress = Progress(**header["progress"])
+        try:
+            checkpoints.restore(self.model.state_dict(), "model.", tensors)
+            checkpoints.restore(self.average, "average.", tensors)
+            checkpoints.restore_optimizer(self.optimizer, tensors)
+        except ValueError as error:
+            raise UserError(
+                f"{self.run.state} is not a run's state: {error}; start anew with --force"
+            ) from error
+        self.progress = progress
+        if ranks.rank() == 0:
+            self.write_metrics()  # killed between the two, the state was ahead of it by a line
 
     def where(self) -> str:
         """Return the phase, epoch and batch that come next, as text."""
@@ -343,9 +494,10 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         minutes = (time.monotonic() - self._saved_at) / 60
-        if self._stop_requested or minutes >= self.options.save_minutes:
+        stops = self._stopping if ranks.world() > 1 else self._stop_requested
+        if stops or minutes >= self.options.save_minutes:
             self.save()
-        if self._stop_requested:
+        if stops:
             raise Stopped
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
@@ -366,23 +518,6 @@ def learning_rate(peak: float, step: int, steps: int, warmup: float) -> float:
     return peak * min((step + 1) / (rising + 1), (steps - step) / max(steps - rising, 1))
 
 
-def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, list[list[int]]]:
-    """Return each image's captions as token ids for the reward, each ending in EOS.
-
-    Unlike `Vocabulary.encode`, words that the vocabulary lacks get ids of their own, beyond it. No
-    sample can hold such an id, so an unknown word never earns reward, while document frequencies
-    and lengths stay those of the real captions.
-    """
-    ids = dict(vocabulary.ids)
-    return {
-        image.id: [
-            [ids.setdefault(token, len(ids)) for token in caption.tokens] + [EOS]
-            for caption in image.captions
-        ]
-        for image in images
-    }
-
-
 def _mix(*numbers: int) -> int:
     """Return one seed for several numbers, so that (1, 2) and (2, 1) differ."""
     mixed = 0
@@ -391,16 +526,20 @@ def _mix(*numbers: int) -> int:
     return mixed
 
 
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Return the names of the entries in which two nested dicts differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted(old.keys() | new.keys())
-        return [
-            difference
-            for key in keys
-            for difference in _differences(old.get(key), new.get(key), f"{name}.{key}".lstrip("."))
-        ]
-    return [] if old == new else [f"{name} ({old} then, {new} now)"]
+def _check_progress(progress: Progress) -> None:
+    """Raise ValueError if a field read from JSON is not what it is declared to be."""
+    for name, initial in asdict(Progress()).items():
+        value = getattr(progress, name)
+        wanted = (int, float) if isinstance(initial, float) else type(initial)
+        if not isinstance(value, wanted) or (type(initial) is int and value < 0):
+            raise ValueError(f"progress.{name} is {value!r}")
+    if progress.phase not in PHASES:
+        raise ValueError(f"progress.phase is {progress.phase!r}")
+    for line in progress.metrics:
+        if not isinstance(line["val"]["CIDEr"], float) or line["phase"] not in PHASES:
+            raise ValueError(f"progress.metrics has the line {line!r}")
+    if not all(isinstance(text, str) for captions in progress.written for text in captions):
+        raise ValueError("progress.written holds no captions")
 
 
 def _as_text(line: dict[str, Any]) -> str:
@@ -409,4 +548,9 @@ def _as_text(line: dict[str, Any]) -> str:
     return (
         f"{PHASE_NAMES[line['phase']]} epoch {line['epoch']}: loss {line['loss']:.4f}{reward}, "
         f"{line['captions_per_second']:.0f} captions/s; validation {scores}"
+        + (
+            ""
+            if line["tokenizer"] == OFFICIAL
+            else f" ({line['tokenizer']}, not the official ones)"
+        )
     )

@@ -1,10 +1,6 @@
-"""Training through its command line: both phases, resuming, and mistakes that users make."""
+"""Training through its command line: both phases, and mistakes that users make."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -79,31 +75,6 @@ def test_a_finished_run_is_skipped_and_another_option_trains_anew(work, capsys):
     assert run_train(work, *options, "--xe.learning-rate", "1e-4", "--resume", "--force") == 0
     assert metrics(work)[0]["learning_rate"] < 1e-4
     assert "unchanged" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("how", "after"), [(signal.SIGKILL, 3), (signal.SIGKILL, 20), (signal.SIGTERM, 5)]
-)
-def test_a_killed_run_resumes_to_the_same_weights(how, after, trained, work):
-    """Killed after so many saved steps: 3 and 5 are inside cross-entropy, 20 inside REINFORCE."""
-    command = [sys.executable, "-m", "decoder.train", "--work", str(work), "--run", "small"]
-    command += [*BOTH_PHASES, "--save-minutes", "0"]
-    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
-        state = work / "runs" / "small" / "state" / "resume.safetensors"
-        saves, seen = 0, None
-        while saves < after and process.poll() is None:
-            stamp = state.stat().st_mtime_ns if state.exists() else None
-            saves, seen = saves + (stamp != seen), stamp
-            time.sleep(0.002)
-        process.send_signal(how)
-    assert process.returncode == (130 if how == signal.SIGTERM else -9)
-    assert run_train(work, *BOTH_PHASES, "--save-minutes", "0", "--resume") == 0
-
-    for name in ("best", "best_xe"):
-        file = f"runs/small/{name}.safetensors"
-        ours, theirs = load_file(work / file), load_file(trained / file)
-        assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert without_times(metrics(work)) == without_times(metrics(trained))
 
 
 def test_a_run_that_has_begun_is_neither_overwritten_nor_mixed_up(work, capsys):

@@ -1,0 +1,33 @@
+"""Scalars as TensorBoard reads them."""
+
+import io
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from pipeline.command import write_atomically
+
+
+def write(folder: Path, step: int, scalars: Mapping[str, float]) -> None:
+    """Write the scalars of one step to a file of its own in `folder`, atomically.
+
+    A step that is repeated after a kill replaces its file, so that no event is there twice, and
+    TensorBoard reads the steps in their order whatever the clock said.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    now = time.time()
+    values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
+    content = io.BytesIO()
+    records = RecordWriter(content)
+    for event in (
+        Event(wall_time=now, file_version="brain.Event:2"),
+        Event(wall_time=now, step=step, summary=Summary(value=values)),
+    ):
+        records.write(event.SerializeToString())
+    write_atomically(folder / f"events.out.tfevents.{step:010}", content.getvalue())

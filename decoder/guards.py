@@ -1,0 +1,103 @@
+"""What would make a run's numbers worth less than they look: reported before it trains."""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from features.errors import first_few
+from features.store import STORED, FeatureStore
+from pipeline.captions import CaptionTable
+from pipeline.vocabulary import EOS, UNK
+
+log = logging.getLogger(__name__)
+
+# Of the words in the training captions. Flickr8k has 2 % with the default --min-count.
+UNKNOWN_BOUND = 0.10
+
+_ROWS = 1024  # rows of the store read at a time
+# The same picture does not always have the same features to the last bit: these depend on how many
+# pictures went through the CNN with it (one stored value in 200 differs, by one bit). So a picture
+# is known by any of several short pieces of its pooled feature, and then compared as a whole.
+_PIECES, _PIECE = 8, 16  # channels in a piece
+_SAME = 0.01  # largest distance of two features of one picture, relative to their size
+
+
+def report(
+    store: FeatureStore, table: CaptionTable, captions: Sequence[Sequence[list[int]]]
+) -> None:
+    """Warn of a vocabulary that lacks many words, and of held-out images that are trained on.
+
+    `captions` are the token ids of each training image's captions.
+    """
+    share = unknown_share(caption for several in captions for caption in several)
+    if share > UNKNOWN_BOUND:
+        log.warning(
+            "%.1f %% of the words in the training captions are unknown (expected at most %.0f %%): "
+            "the decoder learns sentences with holes. Is vocabulary.json of another data set? "
+            "python -m pipeline.prepare makes it anew; a smaller --min-count keeps more words",
+            100 * share,
+            100 * UNKNOWN_BOUND,
+        )
+    for split in ("val", "test"):
+        if leaked := leaks(store, table, split):
+            pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
+            log.warning(
+                "%d %s images are pictures that are trained on under another id, so their scores "
+                "flatter: %s; remove them from one of the splits",
+                len(leaked),
+                split,
+                first_few(pairs, 20),
+            )
+
+
+def unknown_share(captions: Iterable[Sequence[int]]) -> float:
+    """Return the share of UNK among the token ids of captions, EOS not counted."""
+    words = np.fromiter((i for caption in captions for i in caption if i != EOS), np.int64)
+    return float((words == UNK).mean()) if len(words) else 0.0
+
+
+def leaks(store: FeatureStore, table: CaptionTable, split: str) -> dict[int, int]:
+    """Return the images of `split` whose picture is also a training image, and that image's id.
+
+    Pictures are told apart by their stored pooled features, so that none is opened. A picture that
+    was scaled or compressed anew is not found.
+    """
+    held_out: dict[tuple[int, bytes], list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for image, pooled in _pooled(store, table, split):
+        for piece in _pieces(pooled):
+            held_out[piece].append((image, pooled))
+    found: dict[int, int] = {}
+    for twin, pooled in _pooled(store, table, "train") if held_out else ():
+        for piece in _pieces(pooled):
+            for image, other in held_out.get(piece, ()):
+                if image not in found and _same(pooled, other):
+                    found[image] = twin
+    return dict(sorted(found.items()))
+
+
+def _pooled(
+    store: FeatureStore, table: CaptionTable, split: str
+) -> Iterator[tuple[int, np.ndarray]]:
+    stored = set(store.image_ids[store.status == STORED].tolist())
+    ids = [image.id for image in table.images if image.split == split and image.id in stored]
+    for start in range(0, len(ids), _ROWS):
+        some = ids[start : start + _ROWS]
+        yield from zip(some, store.pooled(store.rows(some)), strict=True)
+
+
+def _pieces(pooled: np.ndarray) -> Iterator[tuple[int, bytes]]:
+    """Yield pieces of a pooled feature [channels], each with its place.
+
+    A piece that is mostly zeros, as many pictures have it, is left out.
+    """
+    for start in np.linspace(0, max(0, len(pooled) - _PIECE), _PIECES, dtype=int).tolist():
+        piece = pooled[start : start + _PIECE]
+        if 2 * np.count_nonzero(piece) > len(piece):
+            yield start, piece.tobytes()
+
+
+def _same(one: np.ndarray, other: np.ndarray) -> bool:
+    one, other = one.astype(np.float64), other.astype(np.float64)
+    return bool(np.linalg.norm(one - other) <= _SAME * np.linalg.norm(one))

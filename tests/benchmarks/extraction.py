@@ -1,0 +1,175 @@
+"""How fast pictures become stored features, beside what the CNN alone takes.
+
+    .venv/bin/python tests/benchmarks/extraction.py FOLDER [--images 256] [--rounds 5] [--compile]
+
+The ways take turns, so that what else the machine does disturbs all of them alike. The one by which
+the others are measured is the CNN alone, on pictures that are decoded already; the loop that others
+write decodes a picture, computes and writes an .npz, and then takes the next.
+"""
+
+import logging
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import torchvision
+import tyro
+from efficientnet_lite_pytorch import EfficientNet
+from PIL import Image
+from torch import Tensor, nn
+
+from features import efficientnet_lite
+from features.backbones import Backbone, load_backbone, until_last_map
+from features.devices import choose_device
+from features.extraction import extract
+from features.images import read_picture
+from features.parts import PartWriter
+from features.rows import RowFormat
+
+ALONE, STORED, PEERS = "CNN alone", "decode, CNN, store", "one at a time, eager, .npz"
+# Slow ways take a share of the pictures, or they would take all the time.
+SLOW = 8
+
+Way = Callable[[list[Path], Path], None]
+
+
+def main(
+    folder: tyro.conf.Positional[Path],
+    images: int = 256,
+    rounds: int = 5,
+    backbone: str = "efficientnet_lite2",
+    device: str = "auto",
+    batch_size: int = 32,
+    workers: int | None = None,
+    compile: bool = False,
+) -> None:
+    """Print the rate of each way.
+
+    Args:
+        folder: JPEG pictures.
+        images: how many of them each fast way takes in a round; slow ones take an eighth.
+        rounds: how often each way has its turn.
+        backbone: which CNN.
+        device: where it runs.
+        batch_size: pictures that go through it together.
+        workers: threads; by default as many as extraction takes.
+        compile: try compiled PyTorch on the CPU too, which first compiles for a minute.
+    """
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    where = choose_device(device)
+
+    def load(backend: str) -> Backbone:
+        return load_backbone(backbone, 7, where, backend, batch_size)
+
+    fastest = load("auto")
+    paths = sorted(folder.glob("*.jpg"))[:images]
+    ready = {path: fastest.transform(read_picture(path)).permute(1, 2, 0) for path in paths}
+    others = ["eager", *(["onnxruntime"] if where.type == "cpu" else [])]
+    others += ["compile"] * (compile and where.type == "cpu")
+    ways: dict[str, Way] = {
+        ALONE: _alone(fastest, ready, batch_size, workers),
+        STORED: _stored(fastest, batch_size, workers),
+        "decode alone": _decoded(fastest, workers),
+        **{
+            f"CNN alone, {name}": _alone(load(name), ready, batch_size, workers)
+            for name in others
+            if name != fastest.backend
+        },
+        PEERS: _as_peers_do(backbone, fastest, where),
+    }
+    slow = {PEERS, "CNN alone, eager", "CNN alone, compile"} if where.type == "cpu" else {PEERS}
+
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(rounds + 1):
+        for name, way in ways.items():
+            chosen = paths[:: SLOW if name in slow else 1]
+            with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
+                start = time.perf_counter()
+                way(chosen, Path(scratch))
+                rate = len(chosen) / (time.perf_counter() - start)
+            if turn:  # the first one warms up
+                rates[name].append(rate)
+
+    print(f"{backbone} by {fastest.backend} on {where}, {torch.get_num_threads()} cores")
+    print(f"{len(paths)} pictures, median of {rounds} rounds\n")
+    print("| way | images/s | of the CNN alone | times one at a time |")
+    print("|---|---|---|---|")
+    for name, found in rates.items():
+        share = median(a / b for a, b in zip(found, rates[ALONE], strict=True))
+        times = median(a / b for a, b in zip(found, rates[PEERS], strict=True))
+        print(f"| {name} | {median(found):.1f} | {share:.3f} | {times:.1f} |")
+
+
+def _alone(
+    backbone: Backbone, ready: dict[Path, Tensor], batch_size: int, workers: int | None
+) -> Way:
+    """Compute features of decoded pictures, in as many threads as extraction does."""
+    threads = workers or torch.get_num_threads()
+    size, threads = (1, threads) if backbone.one_by_one else (batch_size, 1)
+
+    def run(paths: list[Path], _: Path) -> None:
+        pixels = torch.stack([ready[path] for path in paths])
+        with ThreadPoolExecutor(threads) as pool:
+            for grid, pooled in pool.map(backbone.run, pixels.split(size)):
+                grid.cpu(), pooled.cpu()
+
+    return run
+
+
+def _stored(backbone: Backbone, batch_size: int, workers: int | None) -> Way:
+    def run(paths: list[Path], scratch: Path) -> None:
+        with closing(PartWriter(scratch, RowFormat(backbone.description))) as writer:
+            extract(backbone, list(enumerate(paths)), writer, ["whole"], batch_size, workers)
+
+    return run
+
+
+def _decoded(backbone: Backbone, workers: int | None) -> Way:
+    def run(paths: list[Path], _: Path) -> None:
+        with ThreadPoolExecutor(workers or torch.get_num_threads()) as pool:
+            for _ in pool.map(lambda path: backbone.transform(read_picture(path)), paths):
+                pass
+
+    return run
+
+
+def _as_peers_do(name: str, backbone: Backbone, device: torch.device) -> Way:
+    """One picture at a time by the published network: PyTorch's defaults, one file a picture."""
+    transform = backbone.description["transform"]
+    method = Image.Resampling[transform["interpolation"].upper()]
+    last_map: Callable[[Tensor], Tensor]
+    if name in efficientnet_lite.VARIANTS:
+        file = str(efficientnet_lite.weights_file(name))
+        published = EfficientNet.from_pretrained(name.replace("_", "-"), weights_path=file)
+        last_map = published.eval().to(device).extract_features
+    else:
+        weights = torchvision.models.get_model_weights(name).DEFAULT
+        classifier = torchvision.models.get_model(name, weights=weights)
+        last_map = until_last_map(classifier, backbone.size[0]).to(device)
+    mean, std = (torch.tensor(transform[key]).view(3, 1, 1) for key in ("mean", "std"))
+
+    @torch.inference_mode()
+    def run(paths: list[Path], scratch: Path) -> None:
+        for path in paths:
+            picture = Image.open(path).convert("RGB").resize(backbone.size[::-1], method)
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
+            image = (pixels / transform["scale"] - mean) / std
+            map_ = last_map(image[None].to(device))
+            grid = nn.functional.adaptive_avg_pool2d(map_, 7).flatten(2).transpose(1, 2)
+            np.savez(
+                scratch / f"{path.stem}.npz",
+                grid=grid[0].cpu().numpy(),
+                pooled=map_.mean((2, 3))[0].cpu().numpy(),
+            )
+
+    return run
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,147 @@
+"""How long training takes to reach a validation CIDEr (beam 5), by one recipe and by another.
+
+    .venv/bin/python -m tests.benchmarks.speedrun --work work/flickr8k [--target 0.45] [--rl]
+        [--recipe "wide: --batch-size 20 --xe.learning-rate 2e-3"]
+
+The baseline trains as peers do: Adam at 5e-4, lowered by a fifth every three epochs, batches of 10
+images, no warm-up, no smoothing of labels and no average of the weights. Without --target it is
+trained first, to its end, and its best CIDEr by cross-entropy is the target of the others. Seconds
+are those of the clock, from the start of the process, with validation.
+"""
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import tyro
+
+from decoder import train
+from decoder.training import Trainer
+
+BASELINE = [
+    *("--batch-size", "10", "--warmup", "0", "--average", "0", "--clip", "1000000"),
+    *("--xe.learning-rate", "5e-4", "--xe.label-smoothing", "0"),
+]
+DECAY, EVERY = 0.8, 3
+
+
+class Epoch(NamedTuple):
+    """What a finished epoch has reached."""
+
+    seconds: float
+    """Since the start of the process."""
+    phase: str
+    cider: float
+
+
+def main(
+    work: Path,
+    target: float | None = None,
+    epochs: int = 30,
+    rl: bool = False,
+    recipe: tuple[str, ...] = (),
+    options: str = "",
+    child: str | None = None,
+) -> None:
+    """Train by every recipe until the target is reached, and print what it took.
+
+    Args:
+        work: a work directory with captions and features.
+        target: the validation CIDEr to reach; by default the best of the baseline.
+        epochs: of cross-entropy, for the baseline.
+        rl: go on with REINFORCE after cross-entropy, each recipe to its end.
+        recipe: further recipes, as "name: options of decoder.train".
+        options: options of decoder.train for every recipe, such as "--model att2in".
+        child: train by this recipe, as the benchmark's own processes do.
+    """
+    if child is not None:
+        sys.exit(_train(*json.loads(child)))
+    phases = [] if rl else ["--rl.epochs", "0"]
+    recipes = {"baseline": [*BASELINE, "--xe.epochs", str(epochs)], "default": []}
+    for text in recipe:
+        name, _, own = text.partition(":")
+        recipes[name] = own.split()
+    reached: dict[str, list[Epoch]] = {}
+    for name, own in recipes.items():
+        if name == "baseline" and target is not None:
+            continue
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
+            for file in ("captions.json", "vocabulary.json", "features.h5"):
+                (Path(scratch) / file).symlink_to((work / file).resolve())
+            every = [*phases, *own, *options.split()]
+            reached[name] = _follow(Path(scratch), name, every, None if rl else target)
+        if target is None:
+            target = max(epoch.cider for epoch in reached[name] if epoch.phase == "xe")
+        _print(reached, target)
+
+
+def _follow(work: Path, name: str, options: list[str], target: float | None) -> list[Epoch]:
+    """Train in a process of its own, until an epoch reaches the target; return its epochs."""
+    started = time.perf_counter()
+    arguments = ["--run", "run", "--work", str(work), *options]
+    child = json.dumps([name == "baseline", arguments])
+    command = [sys.executable, "-m", __spec__.name, "--work", str(work), "--child", child]
+    process = subprocess.Popen(command)
+    metrics, epochs = work / "runs" / "run" / "metrics.jsonl", []
+    while True:
+        ended = process.poll() is not None
+        lines = metrics.read_text().splitlines() if metrics.exists() else []
+        for line in map(json.loads, lines[len(epochs) :]):
+            seconds = time.perf_counter() - started
+            epochs.append(Epoch(seconds, line["phase"], line["val"]["CIDEr"]))
+            if target is not None and epochs[-1].cider >= target and not ended:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                return epochs
+        if ended:
+            if process.returncode:
+                raise SystemExit(f"{' '.join(options)}: decoder.train ended in an error")
+            return epochs
+        time.sleep(0.1)
+
+
+def _print(reached: dict[str, list[Epoch]], target: float) -> None:
+    print(f"\ntarget: validation CIDEr {target:.3f}; {torch.get_num_threads()} threads\n")
+    print(
+        "| recipe | seconds to target | of baseline | epochs | best | after REINFORCE | seconds |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    times: dict[str, float] = {}
+    for name, epochs in reached.items():
+        by_xe = [epoch for epoch in epochs if epoch.phase == "xe"]
+        taught = [epoch for epoch in epochs if epoch.phase == "rl"]
+        hits = [(n, epoch) for n, epoch in enumerate(by_xe, 1) if epoch.cider >= target]
+        count, took, share = "", "not reached", ""
+        if hits:
+            times[name] = hits[0][1].seconds
+            count, took = str(hits[0][0]), f"{times[name]:.0f}"
+            share = f"{times[name] / times['baseline']:.2f}" if "baseline" in times else ""
+        best = max(epoch.cider for epoch in by_xe)
+        rl = f"{max(epoch.cider for epoch in taught):.3f}" if taught else ""
+        print(f"| {name} | {took} | {share} | {count} | {best:.3f} | {rl} | ", end="")
+        print(f"{epochs[-1].seconds:.0f} |", flush=True)
+
+
+def _train(as_peers: bool, arguments: list[str]) -> int:
+    """Run decoder.train, with the rate of cross-entropy falling by steps instead of linearly."""
+    ours = Trainer._learning_rate
+
+    def rate(trainer: Trainer, phase: str, step: int, total_steps: int) -> float:
+        if phase != "xe":
+            return ours(trainer, phase, step, total_steps)
+        epoch = step // trainer.training.batches_per_epoch
+        return trainer.options.xe.learning_rate * DECAY ** (epoch // EVERY)
+
+    if as_peers:
+        Trainer._learning_rate = rate  # type: ignore[method-assign]
+    return train.main(arguments)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

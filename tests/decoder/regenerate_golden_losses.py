@@ -1,0 +1,70 @@
+"""Writes golden_losses.json, the losses of the first steps of each model in both phases.
+
+Run it with `python -m tests.decoder.regenerate_golden_losses` after a wanted change of what is
+computed, and read the difference before committing it. Nothing that only makes it faster may change
+a value by more than the rounding of float32.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from decoder import models
+from decoder.batches import Batch, Features, pad
+from decoder.objectives import cross_entropy, policy_loss
+from decoder.options import ModelOptions
+from pipeline.vocabulary import EOS, UNK
+
+GOLDEN = Path(__file__).with_name("golden_losses.json")
+NAMES = [
+    f"{model}-{cell}" for model in ("show_tell", "att2in", "updown") for cell in ("lstm", "gru")
+]
+STEPS = 10
+WORDS, CHANNELS, REGIONS, IMAGES, CAPTIONS = 60, 40, 9, 4, 3
+
+
+def losses(name: str, phase: str) -> list[float]:
+    """Return the losses of the first steps of a small model.
+
+    REINFORCE learns from captions and rewards that are fixed: captions drawn from the model would
+    differ as soon as rounding moves a probability past what was drawn.
+    """
+    torch.manual_seed(3)
+    model_name, cell = name.split("-")
+    options = ModelOptions(model=model_name, cell=cell, hidden=48, attention=40)
+    model = models.build(options, WORDS, CHANNELS).train(phase == "xe")
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    found = []
+    for step in range(STEPS):
+        torch.manual_seed(step)
+        batch = _batch(phase)
+        advantage_S = torch.randn(len(batch.tokens_BT))
+        if phase == "xe":
+            loss = cross_entropy(model, batch, label_smoothing=0.1).loss
+        else:
+            memory = model.encode(batch.features)
+            loss = policy_loss(model, memory, batch.tokens_BT, advantage_S, temperature=0.5)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+def _batch(phase: str) -> Batch:
+    lengths = torch.randint(0, 12, (IMAGES * CAPTIONS,)).tolist()
+    captions = [[*torch.randint(EOS + 1, WORDS, (n,)).tolist(), EOS] for n in lengths]
+    if phase == "xe":
+        captions[0][0] = UNK  # no sample holds one
+    return Batch(
+        image_ids=torch.arange(IMAGES),
+        features=Features(torch.rand(IMAGES, REGIONS, CHANNELS), torch.rand(IMAGES, CHANNELS)),
+        tokens_BT=pad(captions),
+        image_B=torch.arange(IMAGES).repeat_interleave(CAPTIONS),
+    )
+
+
+if __name__ == "__main__":
+    golden = {phase: {name: losses(name, phase) for name in NAMES} for phase in ("xe", "rl")}
+    GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")

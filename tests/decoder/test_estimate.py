@@ -1,0 +1,118 @@
+"""What a run will take, said before it, and a run repeated."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from decoder import train
+from evaluation import runs
+from evaluation.report import render
+from features.store import as_size
+from tests.decoder.conftest import BOTH_PHASES
+from tests.decoder.processes import unlike
+
+
+def files(folder: Path) -> dict[str, tuple[int, int]]:
+    found = {path: path.stat() for path in folder.rglob("*")}
+    return {str(path): (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+
+
+def seconds(text: str) -> int:
+    minutes, rest = re.findall(r"(\d+) min (\d+) s", text)[0]
+    return 60 * int(minutes) + int(rest)
+
+
+def test_dry_run_tells_time_and_size_and_writes_nothing(
+    trained: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = files(work)
+    # As many epochs as make rounding to seconds small.
+    options = [*BOTH_PHASES, "--xe.epochs", "500", "--rl.epochs", "200", "--dry-run"]
+    assert train.main(["--work", str(work), "--run", "small", *options]) == 0
+    assert files(work) == before
+    printed = capsys.readouterr().out
+    config = json.loads((trained / "runs" / "small" / "config.json").read_text())
+    assert f"train --dry-run: updown, {config['parameters']:,} parameters, on cpu" in printed
+
+    total = 0
+    phases = {"cross-entropy": 500, "REINFORCE": 200}
+    for name, epochs in phases.items():
+        (line,) = re.findall(rf"^ +{name} .*$", printed, re.MULTILINE)
+        each, validation = map(float, re.findall(r"of ([\d.e-]+) s\b", line))
+        assert f", {epochs} epochs of 8 steps of" in line
+        assert each > 0
+        assert validation > 0
+        assert seconds(line) == pytest.approx(epochs * (8 * each + validation), rel=0.02)
+        total += seconds(line)
+    assert seconds(re.findall(r"in all .*", printed)[0]) == pytest.approx(total, abs=2)
+    assert re.search(r"memory +[\d.]+ [GM]B at the peak", printed)
+
+    # The state of an untrained run has no metrics and captions in it: a few hundred bytes.
+    run = trained / "runs" / "small"
+    kept = [run / "best.safetensors", run / "best_xe.safetensors"]
+    size = sum(path.stat().st_size for path in [*kept, run / "state" / "resume.safetensors"])
+    disk = re.findall(r"disk +([\d.]+) MB in", printed)[0]
+    assert float(disk) * 1e6 == pytest.approx(size, rel=0.02)
+    assert "TOO LITTLE" not in printed
+
+
+def test_dry_run_says_that_the_disk_is_too_small(
+    work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert train.main(["--work", str(work), "--run", "small", *BOTH_PHASES, "--dry-run"]) == 0
+    assert f"{as_size(1000)} are free: TOO LITTLE" in capsys.readouterr().out
+
+
+def test_a_run_like_another_has_its_weights(
+    trained: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    like = ["--like", str(trained / "runs" / "small"), "--run", "again"]
+    assert train.main([*like, "--work", str(work)]) == 0
+    assert "in everything: options, data, features" in capsys.readouterr().out
+    assert unlike(work / "runs" / "again", trained / "runs" / "small") == []
+
+
+def test_a_run_unlike_another_says_in_what(
+    trained: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = work / "runs" / "other"
+    other.mkdir(parents=True)
+    config = json.loads((trained / "runs" / "small" / "config.json").read_text())
+    config["versions"]["torch"] = "1.0"
+    config["captions"]["val"] = "of other captions"
+    (other / "config.json").write_text(json.dumps(config))
+    # Without --work, it is that of the other run; with another seed, it is another run.
+    options = ["--xe.epochs", "1", "--rl.epochs", "0", "--seed", "8"]
+    assert train.main(["--like", str(other), "--run", "again", *options]) == 0
+    printed = capsys.readouterr().out
+    made = json.loads((work / "runs" / "again" / "config.json").read_text())
+    assert made["options"]["decoder"] == config["options"]["decoder"]
+    for difference in (
+        "options.seed (7 then, 8 now)",
+        "options.xe.epochs (2 then, 1 now)",
+        f"versions.torch (1.0 then, {made['versions']['torch']} now)",
+        "captions.val (of other captions then,",
+    ):
+        assert f"train: unlike {other}: {difference}" in printed
+    assert f"unlike {other}: options.decoder" not in printed
+
+
+def test_the_report_of_a_run_shows_what_repeats_it(finished: Path) -> None:
+    config = json.loads((finished / "runs" / "small" / "config.json").read_text())
+    report = render(runs.load(finished / "runs" / "small", "val"), 1)
+    shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", report))
+    options = config["options"]
+    for phase in ("xe", "rl"):
+        for name, value in options[phase].items():
+            assert shown[f"{phase}.{name}"] == str(value)
+    for name, value in options["decoder"].items():
+        assert shown[f"decoder.{name}"] == str(value)
+    for name in options.keys() - {"xe", "rl", "decoder"}:
+        assert shown[name] == str(options[name])
+    for name, value in config["versions"].items():
+        assert shown[f"version.{name}"] == value
+    assert config["fingerprint"] in report

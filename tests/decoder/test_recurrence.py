@@ -1,0 +1,77 @@
+"""Attention as it is computed, image by image, against its formula."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from decoder import models, recurrence
+from decoder.batches import Batch
+from decoder.objectives import cross_entropy
+from decoder.options import ModelOptions
+from decoder.recurrence import Rows, attend, attend_at_once, keys_of, regions_of
+from tests.decoder.conftest import CHANNELS, WORDS
+
+# Rows of four images in any order: of the second there is none.
+IMAGE = torch.tensor([2, 0, 3, 0, 0, 2, 3, 0, 0, 0])
+
+
+def tensors(dtype: torch.dtype, scale: float = 1.0) -> list[Tensor]:
+    """Queries, keys, regions and what weighs the comparison."""
+    torch.manual_seed(0)
+    shapes = [(len(IMAGE), 6), (4, 9, 6), (4, 9, 5), (6,)]
+    return [(scale * torch.randn(shape)).to(dtype).requires_grad_() for shape in shapes]
+
+
+def ours(query: Tensor, keys: Tensor, regions: Tensor, score: Tensor) -> tuple[Tensor, Tensor]:
+    return attend(query, keys_of(keys), regions_of(regions), score, Rows.of(IMAGE, 4))
+
+
+@pytest.mark.parametrize("cached", [1, 120, 10**6])
+def test_attention_and_its_gradients_are_those_of_the_formula(cached, monkeypatch):
+    monkeypatch.setattr(recurrence, "_CACHED", cached)
+    inputs = tensors(torch.float64)
+    attended, weights = ours(*inputs)
+    expected, expected_weights = attend_at_once(*inputs, IMAGE)
+    torch.testing.assert_close(attended, expected)
+    torch.testing.assert_close(weights, expected_weights)
+    direction = torch.randn_like(expected)
+    found = torch.autograd.grad((attended * direction).sum(), inputs)
+    wanted = torch.autograd.grad((expected * direction).sum(), inputs)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_large_keys_and_queries_that_cancel_lose_nothing():
+    """The product of the exponentials of 25 and -25 must be 1, as that of 60 and 60 be finite."""
+    query, keys, regions, score = tensors(torch.float32)
+    shift = torch.tensor([25.0, -25.0, 30.0, 0.0, 60.0, -60.0])
+    with torch.no_grad():
+        query += shift
+        keys -= shift * torch.tensor([1.0, 1.0, 1.0, 1.0, -1.0, -1.0])
+    inputs = [query, keys, regions, score]
+    attended, _ = ours(*inputs)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected, _ = attend_at_once(*exact, IMAGE)
+    torch.testing.assert_close(attended, expected.float(), rtol=1e-4, atol=1e-5)
+    found = torch.autograd.grad(attended.sum(), inputs)
+    wanted = torch.autograd.grad(expected.sum(), exact)
+    for gradient, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, other.float(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_in_bfloat16_the_gradient_points_the_same_way(name, cell, batch: Batch):
+    torch.manual_seed(1)
+    options = ModelOptions(model=name, cell=cell, hidden=16, attention=12, dropout=0.0)
+    model = models.build(options, WORDS, CHANNELS)
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = cross_entropy(model, batch).loss
+        loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        assert gradients[-1].dtype == torch.float32
+    exact, rounded = gradients
+    assert not torch.equal(exact, rounded)
+    assert torch.cosine_similarity(exact, rounded, dim=0) > 0.99

@@ -1,0 +1,77 @@
+"""What decoders read of stores of every kind: several views, 8 bits."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decoder import caption, train
+from decoder.batches import Batch, SplitReader, TrainingReader
+from features.store import FeatureStore
+from pipeline import captions, extract, vocabulary
+from tests.decoder.conftest import SMALL
+
+EXTRACT = ["--backbone", "efficientnet_lite0", "--force"]
+
+
+@pytest.fixture(scope="module")
+def views(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingReader:
+    """Training batches of 8 images of which three views are stored, in 8 bits."""
+    work = tmp_path_factory.mktemp("views")
+    table = captions.load(extracted_shapes / "captions.json")
+    captions.save(table, work / "captions.json")
+    options = [*EXTRACT, "--views", "3", "--dtype", "int8"]
+    assert extract.main(["--work", str(work), *options]) == 0
+    words = vocabulary.load(extracted_shapes / "vocabulary.json")
+    return TrainingReader(FeatureStore(work / "features.h5"), table, words, 8, seed=1)
+
+
+def drawn(reader: TrainingReader, batch: Batch) -> list[int]:
+    """Which view of each image a batch has."""
+    found = []
+    rows = reader._store.rows(batch.image_ids.tolist())
+    for row, grid, pooled in zip(rows, *batch.features, strict=True):
+        stored = [
+            view
+            for view in range(3)
+            if np.array_equal(reader._store.grid([row], [view])[0], grid)
+            and np.array_equal(reader._store.pooled([row], [view])[0], pooled)
+        ]
+        found += stored
+    assert len(found) == len(rows)
+    return found
+
+
+def test_training_draws_a_view_of_each_image(views: TrainingReader) -> None:
+    epochs = {
+        (phase, epoch): [drawn(views, batch) for batch in views.epoch(phase, epoch)]
+        for phase, epoch in (("xe", 1), ("xe", 2), ("rl", 1))
+    }
+    for batches in epochs.values():
+        assert {view for batch in batches for view in batch} == {0, 1, 2}
+    assert epochs["xe", 1] != epochs["xe", 2] != epochs["rl", 1]
+    # A resumed epoch draws as one that was never interrupted.
+    assert [drawn(views, batch) for batch in views.epoch("xe", 2, 2)] == epochs["xe", 2][2:]
+
+
+def test_everything_but_training_reads_the_first_view(views: TrainingReader) -> None:
+    table = captions.load(views._store.path.with_name("captions.json"))
+    reader = SplitReader(views._store, table, "val")
+    for images, features in reader.batches(4):
+        rows = views._store.rows([image.id for image in images])
+        np.testing.assert_array_equal(features.grid_IRC, views._store.grid(rows, [0] * len(rows)))
+
+
+def test_a_run_trained_on_8_bits_captions_splits_and_new_pictures(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert extract.main(["--work", str(work), *EXTRACT, "--dtype", "int8"]) == 0
+    options = ["--run", "small", *SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert train.main(["--work", str(work), *options]) == 0
+    run = ["--run", str(work / "runs" / "small")]
+    assert caption.main([*run, "--split", "val"]) == 0
+    pictures = [str(path) for path in sorted((work / "images").iterdir())[:3]]
+    capsys.readouterr()
+    assert caption.main([*run, *pictures]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("\t")[0] for line in lines] == pictures
