@@ -1,7 +1,8 @@
-"""Stage `caption`: captions of a split's images, or of pictures of one's own."""
+"""Stage `caption`: captions of a split's images, of one's own pictures, of those of a page."""
 
 import io
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,49 +12,65 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from decoder import sidecars
+from decoder.alt_texts import MARK, Page
 from decoder.batches import SplitReader
-from decoder.captioner import Captioned, Captioner, caption_pictures
+from decoder.captioner import Captioned, Captioner
+from decoder.confidence import comparable, mean_log_probability
+from decoder.listing import Listing, check_names, state_of
 from decoder.options import CaptionOptions
+from decoder.packaged import packaged
 from decoder.runs import RunFolder
+from decoder.telling import PictureWriter, Runs, identity
 from features.devices import choose_device
-from features.errors import UserError
-from features.images import PictureError
-from features.store import FeatureStore
+from features.errors import UserError, first_few
+from features.store import FeatureStore, fingerprint
 from pipeline import captions
 from pipeline.command import run as run_command
 from pipeline.command import write_atomically, write_json
 from pipeline.stamps import Stamp
-from pipeline.text import as_sentence
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 
 
 def caption(options: CaptionOptions) -> int:
-    """Write captions for a split of a work directory, or for pictures and folders of pictures."""
-    run = RunFolder(options.run)
-    weights = getattr(run, options.weights)
-    if options.split is None:
-        return _caption_files(options, run, weights)
-    return _caption_split(options, run, weights, options.split)
+    """Write captions for pictures and folders of pictures, for a page, or for a split."""
+    folders = [RunFolder(path) for path in options.run or (packaged(),)]
+    runs = [(run, getattr(run, options.weights)) for run in folders]
+    if options.split is not None:
+        return _caption_split(options, runs, options.split)
+    if options.alt is not None:
+        return _caption_page(options, runs, options.alt)
+    return _caption_files(options, runs)
 
 
-def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split: str) -> int:
+def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
+    run, _ = runs[0]
     table_path, store_path = run.work / "captions.json", run.work / "features.h5"
     suffix = "_xe" if options.weights == "best_xe" else ""
     out = options.out or run.path / f"captions_{split}{suffix}.json"
     name = out.stem.removeprefix("captions_")
     attention_path = out.with_name(f"attention_{name}.npz")
-    inputs = [weights, run.config, table_path, store_path]
+    inputs = [table_path, store_path]
+    inputs += (path for one, weights in runs for path in (weights, one.config))
     stamp = Stamp(out.parent, f"caption-{name}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
         return 0
     torch.manual_seed(options.seed)
-    captioner = Captioner(run, weights, options.generate, choose_device(options.device))
+    captioner = Captioner(runs, options.generate, choose_device(options.device))
     store = FeatureStore(store_path)
     store.expect(
-        captioner.config["fingerprint"], f"the run {run.path}", captioner.config["features"]
+        fingerprint(captioner.config["features"]),
+        f"the run {run.path}",
+        captioner.config["features"],
     )
+    views = options.generate.views
+    if views > len(store.row_format.views):
+        raise UserError(
+            f"{store_path} holds {len(store.row_format.views)} views of each image, --views asks "
+            f"for {views}; python -m pipeline.extract --views {views} stores more"
+        )
     reader = SplitReader(store, captions.load(table_path), split)
     if reader.left_out:
         print(f"caption: {reader.left_out} images left out, their features could not be extracted")
@@ -62,13 +79,17 @@ def _caption_split(options: CaptionOptions, run: RunFolder, weights: Path, split
     written: list[Captioned] = []
     looked: list[np.ndarray] = []
     with tqdm(total=len(reader), desc="caption", unit="image", disable=None) as bar:
-        for images, features in reader.batches(options.batch_size):
-            found = captioner.caption(features)
-            results += (
-                {"image_id": image.id, "caption": caption.text}
-                for image, caption in zip(images, found, strict=True)
-            )
-            if captioner.model.attends and len(written) < options.attention:
+        for images, features in reader.batches(options.batch_size, views):
+            captions_of_images = captioner.captions(features)
+            found = [several[0] for several in captions_of_images]
+            for image, (best, *others) in zip(images, captions_of_images, strict=True):
+                result: dict[str, Any] = {"image_id": image.id, "caption": best.text}
+                if comparable(captioner):  # decoder.export learns from it how sure captions are
+                    result["mean_log_probability"] = mean_log_probability(best)
+                if options.generate.captions > 1:
+                    result["alternatives"] = [other.text for other in others]
+                results.append(result)
+            if captioner.attends and len(written) < options.attention:
                 looked.extend(captioner.attention(features, found))
                 written.extend(found)
             bar.update(len(images))
@@ -104,35 +125,118 @@ def _save_attention(
     write_atomically(path, file.getvalue())
 
 
-def _caption_files(options: CaptionOptions, run: RunFolder, weights: Path) -> int:
-    paths = list(_pictures(options.pictures))
+def _caption_files(options: CaptionOptions, runs: Runs) -> int:
+    paths = list(dict.fromkeys(_pictures(options.pictures)))
     if not paths:
         raise UserError(f"no pictures in {', '.join(map(str, options.pictures))}")
-    torch.manual_seed(options.seed)
-    captioner = Captioner(run, weights, options.generate, choose_device(options.device))
-    unreadable = 0
-    for path, found in caption_pictures(captioner, paths, options.batch_size):
-        if isinstance(found, PictureError):
-            unreadable += 1
-            print(f"error: cannot read {path}: {found}", file=sys.stderr)
-            continue
-        sentence = as_sentence(found.text)
+    if options.out is not None:
+        return _list(options, runs, paths, options.out)
+    if options.sidecar is not None:
+        return _write_sidecars(options, runs, paths, options.sidecar)
+    if not options.json:
+        check_names(paths, "text that is printed")
+    writer = PictureWriter(runs, options)
+    # Lines that scroll by show the progress by themselves.
+    for path, told in writer.each(paths, quiet=sys.stdout.isatty()):
+        best, *others = told
         if options.json:
-            line = {
-                "path": str(path),
-                "caption": sentence,
-                "log_probability": found.log_probability,
-            }
+            line = {"path": str(path), **best.as_json()}
+            if options.generate.captions > 1:
+                line["alternatives"] = [other.as_json() for other in others]
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
-            print(f"{path}\t{sentence}", flush=True)
-    return 2 if unreadable else 0
+            for one in told:
+                mark = "\tunsure" if one.unsure else ""
+                print(f"{path}\t{one.sentence}{mark}", flush=True)
+    return _name_unreadable(writer)
+
+
+def _list(options: CaptionOptions, runs: Runs, paths: list[Path], out: Path) -> int:
+    if out.suffix.lower() == ".csv":
+        check_names(paths, "a CSV file")
+    states = {path: state_of(path) for path in paths}
+    with Listing(out, identity(runs, options), options.force) as listing:
+        missing = [path for path in paths if not listing.has(path)]
+        writer = PictureWriter(runs, options)
+        for path, (best, *others) in writer.each(missing, len(paths) - len(missing)):
+            values = best.as_json()
+            if options.generate.captions > 1:
+                values["alternatives"] = [other.as_json() for other in others]
+            listing.add([(path, states[path], values)])
+    print(f"caption: {writer.written} captions added to {out}, {len(paths) - len(missing)} there")
+    return _name_unreadable(writer)
+
+
+def _write_sidecars(options: CaptionOptions, runs: Runs, paths: list[Path], kind: str) -> int:
+    missing = [path for path in paths if options.force or sidecars.may_write(path, kind)]
+    there = [path for path in paths if path not in set(missing)]
+    writer = PictureWriter(runs, options)
+    for path, (best, *_) in writer.each(missing, len(there)):
+        sidecars.write(path, kind, best.standing_alone)
+    print(f"caption: {writer.written} sidecars written, {len(there)} were there")
+    if old := [str(path) for path in there if sidecars.is_older(path, kind)]:
+        print(
+            f"caption: {len(old)} of these are older than their pictures and perhaps not ours: "
+            f"{first_few(old)}; --force replaces all sidecars",
+            file=sys.stderr,
+        )
+    return _name_unreadable(writer)
+
+
+def _caption_page(options: CaptionOptions, runs: Runs, file: Path) -> int:
+    out = options.out or file.with_name(f"{file.stem}.alt{file.suffix}")
+    try:
+        page = Page(file.read_bytes())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} starts as UTF-16, but is not: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if out.exists() and (out.samefile(file) or not (options.force or _is_copy(out))):
+        raise UserError(
+            f"{out} is there already and is not a copy that this command made; choose another "
+            "--out" + ("" if out.samefile(file) else ", or replace it with --force")
+        )
+    folder = file.parent
+    places: dict[Path, list[int]] = {}
+    elsewhere = 0
+    for number, image in enumerate(page.bare):
+        path = page.path_of(image.source, folder, options.site or folder)
+        if path is None:
+            elsewhere += 1
+        else:
+            places.setdefault(path, []).append(number)
+    texts: dict[int, tuple[str, bool]] = {}
+    writer = PictureWriter(runs, options)
+    for path, (best, *_) in writer.each(list(places)):
+        if best.sentence:  # an empty text would say that the picture is decoration
+            texts |= dict.fromkeys(places[path], (best.standing_alone, best.unsure))
+    write_atomically(out, page.with_texts(texts))
+    print(
+        f"caption: {len(texts)} alternative texts in {out}; {page.others} images needed none, "
+        f"{elsewhere} are on the net or outside {options.site or folder} and have none yet"
+    )
+    return _name_unreadable(writer)
+
+
+def _is_copy(file: Path) -> bool:
+    """Whether a page holds alternative texts of ours, and so is one that we wrote."""
+    try:
+        return MARK.encode() in file.read_bytes()
+    except OSError:
+        return False
+
+
+def _name_unreadable(writer: PictureWriter) -> int:
+    """Name the pictures that could not be read, and return the exit status."""
+    for path, error in writer.unreadable:
+        print(f"error: cannot read {path}: {error}", file=sys.stderr)
+    return 2 if writer.unreadable else 0
 
 
 def _pictures(given: Iterable[Path]) -> Iterable[Path]:
     """Yield the files given, and the pictures in the folders given and below them, sorted."""
     for path in given:
-        if path.is_dir():
+        if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a name that is too long
             inside = sorted(path.rglob("*"))
             yield from (p for p in inside if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
         else:

@@ -74,7 +74,7 @@ def test_a_split_or_run_that_is_not_there_is_named(captioner, capsys):
     assert caption.main(["--run", str(captioner / "runs" / "none"), "--split", "val"]) == 2
     assert "python -m decoder.train makes one" in capsys.readouterr().err
     assert caption.main(["--run", run]) == 2
-    assert "either --split NAME or the paths of pictures" in capsys.readouterr().err
+    assert "the paths of pictures, or --split NAME, or --alt PAGE" in capsys.readouterr().err
 
 
 def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):

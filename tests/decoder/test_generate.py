@@ -1,6 +1,7 @@
 """Greedy, beam search and sampling, against plainly written ones and against enumeration."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -8,10 +9,13 @@ from torch import Tensor
 
 from decoder import models
 from decoder.batches import Features, pack, pad
-from decoder.generate import beam_search, generate, greedy, sample
+from decoder.constraints import constraints, no_endings, no_repeated_ngram
+from decoder.generate import Forbidden, Generated, beam_search, generate, greedy, sample
 from decoder.models import Decoder
 from decoder.options import GenerateOptions, ModelOptions
-from pipeline.vocabulary import BOS, EOS, PAD, UNK
+from evaluation.diagnostics import BAD_ENDINGS
+from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
+from tests.decoder import plain_search as plain
 
 CHANNELS, REGIONS, IMAGES = 6, 4, 3
 EVERY_MODEL = pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
@@ -45,14 +49,12 @@ def log_probabilities(model: Decoder, features: Features, captions: list[list[in
 
 
 def every_caption(words: int, longest: int) -> list[list[int]]:
-    """All captions of at most `longest` words, and those cut off one word later."""
-    known = range(EOS + 1, words)
-    ended = [
+    """All captions of at most `longest` words, each with its end."""
+    return [
         [*caption, EOS]
         for length in range(longest + 1)
-        for caption in itertools.product(known, repeat=length)
+        for caption in itertools.product(range(EOS + 1, words), repeat=length)
     ]
-    return ended + [list(caption) for caption in itertools.product(known, repeat=longest + 1)]
 
 
 @EVERY_MODEL
@@ -73,29 +75,44 @@ def test_a_narrow_beam_equals_one_written_plainly(name, features):
     model, width, longest = build(name), 3, 6
     found = beam_search(model, model.encode(features), width, longest)
     for image in range(IMAGES):
-        one = Features(*(t[image][None] for t in features))
-        beam: list[tuple[float, list[int]]] = [(0.0, [])]
-        for _ in range(longest + 1):
-            candidates = []
-            for score, tokens in beam:
-                if tokens[-1:] == [EOS]:
-                    candidates.append((score, tokens))
-                    continue
-                next_words = _next(model, one, tokens)
-                candidates += [(score + next_words[w].item(), [*tokens, w + EOS]) for w in range(9)]
-            beam = sorted(candidates, reverse=True)[:width]
-        for rank, (score, tokens) in enumerate(beam):
-            assert [t for t in found.tokens_IKT[image, rank].tolist() if t != PAD] == tokens
-            assert found.log_probability_IK[image, rank].item() == pytest.approx(score, abs=1e-4)
+        (expected,) = plain.beams(partial(plain.next_word, model, of(features, image)), 3, longest)
+        assert_beams(found, image, expected)
 
 
-@torch.no_grad()
-def _next(model: Decoder, features: Features, tokens: list[int]) -> Tensor:
+@EVERY_MODEL
+@pytest.mark.parametrize(("width", "groups", "penalty"), [(4, 2, 0.0), (3, 3, 0.7), (6, 3, 0.0)])
+def test_a_diverse_beam_equals_one_written_plainly(name, width, groups, penalty, features):
+    model, longest, diversity = build(name), 5, 1.5
+    search = (width, longest, penalty, groups, diversity)
+    found = beam_search(model, model.encode(features), *search)
+    differs = []
+    for image in range(IMAGES):
+        following = partial(plain.next_word, model, of(features, image))
+        each = plain.beams(following, width, longest, groups, diversity, penalty)
+        expected = []
+        for place in zip(*each, strict=True):  # the best of each group come first
+            expected += sorted(place, key=lambda b: -plain.rank(*b, penalty))
+        assert_beams(found, image, expected)
+        differs.append(len({tuple(tokens) for _, tokens in expected[:groups]}) > 1)
+    assert any(differs), "the case is too easy: no group avoids another's words"
+
+
+def test_groups_that_cost_nothing_all_find_what_a_smaller_beam_finds(features):
+    model = build("updown")
     memory = model.encode(features)
-    state = model.start(memory, 1)
-    for word in [BOS, *tokens]:
-        logits, state = model.next_word(torch.tensor([word]), memory, state)
-    return logits[0].log_softmax(0)
+    one = beam_search(model, memory, 2, 6)
+    both = beam_search(model, memory, 4, 6, groups=2, diversity=0.0)
+    assert torch.equal(both.tokens_IKT, one.tokens_IKT.repeat_interleave(2, 1))
+
+
+def of(features: Features, image: int) -> Features:
+    return Features(*(t[image][None] for t in features))
+
+
+def assert_beams(found: Generated, image: int, expected: list[tuple[float, list[int]]]) -> None:
+    for k, (score, tokens) in enumerate(expected):
+        assert plain.stripped(found.tokens_IKT[image, k]) == tokens
+        assert found.log_probability_IK[image, k].item() == pytest.approx(score, abs=1e-4)
 
 
 @EVERY_MODEL
@@ -104,21 +121,22 @@ def test_an_image_has_the_same_caption_alone_and_in_a_batch(name, features):
     model = build(name)
     together = beam_search(model, model.encode(features), 4, 8)
     for image in range(IMAGES):
-        one = Features(*(t[image][None] for t in features))
+        one = of(features, image)
         alone = beam_search(model, model.encode(one), 4, 8)
         assert torch.equal(alone.tokens_IKT[0], together.tokens_IKT[image])
 
 
 @EVERY_MODEL
 def test_sampling_follows_the_model(name, features):
-    """The share of each caption among many samples is its probability."""
+    """The share of each caption among many samples is its probability, cut off or not."""
     model, count = build(name, words=EOS + 3, sharpness=3.0), 4000
     captions = every_caption(words=EOS + 3, longest=1)
+    captions += [c[:2] for c in every_caption(words=EOS + 3, longest=2) if len(c) == 3]
     expected = log_probabilities(model, features, captions).exp()
     torch.testing.assert_close(expected.sum(1), torch.ones(IMAGES))
     torch.manual_seed(5)
     with torch.no_grad():
-        drawn = sample(model, model.encode(features), count, 1)
+        drawn = sample(model, model.encode(features), count, 2)
     for image in range(IMAGES):
         found = [tuple(t for t in row if t != PAD) for row in drawn.tokens_IKT[image].tolist()]
         shares = torch.tensor([found.count(tuple(c)) / count for c in captions])
@@ -142,10 +160,11 @@ def test_greedy_takes_the_most_probable_word_at_each_step(features):
     model = build("updown")
     found = greedy(model, model.encode(features), 6).tokens_IKT[:, 0]
     for image in range(IMAGES):
-        one = Features(*(t[image][None] for t in features))
+        one = of(features, image)
         tokens: list[int] = []
-        while len(tokens) < 7 and tokens[-1:] != [EOS]:
-            tokens.append(int(_next(model, one, tokens).argmax()) + EOS)
+        while len(tokens) < 6 and tokens[-1:] != [EOS]:
+            tokens.append(int(plain.next_word(model, one, tokens).argmax()) + EOS)
+        tokens += [EOS] * (tokens[-1] != EOS)
         assert [t for t in found[image].tolist() if t != PAD] == tokens
 
 
@@ -167,15 +186,13 @@ def test_no_way_of_writing_gives_a_special_word(features):
 
 def test_top_k_and_top_p_leave_only_the_probable_words(features):
     model = build("updown")
-    first = torch.stack(
-        [_next(model, Features(*(t[i][None] for t in features)), []) for i in range(IMAGES)]
-    )
+    first = torch.stack([plain.next_word(model, of(features, i), []) for i in range(IMAGES)])
     order = first.argsort(1, descending=True)
     torch.manual_seed(7)
     with torch.no_grad():
         memory = model.encode(features)
-        top_2 = sample(model, memory, 200, 0, top_k=2).tokens_IKT[:, :, 0] - EOS
-        nucleus = sample(model, memory, 200, 0, top_p=0.6).tokens_IKT[:, :, 0] - EOS
+        top_2 = sample(model, memory, 200, 1, top_k=2).tokens_IKT[:, :, 0] - EOS
+        nucleus = sample(model, memory, 200, 1, top_p=0.6).tokens_IKT[:, :, 0] - EOS
     for image in range(IMAGES):
         assert set(top_2[image].tolist()) == set(order[image, :2].tolist())
         falling = first[image, order[image]].exp().cumsum(0)
@@ -188,16 +205,163 @@ def test_a_low_temperature_is_greedy(features):
     with torch.no_grad():
         memory = model.encode(features)
         cold = sample(model, memory, 2, 6, temperature=1e-3).tokens_IKT
-        assert torch.equal(cold[:, 0], greedy(model, memory, 6).tokens_IKT[:, 0])
+        assert torch.equal(cold[:, 0], greedy(model, memory, 6).tokens_IKT[:, 0, :6])
 
 
-def test_captions_are_cut_off_at_the_longest_length(features):
+def test_no_caption_is_longer_than_asked_for(features):
+    """A search ends it there; a sample, which must stay the model's own, is cut off."""
     model = build("updown")
     with torch.no_grad():
-        model.output.bias[0] = -1e4  # never ends
-        for found in (
-            beam_search(model, model.encode(features), 3, 5),
-            sample(model, model.encode(features), 3, 5),
-        ):
-            assert found.tokens_IKT.shape[2] == 6
-            assert (found.tokens_IKT > EOS).all()
+        model.output.bias[0] = -1e4  # never ends by itself
+        memory = model.encode(features)
+        searched = beam_search(model, memory, 3, 5).tokens_IKT
+        sampled = sample(model, memory, 3, 5).tokens_IKT
+    assert searched.shape[2] == 6
+    assert (searched[:, :, :5] > EOS).all()
+    assert (searched[:, :, 5] == EOS).all()
+    assert sampled.shape[2] == 5
+    assert (sampled > EOS).all()
+
+
+# Constraints. Each is checked on captions that a plain predicate says whether they keep it.
+
+BAD = [EOS + 1, EOS + 3]
+
+
+def repeats(tokens: list[int], n: int) -> bool:
+    words = [token for token in tokens if token != EOS]
+    ngrams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    return len(set(ngrams)) < len(ngrams)
+
+
+def ends_badly(tokens: list[int]) -> bool:
+    words = [token for token in tokens if token != EOS]
+    return not words or words[-1] in BAD
+
+
+@pytest.mark.parametrize("length_penalty", [0.0, 1.0])
+def test_a_wide_beam_finds_the_best_caption_that_keeps_the_constraints(length_penalty, features):
+    model = build("updown", words=EOS + 4)
+    captions = every_caption(words=EOS + 4, longest=4)
+    scores = log_probabilities(model, features, captions)
+    scores = scores / torch.tensor([float(len(c)) for c in captions]) ** length_penalty
+    memory = model.encode(features)
+    for forbidden, breaks in (
+        (no_repeated_ngram(2, EOS + 4), partial(repeats, n=2)),
+        (no_endings(BAD, EOS + 4, 4), ends_badly),
+    ):
+        search = (len(captions), 4, length_penalty)
+        found = beam_search(model, memory, *search, forbidden=forbidden)
+        kept = torch.tensor([not breaks(c) for c in captions])
+        for image in range(IMAGES):
+            best = captions[int(scores[image].where(kept, -torch.inf).argmax())]
+            assert plain.stripped(found.tokens_IKT[image, 0]) == best
+            finite = found.log_probability_IK[image] > -torch.inf
+            assert int(finite.sum()) == int(kept.sum()), "all that keep it are found, and no other"
+
+
+def test_samples_follow_the_model_among_the_words_that_are_left(features):
+    """At each step the words left have their probabilities, made to sum to 1."""
+    model, count, words = build("updown", words=EOS + 4, sharpness=3.0), 4000, EOS + 4
+    forbidden = no_endings(BAD, words, 2)
+    torch.manual_seed(5)
+    with torch.no_grad():
+        drawn = sample(model, model.encode(features), count, 2, forbidden=forbidden)
+    for image in range(IMAGES):
+        found = [tuple(plain.stripped(row)) for row in drawn.tokens_IKT[image]]
+        expected: dict[tuple[int, ...], float] = {}
+        following = partial(plain.next_word, model, of(features, image))
+        first = following([]).exp()
+        first[0] = 0  # an empty caption ends badly
+        for word in range(1, 4):
+            second = following([word + EOS]).exp()
+            second[[w - EOS for w in BAD]] = 0
+            if word + EOS in BAD:
+                second[0] = 0
+            for last in range(4):
+                share = first[word] / first.sum() * second[last] / second.sum()
+                expected[(word + EOS, last + EOS)] = share.item()
+        assert sum(expected.values()) == pytest.approx(1)
+        for caption, share in expected.items():
+            assert abs(found.count(caption) / count - share) < 4 * (0.25 / count) ** 0.5
+            if share == 0:
+                assert caption not in found
+
+
+def named_vocabulary() -> Vocabulary:
+    """As many words that may end a caption as it takes for there always to be one."""
+    words = (*SPECIAL, *sorted(BAD_ENDINGS)[:5], *(f"word{i}" for i in range(9)))
+    return Vocabulary(words, (0,) * len(words), 1, 20)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"beam": 1},
+        {"beam": 4},
+        {"beam": 4, "groups": 4, "diversity": 9.0},
+        {"sample": True, "samples": 20},
+        {"sample": True, "samples": 20, "temperature": 0.1, "top_k": 1},
+        {"sample": True, "samples": 20, "top_p": 0.1},
+    ],
+    ids=str,
+)
+def test_no_weights_break_the_constraints(options, seed, features):
+    """Bad words are ten thousand times as probable as others, the end is forced or avoided."""
+    vocabulary, longest = named_vocabulary(), 8
+    bad = [vocabulary.ids[word] for word in BAD_ENDINGS & set(vocabulary.words)]
+    model = build("updown", words=len(vocabulary), sharpness=20.0)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        model.output.bias[0] = (-50.0, 50.0)[seed % 2]
+        model.output.bias[[word - EOS for word in bad]] += 9.0
+
+    def written(**constrained: object) -> list[list[int]]:
+        chosen = GenerateOptions(**options, **constrained)
+        forbidden = constraints(chosen, vocabulary, longest)
+        tokens = generate(model, features, chosen, longest, forbidden).tokens_IKT
+        return [vocabulary.strip(caption) for caption in tokens.flatten(0, 1).tolist()]
+
+    def broken(captions: list[list[int]]) -> bool:
+        return any(not c or c[-1] in bad or repeats(c, 3) for c in captions)
+
+    assert broken(written()), "the case is too easy: nothing is broken without constraints"
+    assert not broken(written(no_bad_endings=True, no_repeat_ngram=3))
+
+
+def test_a_caption_that_cannot_go_on_ends(features):
+    """With nothing but words that must not end a caption, nothing better is left."""
+    vocabulary = Vocabulary((*SPECIAL, "a", "the"), (0,) * 6, 1, 20)
+    model = build("updown", words=len(vocabulary))
+    for options in (
+        GenerateOptions(beam=3, no_bad_endings=True, no_repeat_ngram=2),
+        GenerateOptions(sample=True, no_bad_endings=True, no_repeat_ngram=2),
+    ):
+        forbidden = constraints(options, vocabulary, 6)
+        found = generate(model, features, options, 6, forbidden)
+        assert (found.log_probability_IK[:, 0] > -torch.inf).all()
+        for caption in found.tokens_IKT[:, 0]:
+            assert len(plain.stripped(caption)) > 1
+            assert not repeats(plain.stripped(caption), 2)
+
+
+def test_without_constraints_none_are_computed():
+    assert constraints(GenerateOptions(), named_vocabulary(), 8) is None
+
+
+def test_a_constraint_sees_the_captions_so_far(features):
+    """Of the beams as they stand, after those of other images have left the batch."""
+    model, seen = build("updown"), []
+
+    def watch(so_far_Bt: Tensor) -> Tensor:
+        seen.append(so_far_Bt)
+        return torch.zeros(len(so_far_Bt), 9, dtype=torch.bool)
+
+    watching: Forbidden = watch
+    memory = model.encode(features)
+    found = beam_search(model, memory, 2, 6, forbidden=watching)
+    assert torch.equal(found.tokens_IKT, beam_search(model, memory, 2, 6).tokens_IKT)
+    assert [tokens.shape[1] for tokens in seen] == list(range(len(seen)))
+    final = {tuple(row) for row in found.tokens_IKT.flatten(0, 1)[:, : len(seen) - 1].tolist()}
+    assert final & {tuple(row) for row in seen[-1].tolist()}

@@ -1,0 +1,88 @@
+"""What captions may not say: functions from the captions so far to the words forbidden next.
+
+Each is a `decoder.generate.Forbidden`.
+
+Shape suffixes as in `decoder.generate`; W places in a caption, n words of an n-gram.
+"""
+
+import torch
+from torch import Tensor
+
+from decoder.generate import Forbidden
+from decoder.options import GenerateOptions
+from evaluation.diagnostics import BAD_ENDINGS
+from pipeline.vocabulary import EOS, PAD, Vocabulary
+
+
+def constraints(
+    options: GenerateOptions, vocabulary: Vocabulary, max_length: int
+) -> Forbidden | None:
+    """Return what `options` forbid, None for nothing.
+
+    A caption that could go on with no word at all may end as it is. That takes a vocabulary with
+    fewer words to end with than a caption has places.
+    """
+    rules: list[Forbidden] = []
+    if options.no_repeat_ngram:
+        rules.append(no_repeated_ngram(options.no_repeat_ngram, len(vocabulary)))
+    if options.no_bad_endings:
+        bad = [vocabulary.ids[word] for word in BAD_ENDINGS if word in vocabulary.ids]
+        rules.append(no_endings(bad, len(vocabulary), max_length))
+    if not rules:
+        return None
+
+    def forbidden(so_far_Bt: Tensor) -> Tensor:
+        mask_BV = torch.stack([rule(so_far_Bt) for rule in rules]).any(0)
+        mask_BV[:, 0] &= ~mask_BV.all(1)
+        return mask_BV
+
+    return forbidden
+
+
+def no_repeated_ngram(n: int, words: int) -> Forbidden:
+    """Forbid the words that would make the last `n` words ones that the caption has already.
+
+    Args:
+        n: at least 2.
+        words: size of the vocabulary, special words included.
+    """
+
+    def forbidden(so_far_Bt: Tensor) -> Tensor:
+        mask_BV = so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
+        if so_far_Bt.shape[1] < n:
+            return mask_BV
+        # Each n-gram so far: where its first n - 1 words are the last ones, its last is forbidden.
+        ngrams_BWn = so_far_Bt.unfold(1, n, 1)
+        last_B1n = so_far_Bt[:, None, 1 - n :]
+        caption, place = (ngrams_BWn[:, :, :-1] == last_B1n).all(2).nonzero(as_tuple=True)
+        following = ngrams_BWn[caption, place, -1]
+        real = following != PAD  # of a caption that has ended, which says no more anyway
+        mask_BV[caption[real], following[real] - EOS] = True
+        return mask_BV
+
+    return forbidden
+
+
+def no_endings(bad: list[int], words: int, max_length: int) -> Forbidden:
+    """Forbid ending a caption in one of the words `bad`, or before its first word.
+
+    The last of `max_length` words cannot be a bad one, for nothing but the end can follow it.
+
+    Args:
+        bad: the words' ids.
+        words: size of the vocabulary, special words included.
+        max_length: most words of a caption.
+    """
+    is_bad = torch.zeros(words, dtype=torch.bool)
+    is_bad[bad] = True
+
+    def forbidden(so_far_Bt: Tensor) -> Tensor:
+        is_bad_here = is_bad.to(so_far_Bt.device)
+        captions, length = so_far_Bt.shape
+        mask_BV = so_far_Bt.new_zeros((captions, words - EOS), dtype=torch.bool)
+        if length == max_length - 1:
+            mask_BV |= is_bad_here[EOS:]
+        mask_BV[:, 0] = is_bad_here[so_far_Bt[:, -1]] if length else True
+        return mask_BV
+
+    return forbidden

@@ -1,0 +1,228 @@
+"""Stage `export`: from a run to a captioner, a folder that stands alone."""
+
+import hashlib
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoder import card, checkpoints, confidence
+from decoder.captioner import Captioner
+from decoder.consensus import FREQUENCIES, count_frequencies, save_frequencies
+from decoder.onnx_export import write_onnx
+from decoder.options import ExportOptions, GenerateOptions
+from decoder.runs import RunFolder
+from evaluation.results import read
+from features.errors import UserError
+from features.store import as_size
+from pipeline import captions
+from pipeline.captions import CaptionTable
+from pipeline.command import make_folder, read_json, write_atomically, write_json
+from pipeline.command import run as run_command
+from pipeline.stamps import changed_inputs
+
+FORMAT = 1
+# Of the scores: all but those of each image.
+_KEPT = ("images", "corpus", "intervals", "confidence", "diagnostics")
+_SCORE = "python -m evaluation.score"
+_MAX_FLOAT16 = torch.finfo(torch.float16).max
+
+
+def export(options: ExportOptions) -> None:
+    """Make a captioner of a trained run: a folder that stands alone, with a model card."""
+    run = RunFolder(options.run)
+    weights: Path = getattr(run, options.weights)
+    captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
+    tensors, _ = checkpoints.load(weights, torch.device("cpu"))
+    table = _table(run)
+    _check_place(options.out, run)
+
+    new = options.out.with_name(f".{options.out.name}.{os.getpid()}")
+    make_folder(new)
+    try:
+        made = RunFolder(new)
+        # Under the names that a run has, so that whatever takes a run takes a captioner.
+        shutil.copyfile(run.config, made.config)
+        shutil.copyfile(run.vocabulary, made.vocabulary)
+        checkpoints.save(made.best, _halved(tensors, weights))
+        if table is not None and not options.no_frequencies:
+            frequencies = count_frequencies(table, captioner.vocabulary)
+            save_frequencies(frequencies, new / FREQUENCIES)
+        elif (run.path / FREQUENCIES).exists() and not options.no_frequencies:
+            shutil.copyfile(run.path / FREQUENCIES, new / FREQUENCIES)
+        about = _about(options, run, captioner, made.best, table)
+        write_json(new / "captioner.json", about)
+        write_atomically(new / "MODEL_CARD.md", card.markdown(about, captioner.config, table))
+        if options.onnx:
+            write_onnx(RunFolder(new), new / "onnx")
+        size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
+        _put(new, options.out)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    print(
+        f"export: {options.out}, {as_size(size)}, of which the decoder's weights are "
+        f"{as_size(RunFolder(options.out).best.stat().st_size)}"
+    )
+
+
+def _table(run: RunFolder) -> CaptionTable | None:
+    file = run.work / "captions.json"
+    if file.exists():
+        return captions.load(file)
+    print(f"export: {file} is not there, so the card cannot say what the run was trained on")
+    return None
+
+
+def _check_place(out: Path, run: RunFolder) -> None:
+    """Raise UserError unless `out` is free, empty, or a captioner that may be replaced."""
+    there = out.resolve()
+    if there == run.path.resolve() or there in run.path.resolve().parents:
+        raise UserError(f"--out {out} is the run's own folder, or holds it; choose another")
+    if not out.exists() or (out / "captioner.json").is_file():
+        return
+    if not out.is_dir() or any(out.iterdir()):
+        raise UserError(
+            f"--out {out} is there already and is not a captioner, which alone is replaced; choose "
+            "another folder"
+        )
+
+
+def _halved(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+    """Return the weights as float16.
+
+    Raises:
+        UserError: one is too large for that.
+    """
+    large = [name for name, tensor in tensors.items() if tensor.abs().max() > _MAX_FLOAT16]
+    if large:
+        raise UserError(f"{file}: {large[0]} does not fit into 16 bits; train anew")
+    return {name: tensor.half() for name, tensor in sorted(tensors.items())}
+
+
+def _about(
+    options: ExportOptions,
+    run: RunFolder,
+    captioner: Captioner,
+    made: Path,
+    table: CaptionTable | None,
+) -> dict[str, Any]:
+    """Return what captioner.json says."""
+    scores = _scores(run, options.weights)
+    features = captioner.config["features"]
+    written: dict[int, str] = {}
+    learnt = None
+    if "val" in scores:
+        file = _captions_file(run, "val", options.weights)
+        written = read(file)
+        learnt = _confidence(file, scores["val"]["per_image"]["CIDEr"])
+    claims = {}
+    if written and table is not None:
+        references = {
+            image.id: [caption.text for caption in image.captions] for image in table.split("val")
+        }
+        claims = card.claims(written, references)
+    return {
+        "format": FORMAT,
+        "name": run.path.resolve().name,
+        "weights": options.weights,
+        "weights_sha256": hashlib.sha256(made.read_bytes()).hexdigest(),
+        "parameters": sum(parameter.numel() for parameter in captioner.models[0].parameters()),
+        "words": len(captioner.vocabulary),
+        "dataset": None if table is None else table.dataset,
+        "features": features,
+        "fingerprint": captioner.config["fingerprint"],
+        "scores": {
+            split: {name: record[name] for name in _KEPT} for split, record in scores.items()
+        },
+        "confidence": learnt,
+        "claims": claims,
+    }
+
+
+def _captions_file(run: RunFolder, split: str, weights: str) -> Path:
+    return run.path / f"captions_{split}{'_xe' if weights == 'best_xe' else ''}.json"
+
+
+def _scores(run: RunFolder, weights: str) -> dict[str, Any]:
+    """Return the scores of the run's captions of val and test, those that are up to date."""
+    found = {}
+    for split in ("val", "test"):
+        captions_file = _captions_file(run, split, weights)
+        name = captions_file.stem.removeprefix("captions_")
+        file = run.path / f"scores_{name}.json"
+        if not file.exists():
+            if split == "val":
+                print(
+                    f"export: {file} is not there, so the card has no scores of {split} and "
+                    f"captions no confidence; python -m decoder.caption --run {run.path} --split "
+                    f"{split} and {_SCORE} make them"
+                )
+            continue
+        stages = (f"caption-{name}", f"scores_{name}")
+        if old := [path for stage in stages for path in changed_inputs(run.path, stage)]:
+            print(
+                f"export: {file} is left out, for it was made before {old[0]} changed; caption "
+                "and score again"
+            )
+            continue
+        found[split] = _read_scores(file)
+    return found
+
+
+def _read_scores(file: Path) -> dict[str, Any]:
+    content = read_json(file, _SCORE)
+    try:
+        kept = {name: content[name] for name in (*_KEPT, "per_image")}
+        for name, value in kept["corpus"].items():
+            low_high = kept["intervals"].get(name) or (None, None)
+            if not all(x is None or math.isfinite(x) for x in (value, *low_high)):
+                raise ValueError(f"{name} is not a number")
+        kept["per_image"]["CIDEr"]
+        int(kept["images"]), float(kept["confidence"])
+        for name in ("distinct_words", "distinct_captions", "bad_endings"):
+            float(kept["diagnostics"][name])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not a scores file ({error!r}); {_SCORE} makes it") from error
+    return kept
+
+
+def _confidence(file: Path, ciders: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """Return what the validation captions teach about confidence, and how well it holds there."""
+    entries = [
+        (entry["mean_log_probability"], cider)
+        for entry in read_json(file, "python -m decoder.caption")
+        if isinstance(entry.get("mean_log_probability"), float)
+        and (cider := ciders.get(str(entry["image_id"]))) is not None
+    ]
+    learnt = confidence.fit([x for x, _ in entries], [y for _, y in entries])
+    if learnt is None:
+        print(
+            f"export: captions will have no confidence: {file} has {len(entries)} scored captions "
+            "with a log-probability, which is too few, or all are alike; caption again with --force"
+        )
+        return None
+    return {**asdict(learnt), "table": confidence.table(learnt, entries)}
+
+
+def _put(new: Path, out: Path) -> None:
+    """Move the finished folder to its place, and what was there out of the way first."""
+    old = out.with_name(f".{out.name}.{os.getpid()}.old")
+    if out.exists():
+        out.rename(old)
+    new.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage with the command line `argv` and return its exit status."""
+    return run_command(export, ExportOptions, "decoder.export", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

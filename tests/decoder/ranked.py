@@ -1,0 +1,83 @@
+"""Several processes of one training, forked from one that has imported torch already."""
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoder import together
+from decoder.batches import Batch, Features
+from decoder.objectives import cross_entropy
+from features import ranks
+from tests.decoder.processes import _run
+from tests.decoder.test_models import build
+
+Work = Callable[..., None]
+
+
+def start(work: Work, count: int, *arguments: Any) -> list[ForkServerProcess]:
+    """Start `count` ranks that each call `work` with `arguments` and its rank."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.decoder.processes", "tests.pipeline.processes"])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(count):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count)}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        process = context.Process(target=_placed, args=(place, work, *arguments, rank))
+        process.start()
+        processes.append(process)
+    return processes
+
+
+def end(processes: list[ForkServerProcess]) -> list[int | None]:
+    """Wait for processes and return how they ended."""
+    for process in processes:
+        process.join(150)
+    return [process.exitcode for process in processes]
+
+
+def _placed(place: dict[str, str], work: Work, *arguments: Any) -> None:
+    os.environ.update(place)
+    work(*arguments)
+
+
+def train(arguments: list[str], output: Path, rank: int) -> None:
+    """Run decoder.train; what it prints is added to OUTPUT.rank<n>."""
+    _run(arguments, output.with_suffix(f".rank{rank}"), None, False, None, "", None)
+
+
+def gradients(name: str, batch: Batch, file: Path, rank: int) -> None:
+    """Save the gradients and figures that this rank has after a step on the batch's images."""
+    torch.set_num_threads(1)
+    model = build(name)
+    with ranks.group():
+        own = share_of(batch, rank, ranks.world())
+        result, stops = together.backward(
+            cross_entropy(model, own), model, own.idle, stop=rank == 1
+        )
+    found = {name: p.grad for name, p in model.named_parameters()}
+    found |= {"loss": result.loss, "captions": torch.tensor(result.captions)}
+    torch.save(found | {"stops": torch.tensor(stops)}, file.with_suffix(f".rank{rank}"))
+
+
+def share_of(batch: Batch, rank: int, world: int) -> Batch:
+    """Return a rank's part of a batch, as `TrainingReader.epoch` divides it."""
+    places = torch.arange(rank, len(batch.image_ids), world)
+    idle = len(places) == 0
+    places = torch.tensor([0]) if idle else places
+    mine = (batch.image_B[:, None] == places).any(1)
+    return Batch(
+        batch.image_ids[places],
+        Features(*(tensor[places] for tensor in batch.features)),
+        batch.tokens_BT[mine],
+        torch.searchsorted(places, batch.image_B[mine]),
+        idle,
+    )

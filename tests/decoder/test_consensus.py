@@ -1,0 +1,206 @@
+"""The consensus choice against a plain computation with the toolkit's CIDEr-D."""
+
+import json
+import random
+import shutil
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
+
+from decoder import caption, checkpoints
+from decoder.consensus import (
+    FREQUENCIES,
+    by_consensus,
+    count_frequencies,
+    expected_cider,
+    frequencies_of,
+    load_frequencies,
+    save_frequencies,
+)
+from decoder.generate import Generated
+from decoder.reward import Frequencies, References
+from decoder.runs import RunFolder
+from features.errors import UserError
+from pipeline import captions as tables
+from pipeline import vocabulary as vocabularies
+from pipeline.vocabulary import EOS, PAD
+
+LONGEST, CANDIDATES = 12, 5
+
+
+def as_text(tokens: list[int]) -> str:
+    return " ".join(map(str, tokens))
+
+
+def random_case(seed: int) -> tuple[dict[int, list[list[int]]], list[list[list[int]]]]:
+    """Training captions, and candidates of some images: close to each other, empty, cut off."""
+    draw = random.Random(seed)
+    words = range(EOS + 1, 14)
+
+    def one() -> list[int]:
+        return [draw.choice(words) for _ in range(draw.randint(1, 9))] + [EOS]
+
+    training = {i: [one() for _ in range(draw.randint(1, 5))] for i in range(12)}
+    candidates = []
+    for _ in range(4):
+        base = one()
+        changed = [draw.choice(words), *base[1:]]
+        candidates.append([base, changed, one(), [EOS], [draw.choice(words)] * LONGEST])
+    return training, candidates
+
+
+def generated(candidates: list[list[list[int]]]) -> Generated:
+    padded = [[c + [PAD] * (LONGEST - len(c)) for c in several] for several in candidates]
+    tokens = torch.tensor(padded)
+    return Generated(tokens, -torch.rand(tokens.shape[:2]))
+
+
+def official(training: dict[int, list[list[int]]], candidate: list[int], other: list[int]) -> float:
+    """CIDEr-D of one caption against one reference, by the toolkit.
+
+    A scorer takes the document frequencies and the number of images from its own references: the
+    first are replaced, and as many images are added as were counted.
+    """
+    scorer = CiderScorer(n=4)
+    for _ in training:
+        scorer += (as_text(candidate), [as_text(other)])
+    frequencies: dict[tuple[str, ...], float] = defaultdict(float)
+    for references in training.values():
+        for ngram in {n for r in cook_refs([as_text(c) for c in references]) for n in r}:
+            frequencies[ngram] += 1
+    scorer.document_frequency = frequencies
+    return float(scorer.compute_cider()[0])
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_agreement_is_the_mean_of_the_toolkits_cider_against_the_others(seed):
+    training, candidates = random_case(seed)
+    torch.manual_seed(seed)
+    weight_IK = torch.rand(len(candidates), CANDIDATES)
+    found = expected_cider(generated(candidates), weight_IK, References(training).frequencies)
+    expected = []
+    for several, weights in zip(candidates, weight_IK.tolist(), strict=True):
+        for i, candidate in enumerate(several):
+            others = [j for j in range(CANDIDATES) if j != i]
+            each = [weights[j] * official(training, candidate, several[j]) for j in others]
+            expected.append(sum(each) / sum(weights[j] for j in others))
+    assert max(expected) > 1, "the case is too easy: no candidate resembles another"
+    np.testing.assert_allclose(found.flatten(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_the_first_is_the_candidate_that_agrees_best_and_one_not_found_is_last(drawn):
+    """Samples count alike, beams by the third root of their probability."""
+    training, candidates = random_case(seed=8)  # one without ties
+    torch.manual_seed(0)
+    frequencies = References(training).frequencies
+    found = generated(candidates)
+    found.log_probability_IK[1, 2] = -torch.inf
+    found.log_probability_IK.mul_(9)
+    ordered = by_consensus(found, frequencies, drawn)
+    for image, several in enumerate(candidates):
+        there = [k for k in range(CANDIDATES) if (image, k) != (1, 2)]
+        real = [several[k] for k in there]
+        weights = [1.0] * len(real)
+        if not drawn:
+            weights = (found.log_probability_IK[image, there] / 3).exp().tolist()
+        agreement = [
+            np.average(
+                [official(training, c, o) for j, o in enumerate(real) if j != i],
+                weights=[w for j, w in enumerate(weights) if j != i],
+            )
+            for i, c in enumerate(real)
+        ]
+        best, second = sorted(agreement)[:-3:-1]
+        assert best > second + 0.01, "the case is too close to call"
+        expected = [real[i] for i in np.argsort(agreement, kind="stable")[::-1]]
+        rows = [[t for t in row if t != PAD] for row in ordered.tokens_IKT[image].tolist()]
+        assert rows[0] == expected[0]
+        # The log-probability goes with its caption.
+        place = several.index(rows[0])
+        assert ordered.log_probability_IK[image, 0] == found.log_probability_IK[image, place]
+    assert ordered.log_probability_IK[1, -1] == -torch.inf
+
+
+def test_document_frequencies_leave_out_only_what_is_in_one_image():
+    training, _ = random_case(seed=2)
+    references = References(training)
+    frequencies = references.frequencies
+    counts: dict[tuple[str, ...], int] = defaultdict(int)
+    for captions in training.values():
+        for ngram in {n for r in cook_refs([as_text(c) for c in captions]) for n in r}:
+            counts[ngram] += 1
+    assert sorted(frequencies.images_U.tolist()) == sorted(n for n in counts.values() if n > 1)
+    assert frequencies.images == len(training)
+    assert set(frequencies.of(torch.tensor([1, -5])).tolist()) == {1}
+
+
+def test_document_frequencies_survive_their_file_and_a_broken_one_is_named(tmp_path):
+    training, _ = random_case(seed=2)
+    frequencies = References(training).frequencies
+    path = tmp_path / FREQUENCIES
+    save_frequencies(frequencies, path)
+    again = load_frequencies(path)
+    assert torch.equal(again.key_U, frequencies.key_U)
+    assert torch.equal(again.images_U, frequencies.images_U)
+    assert again.images == frequencies.images
+
+    key, images = frequencies.key_U, frequencies.images_U.int()
+    for tensors, header in (
+        ({"ngram": key.flip(0), "images": images}, {"images": 12}),
+        ({"ngram": key, "images": images[1:]}, {"images": 12}),
+        ({"ngram": key.double(), "images": images}, {"images": 12}),
+        ({"ngram": key, "images": images}, {"images": 2}),
+        ({"ngram": key}, {"images": 12}),
+        ({"ngram": key, "images": images}, None),
+        ({"ngram": key, "images": images}, {"images": "many"}),
+    ):
+        checkpoints.save(path, tensors, header)
+        with pytest.raises(UserError, match="does not hold document frequencies"):
+            load_frequencies(path)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(UserError, match="not a whole safetensors file"):
+        load_frequencies(path)
+
+
+def test_a_run_without_its_work_directory_needs_the_frequencies_beside_it(
+    captioner, tmp_path, capsys
+):
+    run = RunFolder(captioner / "runs" / "captioner")
+    vocabulary = vocabularies.load(run.vocabulary)
+    counted = frequencies_of(run, vocabulary)
+    table = tables.load(captioner / "captions.json")
+    assert counted.images == len(table.split("train"))
+    assert torch.equal(counted.key_U, count_frequencies(table, vocabulary).key_U)
+
+    alone = Path(shutil.copytree(run.path, tmp_path / "alone" / "deep"))
+    pictures = sorted((captioner / "images").iterdir())[:3]
+    stage = ["--run", str(alone), "--consensus", "--captions", "2", *map(str, pictures)]
+    assert caption.main(stage) == 2
+    error = capsys.readouterr().err
+    assert FREQUENCIES in error
+    assert "captions.json" in error
+    save_frequencies(counted, alone / FREQUENCIES)
+    assert caption.main(stage) == 0
+    written = capsys.readouterr().out
+    assert caption.main(["--run", str(run.path), *stage[2:]]) == 0
+    assert capsys.readouterr().out == written
+
+
+def test_frequencies_of_nothing_say_that_all_is_rare():
+    none = Frequencies(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 9)
+    assert none.of(torch.tensor([4, 7])).tolist() == [1, 1]
+
+
+def test_consensus_is_chosen_on_the_command_line_among_beams_and_samples(captioner, tmp_path):
+    run = str(captioner / "runs" / "captioner")
+    for options in (["--beam", "8"], ["--sample", "--samples", "8", "--temperature", "0.7"]):
+        out = tmp_path / "out.json"
+        stage = ["--run", run, "--split", "val", "--out", str(out), "--consensus", *options]
+        assert caption.main(stage) == 0
+        assert all(result["caption"] for result in json.loads(out.read_text()))
+    assert caption.main(["--run", run, "--split", "val", "--consensus", "--beam", "2"]) == 2

@@ -1,0 +1,228 @@
+"""A run becomes a captioner that stands alone and writes what the run writes; and as ONNX."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from decoder import caption, confidence, export
+from decoder.batches import Features
+from decoder.captioner import Captioner
+from decoder.card import claims
+from decoder.models import MODELS
+from decoder.onnx_export import _Plain
+from decoder.options import GenerateOptions, ModelOptions
+from decoder.runs import RunFolder
+from evaluation import score
+from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
+
+
+@pytest.fixture(scope="module")
+def run(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with scored validation captions, in a work directory of its own."""
+    work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("export") / "work"))
+    run = work / "runs" / "captioner"
+    assert caption.main(["--run", str(run), "--split", "val", "--force"]) == 0
+    results = str(run / "captions_val.json")
+    assert score.main(["--captions", str(work / "captions.json"), "--results", results]) == 0
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("exported") / "captioner"
+    assert export.main(["--run", str(run), "--out", str(out), "--onnx"]) == 0
+    return out
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_a_captioner_captions_as_its_run_does(run, exported, tmp_path, capsys):
+    """It needs no file of the work directory, and float16 changes hardly anything."""
+    alone = Path(shutil.copytree(exported, tmp_path / "alone"))
+    images = str(run.parents[1] / "images")
+    capsys.readouterr()
+    lines = []
+    for folder in (run, alone):
+        assert caption.main(["--run", str(folder), "--json", images]) == 0
+        lines.append([json.loads(line) for line in capsys.readouterr().out.splitlines()])
+    same = [a["caption"] == b["caption"] for a, b in zip(*lines, strict=True)]
+    assert np.mean(same) > 0.9
+    differences = [
+        abs(a["log_probability"] - b["log_probability"])
+        for a, b in zip(*lines, strict=True)
+        if a["caption"] == b["caption"]
+    ]
+    assert 0 < max(differences) < 0.1
+    assert (alone / "best.safetensors").stat().st_size < 0.6 * run.joinpath(
+        "best.safetensors"
+    ).stat().st_size
+    # What --consensus needs went along.
+    assert caption.main(["--run", str(alone), "--consensus", images]) == 0
+
+
+def test_the_same_run_gives_the_same_bytes_and_replaces_what_is_there(run, exported, tmp_path):
+    out = tmp_path / "captioner"
+    for _ in range(2):
+        assert export.main(["--run", str(run), "--out", str(out)]) == 0
+        expected = {k: v for k, v in contents(exported).items() if not k.startswith("onnx")}
+        assert contents(out) == expected
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_what_is_no_captioner_is_not_replaced(run, tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("mine")
+    assert export.main(["--run", str(run), "--out", str(tmp_path)]) == 2
+    assert "is not a captioner, which alone is replaced" in capsys.readouterr().err
+    assert export.main(["--run", str(run), "--out", str(run.parent)]) == 2
+    assert "the run's own folder, or holds it" in capsys.readouterr().err
+    assert contents(tmp_path) == {"mine.txt": b"mine"}
+    assert (run / "best.safetensors").exists()
+
+
+def test_a_run_without_weights_is_refused_and_leaves_nothing(run, tmp_path, capsys):
+    copy = Path(shutil.copytree(run, tmp_path / "runs" / "copy"))
+    (copy / "best.safetensors").unlink()
+    assert export.main(["--run", str(copy), "--out", str(tmp_path / "out")]) == 2
+    assert "best.safetensors is not there" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_the_card_has_the_scores_and_terms_of_the_data(run, exported):
+    card = (exported / "MODEL_CARD.md").read_text()
+    scores = json.loads((run / "scores_val.json").read_text())
+    low, high = scores["intervals"]["CIDEr"]
+    assert f"{scores['corpus']['CIDEr']:.3f} ({low:.3f}-{high:.3f})" in card
+    assert "Trained on shapes" in card
+    assert "MIT licence" in card
+    about = json.loads((exported / "captioner.json").read_text())
+    config = json.loads((run / "config.json").read_text())
+    assert about["features"]["backbone"] == "efficientnet_lite0"
+    assert about["fingerprint"] == config["fingerprint"]
+    assert json.loads((exported / "config.json").read_text()) == config
+
+
+def test_scores_of_other_weights_do_not_get_into_the_card(run, tmp_path, capsys):
+    work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
+    copy = work / "runs" / "captioner"
+    shutil.copy(copy / "best_xe.safetensors", copy / "best.safetensors")
+    tensors = (copy / "best.safetensors").read_bytes()
+    (copy / "best.safetensors").write_bytes(tensors[:-4] + b"\0\0\0\0")
+    assert export.main(["--run", str(copy), "--out", str(tmp_path / "out")]) == 0
+    assert "was made before best.safetensors changed" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "captioner.json").read_text())["scores"] == {}
+
+
+def test_claims_are_counted_as_people_confirm_them():
+    captions = {1: "a red dog", 2: "two dogs in the snow", 3: "a woman in blue and red"}
+    references = {
+        1: ["a dog in red", "an animal"],
+        2: ["a puppy on the beach"],
+        3: ["a girl wears blue"],
+    }
+    found = claims(captions, references)
+    assert found["a colour"] == (2, 1)
+    assert found["a dog"] == (2, 2)
+    assert found["a number of two or more"] == (1, 0)
+    assert found["water, snow, sand or grass"] == (1, 0)
+    assert found["a man or boy, a woman or girl"] == (1, 1)
+    assert "a child" not in found
+
+
+def test_confidence_is_how_often_captions_were_good():
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-3, 0, 4000)
+    good = generator.uniform(size=4000) < 1 / (1 + np.exp(-(2 * x + 3)))
+    learnt = confidence.fit(x.tolist(), np.where(good, 0.9, 0.1).tolist())
+    assert learnt is not None
+    assert learnt.slope == pytest.approx(2, abs=0.25)
+    assert learnt.intercept == pytest.approx(3, abs=0.35)
+    rows = confidence.table(learnt, [(a, 0.9 if b else 0.1) for a, b in zip(x, good, strict=True)])
+    for row in rows:
+        assert row["from"] - 0.05 <= row["good"] <= row["to"] + 0.05
+    assert sum(row["captions"] for row in rows) == 4000
+
+
+def test_confidence_is_not_learnt_from_too_little():
+    assert confidence.fit([-1.0] * 49, [0.0, 1.0] * 24 + [0.0]) is None
+    assert confidence.fit(list(range(-100, 0)), [1.0] * 100) is None
+    separable = confidence.fit(list(range(-100, 0)), [0.0] * 50 + [1.0] * 50)
+    assert separable is not None
+    assert 0 < separable.of(-100) < separable.of(-1) < 1
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("name", MODELS)
+def test_the_plain_step_is_the_decoders(name: str, cell: str, batch) -> None:
+    torch.manual_seed(0)
+    options = ModelOptions(model=name, cell=cell, hidden=12, attention=10)
+    model = MODELS[name](options, WORDS, CHANNELS).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    plain = _Plain(model).eval()
+    words = [4, 9, 6, 11]
+    with torch.inference_mode():
+        one = type(batch.features)(*(part[:1] for part in batch.features))
+        memory = model.encode(one)
+        state = model.start(memory, 1)
+        known = plain.encode(*one)
+        assert one.grid_IRC.shape[1] == REGIONS
+        images, ours = known[: len(plain.memory)], known[len(plain.memory) :]
+        for word in words:
+            logits, state = model.next_word(torch.tensor([word]), memory, state)
+            found, *rest = plain.step(torch.tensor([word]), *images, *ours)
+            ours = rest[-plain.states :]
+            torch.testing.assert_close(found, logits.log_softmax(-1), atol=1e-5, rtol=1e-4)
+
+
+def test_onnx_writes_the_same_greedy_captions_by_the_loop_of_its_readme(run, exported, tmp_path):
+    readme = (exported / "onnx" / "README.md").read_text()
+    loop = tmp_path / "loop.py"
+    loop.write_text(readme.split("```python\n")[1].split("```")[0])
+    pictures = sorted((run.parents[1] / "images").iterdir())[:20]
+    stage = [sys.executable, str(loop), str(exported / "onnx"), *map(str, pictures)]
+    done = subprocess.run(stage, capture_output=True, text=True, check=True, timeout=120)
+    chosen = RunFolder(exported)
+    ours = Captioner([(chosen, chosen.best)], GenerateOptions(beam=1), torch.device("cpu"))
+    backbone = ours.backbone()
+    expected = []
+    for picture in pictures:
+        images = backbone.transform(Image.open(picture).convert("RGB"))[None]
+        grid, pooled = backbone.features(images)
+        (found,) = ours.caption(Features(grid, pooled))
+        expected.append(" ".join(ours.vocabulary.words_of(found.ids)))
+    agreeing = sum(a == b for a, b in zip(done.stdout.splitlines(), expected, strict=True))
+    assert agreeing >= len(pictures) - 1, "float rounding may tip one word, not more"
+    assert len(set(expected)) > 1
+
+
+def test_the_step_takes_several_captions_of_a_picture_at_once(exported):
+    encode, step = (
+        onnxruntime.InferenceSession(
+            str(exported / "onnx" / f"{name}.onnx"), providers=["CPUExecutionProvider"]
+        )
+        for name in ("encode", "step")
+    )
+    generator = np.random.default_rng(0)
+    feeds = {given.name: generator.random(given.shape, np.float32) for given in encode.get_inputs()}
+    names = [output.name for output in encode.get_outputs()]
+    known = dict(zip(names, encode.run(None, feeds), strict=True))
+
+    def log_probabilities(words: list[int]) -> np.ndarray:
+        rows = {k: np.repeat(v, len(words), 0) for k, v in known.items() if k.startswith("state")}
+        return step.run(None, {**known, **rows, "word": np.array(words)})[0]
+
+    together = log_probabilities([1, 5, 9])
+    alone = np.concatenate([log_probabilities([word]) for word in (1, 5, 9)])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    np.testing.assert_allclose(np.exp(together).sum(1), 1, rtol=1e-5)
