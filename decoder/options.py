@@ -63,7 +63,7 @@ class ReinforceOptions:
 
     epochs: int = 3
     """Passes over the training images; 0 leaves the phase out."""
-    learning_rate: float = 1e-4
+    learning_rate: float = 3e-4
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     samples: int = 5
     """Captions sampled for each image."""

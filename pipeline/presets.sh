@@ -12,7 +12,7 @@ preset() {
         # Small drawn scenes need less of everything.
         shapes)
             extract=(--backbone efficientnet_lite0)
-            train=(--hidden 256 --attention 256 --xe.epochs 8)
+            train=(--hidden 256 --attention 256 --xe.epochs 8 --rl.learning-rate 1e-4)
             ;;
         # The defaults; also for your own photographs.
         flickr8k | karpathy | folder) ;;
