@@ -172,7 +172,8 @@ def test_a_file_that_cannot_be_written_leaves_the_state_before_it(
 ) -> None:
     assert training.run(*AT_EVERY_STEP, end=End("cross-entropy", 11)) == -signal.SIGKILL
     before = training.state.read_bytes()
-    assert training.run(largest_file=len(before) - 1) == 2
+    # Well below its size, which differs a little with the digits of the times in it.
+    assert training.run(largest_file=len(before) * 9 // 10) == 2
     _, error = training.printed().split("error: ")
     assert "cannot write" in error
     assert "File too large" in error
