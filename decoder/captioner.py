@@ -150,25 +150,31 @@ class Captioner:
         return looked_ITR
 
     def backbone(self, pictures: int = 1) -> Backbone:
-        """Load the CNN that made the features which the run was trained on.
+        """Load the CNN that made the features which the run was trained on; see `backbone_of`."""
+        return backbone_of(self.config["features"], self.device, pictures)
 
-        Args:
-            pictures: how many will be captioned.
 
-        Raises:
-            UserError: the CNN here has other weights or another transform.
-        """
-        wanted = self.config["features"]
-        backend = "auto" if pictures >= MANY else "eager"
-        backbone = load_backbone(wanted["backbone"], wanted["grid"][0], self.device, backend)
-        # Features in 16 bits stand for those that were trained on in 8.
-        found = {**backbone.description, "dtype": wanted["dtype"]}
-        if fingerprint(found) != fingerprint(wanted):
-            raise UserError(
-                f"the run was trained on features of another {wanted['backbone']}: "
-                f"{differences(wanted, found)}; install the version that made them"
-            )
-        return backbone
+def backbone_of(wanted: dict[str, Any], device: torch.device, pictures: int = 1) -> Backbone:
+    """Load the CNN that made the features which a run was trained on.
+
+    Args:
+        wanted: the description of those features, from the run's config.
+        device: where it runs.
+        pictures: how many will be looked at.
+
+    Raises:
+        UserError: the CNN here has other weights or another transform.
+    """
+    backend = "auto" if pictures >= MANY else "eager"
+    backbone = load_backbone(wanted["backbone"], wanted["grid"][0], device, backend)
+    # Features in 16 bits stand for those that were trained on in 8.
+    found = {**backbone.description, "dtype": wanted["dtype"]}
+    if fingerprint(found) != fingerprint(wanted):
+        raise UserError(
+            f"the run was trained on features of another {wanted['backbone']}: "
+            f"{differences(wanted, found)}; install the version that made them"
+        )
+    return backbone
 
 
 def _expect_alike(
@@ -196,6 +202,16 @@ def _expect_alike(
             f"{first.path} and {run.path} cannot write together: they were trained on other "
             f"features: {differences(wanted, found)}; train both on one work directory"
         )
+
+
+def features_of(backbone: Backbone, picture: Path) -> Features:
+    """Return the features of one picture, [1, R, C] and [1, C], as they would be stored.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    pixels = backbone.views(read_picture(picture), VIEWS[:1])
+    return _stored(backbone, [torch.from_numpy(pixels).permute(0, 3, 1, 2)])
 
 
 def caption_pictures(

@@ -31,8 +31,12 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Any = None) -> bytes:
     return to_safetensors(contiguous, {_HEADER: json.dumps(header)})
 
 
-def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], Any]:
+def load(
+    path: Path, device: torch.device, made_by: str = "python -m decoder.train"
+) -> tuple[dict[str, Tensor], Any]:
     """Read the tensors and the JSON header that `save` wrote.
+
+    `made_by` names the command that makes the file, for the error message.
 
     Raises:
         UserError: the file is missing, truncated or no such file.
@@ -42,7 +46,7 @@ def load(path: Path, device: torch.device) -> tuple[dict[str, Tensor], Any]:
             header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not there; python -m decoder.train makes it") from error
+        raise UserError(f"{path} is not there; {made_by} makes it") from error
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from error
 

@@ -10,7 +10,7 @@ Shape suffixes:
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -102,6 +102,14 @@ class Memory(NamedTuple):
         """Return the memory of the images at `index` (int64 or a mask), in that order."""
         gates_IG = self.gates_IG[index]
         regions, keys = (Shared(part.tensor[index]) for part in (self.regions_IRH, self.keys_IRA))
+        return Memory(len(gates_IG), gates_IG, regions, keys)
+
+    @staticmethod
+    def joined(parts: Sequence["Memory"]) -> "Memory":
+        """Return the memory of the images of all `parts`, one after the other."""
+        gates_IG = torch.cat([part.gates_IG for part in parts])
+        regions = Shared(torch.cat([part.regions_IRH.tensor for part in parts]))
+        keys = Shared(torch.cat([part.keys_IRA.tensor for part in parts]))
         return Memory(len(gates_IG), gates_IG, regions, keys)
 
     def rows(self, count: int) -> Rows:

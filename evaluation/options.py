@@ -1,4 +1,4 @@
-"""The options of the stages `evaluation.score` and `evaluation.report`."""
+"""The options of the stages `evaluation.score`, `evaluation.report` and `evaluation.retrieve`."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,27 @@ class ReportOptions:
         _check_split(self.split)
         if self.images < 1:
             raise UserError(f"expected --images of 1 or more, found {self.images}")
+
+
+@dataclass(frozen=True)
+class RetrieveOptions:
+    """Options of `python -m evaluation.retrieve`."""
+
+    ranking: Path
+    """The ranking that decoder.search --split wrote, RUN/ranking_SPLIT.npz."""
+    out: Path | None = None
+    """Where to write the figures. Default: beside the ranking; ranking_X.npz gives
+    retrieval_X.json."""
+    bootstrap: int = 1000
+    """Resamples of the images for the 95 % intervals; 0 for none."""
+    seed: int = 0
+    """Seed of the resampling."""
+
+    def __post_init__(self) -> None:
+        if self.bootstrap < 0:
+            raise UserError(f"expected --bootstrap of 0 or more, found {self.bootstrap}")
+        if self.seed < 0:
+            raise UserError(f"expected --seed of 0 or more, found {self.seed}")
 
 
 def _check_split(split: str | None) -> None:

@@ -1,0 +1,68 @@
+"""How well a search ranks a split: `python -m evaluation.retrieve`."""
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation.options import RetrieveOptions
+from evaluation.recall import AT, PASSES, figures_of, read
+from pipeline.command import run, write_json
+
+Recalls = dict[str, tuple[float | None, ...]]
+
+# R@1, 5, 10 on the 1,000 test images of Flickr8k: Vinyals et al. 2015 (NIC, arXiv 1411.4555) and
+# Mao et al. 2014 (m-RNN, arXiv 1410.1090).
+PUBLISHED: dict[str, Recalls] = {
+    "NIC": {"image to text": (0.20, None, 0.61), "text to image": (0.19, None, 0.64)},
+    "m-RNN": {"image to text": (0.145, 0.372, 0.485), "text to image": (0.115, 0.310, 0.424)},
+}
+
+
+def retrieve(options: RetrieveOptions) -> None:
+    """Report recall and median rank of a ranked split, both ways, after one pass and after two."""
+    name = options.ranking.stem.removeprefix("ranking_")
+    out = options.out or options.ranking.with_name(f"retrieval_{name}.json")
+    images, captions, kept, ranks = read(options.ranking)
+    record: dict[str, Any] = {"images": images, "captions": captions, "candidates": kept}
+    for (direction, which), found in ranks.items():
+        record.setdefault(direction, {})[which] = figures_of(
+            found, images, options.bootstrap, options.seed
+        )
+    write_json(out, record)
+    print(_as_table(record))
+    print(f"written to {out}")
+
+
+def _as_table(record: dict[str, Any]) -> str:
+    lines = [
+        f"{record['images']} images, {record['captions']} captions; the decoder ranks the best "
+        f"{record['candidates']}"
+    ]
+    head = "".join(f"{f'R@{at}':>7}" for at in AT)
+    for direction in ("text to image", "image to text"):
+        lines.append(f"{direction:36}{head}   median rank")
+        for which, name in PASSES.items():
+            figures = record[direction][which]
+            recall = "".join(f"{100 * figures[f'R@{at}']:7.1f}" for at in AT)
+            rank = figures["median_rank"]
+            shown = f"{rank:g}" if rank is not None else f"over {record['candidates']}"
+            if (bounds := figures.get("R@10 interval")) is not None:
+                low, high = (100 * bound for bound in bounds)
+                shown += f"   (R@10 {low:.1f} to {high:.1f})"
+            lines.append(f"  {name:34}{recall}   {shown}")
+        for name, published in PUBLISHED.items():
+            recall = "".join(
+                f"{'-' if share is None else f'{100 * share:.1f}':>7}"
+                for share in published[direction]
+            )
+            lines.append(f"  {f'{name}, Flickr8k test':34}{recall}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage with the command line `argv` and return its exit status."""
+    return run(retrieve, RetrieveOptions, "evaluation.retrieve", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

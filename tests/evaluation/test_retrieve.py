@@ -1,0 +1,87 @@
+"""Recall and ranks of a search, from rankings whose figures are known."""
+
+import json
+
+import numpy as np
+import pytest
+
+from evaluation import retrieve
+
+
+def ranking(**changed) -> dict[str, np.ndarray]:
+    """Three images, the first with two captions; three candidates for each query.
+
+    Ranks of the right image for the four captions: 1, 3, 2, 1 by the first pass, 1, 1, 1, 1 by the
+    second. Ranks of the first right caption for the three images: 2, 4 (not kept), 1 and 1, 1, 1.
+    """
+    arrays = {
+        "image_id": [70, 20, 50],
+        "caption_image_id": [70, 70, 20, 50],
+        "images_first": [[0, 1, 2], [1, 2, 0], [0, 1, 2], [2, 0, 1]],
+        "images_second": [[0, 1, 2], [0, 2, 1], [1, 0, 2], [2, 0, 1]],
+        "captions_first": [[2, 0, 1], [0, 1, 3], [3, 0, 1]],
+        "captions_second": [[1, 0, 2], [2, 1, 0], [3, 0, 1]],
+    }
+    return {name: np.array(value, np.int32) for name, value in {**arrays, **changed}.items()}
+
+
+def test_recall_and_median_rank_are_those_of_the_ranking(tmp_path, capsys):
+    file = tmp_path / "ranking_val.npz"
+    np.savez_compressed(file, **ranking())
+    assert retrieve.main(["--ranking", str(file)]) == 0
+    record = json.loads((tmp_path / "retrieval_val.json").read_text())
+    first, second = record["text to image"]["first"], record["text to image"]["second"]
+    assert [first["R@1"], first["R@5"], first["median_rank"]] == [0.5, 1, 1.5]
+    assert [second["R@1"], second["median_rank"]] == [1, 1]
+    first, second = record["image to text"]["first"], record["image to text"]["second"]
+    assert [first["R@1"], first["R@5"]] == pytest.approx([1 / 3, 2 / 3])
+    assert [first["queries"], first["median_rank"], second["R@1"]] == [3, 2, 1]
+    assert first["R@1 interval"] == [0, 1]
+    printed = capsys.readouterr().out
+    assert "NIC, Flickr8k test" in printed
+    assert printed.count("R@10") >= 2
+
+
+def test_a_median_beyond_the_candidates_is_not_made_up(tmp_path, capsys):
+    file = tmp_path / "ranking_val.npz"
+    wrong = [[1], [2], [0], [2]]
+    arrays = ranking(images_first=wrong, images_second=wrong)
+    np.savez_compressed(file, **arrays)
+    assert retrieve.main(["--ranking", str(file), "--bootstrap", "0"]) == 0
+    record = json.loads((tmp_path / "retrieval_val.json").read_text())
+    assert record["text to image"]["first"]["median_rank"] is None
+    assert "R@10 interval" not in record["text to image"]["first"]
+    assert "over 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"image_id": [70, 20, 70]},
+        {"caption_image_id": [70, 70, 20, 51]},
+        {"images_first": [[0, 1], [1, 2], [0, 3], [2, 0]]},
+        {"images_first": [[0, 1], [1, 1], [0, 1], [2, 0]]},
+        {"images_second": [[0, -1], [1, 2], [0, 1], [2, 0]]},
+        {"captions_first": [[2, 0, 1], [0, 1, 3]]},
+        {"captions_second": [2, 0, 1]},
+    ],
+)
+def test_what_is_no_ranking_is_refused(changed, tmp_path, capsys):
+    file = tmp_path / "ranking_val.npz"
+    np.savez_compressed(file, **ranking(**changed))
+    assert retrieve.main(["--ranking", str(file)]) == 2
+    assert "is not a ranking" in capsys.readouterr().err
+    assert not (tmp_path / "retrieval_val.json").exists()
+
+
+def test_a_missing_damaged_or_pickled_file_is_named(tmp_path, capsys):
+    file = tmp_path / "ranking_val.npz"
+    assert retrieve.main(["--ranking", str(file)]) == 2
+    assert "python -m decoder.search --split makes it" in capsys.readouterr().err
+    np.savez_compressed(file, **ranking())
+    file.write_bytes(file.read_bytes()[:200])
+    assert retrieve.main(["--ranking", str(file)]) == 2
+    assert "is not a ranking" in capsys.readouterr().err
+    np.savez(file, **{**ranking(), "image_id": np.array([{}, 2, 3], dtype=object)})
+    assert retrieve.main(["--ranking", str(file)]) == 2
+    assert "is not a ranking" in capsys.readouterr().err
