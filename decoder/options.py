@@ -362,3 +362,30 @@ class SearchOptions:
         ranks = not self.sentence and self.image is None
         _require(ranks or self.out is None, "--out is for the ranking of a --split")
         _require(self.top > 0, f"--top must be positive, found {self.top}")
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """A page in the browser that captions pictures, and searches those of a work directory."""
+
+    run: Path | None = None
+    """A run's folder, WORK/runs/NAME, or what decoder.export made of one; without it the captioner
+    that comes with this package."""
+    work: Path | None = None
+    """Add a tab that searches this work directory."""
+    host: str = "127.0.0.1"
+    """Address to listen on; only this machine can reach the default. 0.0.0.0 lets the whole network
+    in."""
+    port: int = 7860
+    """0 takes any that is free."""
+    max_upload: int = 20
+    """Largest picture that is taken, in megabytes."""
+    unsure: float = 0.4
+    """Captions less probable than this to be good are marked as unsure."""
+    device: str = "auto"
+    """cpu, cuda, ...; auto takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.port < 2**16, f"--port must be from 0 to 65535, found {self.port}")
+        _require(self.max_upload > 0, f"--max-upload must be positive, found {self.max_upload}")
+        _require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")

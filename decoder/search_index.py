@@ -27,18 +27,18 @@ from pipeline.vocabulary import Vocabulary
 
 EMBEDDING = "embedding.safetensors"
 MADE_BY = "python -m decoder.search"
-# Enough images for a mean, so that a large data set is not read for it.
-_FOR_MEAN = 1000
+# So many other images; each is read with every caption that the decoder looks at.
+OTHERS = 20
 _BLOCK = 1000
-_WITHOUT = "without_image."
+_PREFIX = "others."
 
 
 class Embedding(NamedTuple):
     """A joint embedding, and what the decoder is shown for no image in particular."""
 
     model: JointEmbedding
-    without_image: Features
-    """The mean features of training images, [1, R, C] and [1, C]."""
+    others: Features
+    """Of some training images, to tell how likely a caption is whatever the picture."""
     file: Path
 
 
@@ -85,11 +85,14 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
     store.expect(fingerprint, f"the run {run.path}")
     reader = SplitReader(store, table, "train")
     model = _learn(store, reader, vocabulary)
-    without = _mean_features(reader)
+    others = reader.features(
+        np.unique(np.linspace(0, len(reader) - 1, OTHERS).astype(int)).tolist()
+    )
     tensors = model.state_dict()
-    tensors |= {_WITHOUT + name: part for name, part in without._asdict().items()}
+    # 16 bits, as they are stored.
+    tensors |= {_PREFIX + name: part.half() for name, part in others._asdict().items()}
     checkpoints.save(file, tensors, made_of)
-    return Embedding(model, without, file)
+    return Embedding(model, others, file)
 
 
 def _load(file: Path, made_of: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
@@ -101,10 +104,10 @@ def _load(file: Path, made_of: dict[str, str], vocabulary: Vocabulary) -> Embedd
         return None
     try:
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
-        grid, pooled = (tensors.pop(_WITHOUT + name) for name in Features._fields)
+        grid, pooled = (tensors.pop(_PREFIX + name) for name in Features._fields)
         model = JointEmbedding(len(vocabulary), len(tensors["mean_C"]))
         model.load_state_dict(tensors)
-        if grid.ndim != 3 or pooled.shape != (1, grid.shape[2]) or len(grid) != 1:
+        if grid.ndim != 3 or not len(grid) or pooled.shape != grid[:, 0].shape:
             raise ValueError(f"features of {tuple(grid.shape)} and {tuple(pooled.shape)}")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error!r:.200}); delete it") from error
@@ -131,15 +134,6 @@ def _learn(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> 
             bar.update()
 
         return learn(pooled_NVC, captions, len(vocabulary), progress)
-
-
-def _mean_features(reader: SplitReader) -> Features:
-    places = np.unique(np.linspace(0, len(reader) - 1, _FOR_MEAN).astype(int))
-    sums: list[Tensor] = []
-    for block in np.array_split(places, -(-len(places) // 100)):
-        parts = [part.sum(0, keepdim=True) for part in reader.features(block.tolist())]
-        sums = [a + b for a, b in zip(sums, parts, strict=True)] if sums else parts
-    return Features(*(part / len(places) for part in sums))
 
 
 class ImageVectors(NamedTuple):

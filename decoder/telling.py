@@ -95,11 +95,12 @@ class PictureWriter:
                 if isinstance(found, PictureError):
                     self.unreadable.append((path, found))
                     continue
-                yield path, [_told(one, confidence, options.unsure) for one in found]
+                yield path, [tell(one, confidence, options.unsure) for one in found]
                 self.written += 1
 
 
-def _told(caption: Captioned, confidence: Confidence | None, least: float) -> Told:
+def tell(caption: Captioned, confidence: Confidence | None, least: float) -> Told:
+    """Return a caption as it is told; unsure is one whose confidence is below `least`."""
     sure = None if confidence is None else confidence.of(mean_log_probability(caption))
     unsure = sure is not None and sure < least
     return Told(as_sentence(caption.text), caption.log_probability, sure, unsure)

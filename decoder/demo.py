@@ -1,0 +1,45 @@
+"""Stage `demo`: a page in the browser that captions pictures, and searches a work directory."""
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+
+from decoder.options import DemoOptions
+from decoder.packaged import packaged
+from decoder.runs import RunFolder
+from features.devices import choose_device
+from features.errors import UserError
+from pipeline.command import run as run_command
+
+
+def demo(options: DemoOptions) -> None:
+    """Open a page that captions the pictures dropped on it, and searches those of --work.
+
+    It needs no internet, and only this machine can reach it unless --host says otherwise.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError(
+            "the page needs Gradio, which is not installed; in a clone of the project: "
+            "./.venv/bin/python -m pip install --editable '.[demo]'"
+        )
+    from decoder.finding import Searcher
+    from decoder.page import Describer, serve
+
+    run = RunFolder(options.run or packaged())
+    device = choose_device(options.device)
+    describer = Describer(run, options.unsure, device)
+    searcher = None
+    if options.work is not None:
+        # Before REINFORCE, a decoder has more sense for what others write.
+        weights = run.best_xe if run.best_xe.exists() else run.best
+        searcher = Searcher(run, weights, options.work, device)
+    serve(options, describer, searcher)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the stage with the command line `argv` and return its exit status."""
+    return run_command(demo, DemoOptions, "decoder.demo", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
