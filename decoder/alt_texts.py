@@ -135,8 +135,19 @@ class _Images(HTMLParser):
         elif self._text[place : place + len(_TAG)].lower() == _TAG:
             source = attributes.get("src", "").strip() or None
             if source and self._base:
-                try:
-                    source = urljoin(self._base.strip(), source)
-                except ValueError:
-                    source = None
+                source = _joined(self._base.strip(), source)
             self.bare.append(Bare(place + len(_TAG), source))
+
+
+def _joined(base: str, source: str) -> str | None:
+    """Return a src as seen from a <base>, None if one of them is no address."""
+    try:
+        absolute = [
+            bool(p.scheme or p.netloc or p.path[:1] == "/") for p in map(urlsplit, (base, source))
+        ]
+        if any(absolute):
+            return urljoin(base, source)
+    except ValueError:
+        return None
+    # Not by urljoin, which drops the ".." that a relative base begins with.
+    return base[: base.rfind("/") + 1] + source

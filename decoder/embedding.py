@@ -18,8 +18,8 @@ from pipeline.vocabulary import EOS
 SIZE, WORD_SIZE = 512, 300
 BATCH = 200
 # Times that every image is seen, each time in one of its views with one of its captions; on data
-# sets so large that MOST_STEPS come first, fewer.
-PASSES, MOST_STEPS = 60, 10_000
+# sets so large that MOST_STEPS come first, fewer, and on small ones more.
+PASSES, LEAST_STEPS, MOST_STEPS = 60, 600, 10_000
 TEMPERATURE = 0.07
 LEARNING_RATE, WARMUP_STEPS, CLIP, AVERAGE = 1e-3, 100, 2.0, 0.995
 
@@ -98,11 +98,9 @@ def learn(
         model.mean_C.copy_(some.mean(0))
         model.scale_C.copy_(some.std(0) + 1e-3)
         optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-        averaged = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE)
-        )
+        averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=_running_average)
         size = min(BATCH, images)
-        steps = min(MOST_STEPS, PASSES * (images // size))
+        steps = min(MOST_STEPS, max(LEAST_STEPS, PASSES * (images // size)))
         order: list[int] = []
         for step in range(steps):
             if len(order) < size:
@@ -124,3 +122,8 @@ def learn(
             progress(step + 1, steps)
         model.load_state_dict(averaged.module.state_dict())
         return model.eval()
+
+
+def _running_average(average: Tensor, current: Tensor, before: Tensor | int) -> Tensor:
+    """Return the next average; the first ones count less than `AVERAGE` would let them."""
+    return torch.lerp(average, current, max(1 - AVERAGE, 9 / (10 + int(before))))

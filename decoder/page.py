@@ -39,7 +39,7 @@ _CSS = """
 .result img.whole { max-width: 100%; border-radius: 6px }
 .words, .found { display: flex; flex-wrap: wrap; gap: 12px; padding: 0; list-style: none }
 .words li, .found li { margin: 0; max-width: 100% }
-.words li { width: 150px } .found li { width: 220px }
+.words li { width: 150px } .found li { width: 200px }
 .words .look { position: relative; line-height: 0 }
 .words img, .found img { width: 100%; border-radius: 4px }
 .words .shade { position: absolute; inset: 0; height: 100% }
@@ -104,7 +104,7 @@ def _result(told: Told, others: list[str], path: Path, words: str) -> str:
     if told.confidence is not None:
         mark = '<span class="unsure">Unsure.</span> ' if told.unsure else ""
         sure = f"{mark}Probability that this is a good caption: {told.confidence:.0%}."
-    listed = "".join(f"<li>{escape(one)}</li>" for one in others)
+    listed = "".join(f"<li>{escape(one)}</li>" for one in others) or "<li>None was found.</li>"
     return (
         f'<div class="result"><p class="caption">{escape(told.sentence)}</p>'
         f'<p class="confidence">{sure}</p>'
@@ -232,7 +232,9 @@ def serve(options: DemoOptions, describer: Describer, searcher: Searcher | None)
 
         # Fonts by name: Gradio's own theme would ask the net for them.
         theme = gr.themes.Default(
-            font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+            primary_hue="blue",  # Gradio's orange has too little contrast with white
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
         )
         gr.mount_gradio_app(
             app,
@@ -241,7 +243,7 @@ def serve(options: DemoOptions, describer: Describer, searcher: Searcher | None)
             theme=theme,
             css=_CSS,
             footer_links=[],
-            max_file_size=options.max_upload * 1_000_000,
+            max_file_size=options.max_upload * 2**20,
             ssr_mode=False,
             enable_monitoring=False,
         )

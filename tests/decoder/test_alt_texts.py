@@ -1,0 +1,133 @@
+"""Alternative texts for a page through the command line: which <img> get one, all else the same."""
+
+import re
+import shutil
+from html import unescape
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from decoder import caption
+from decoder.alt_texts import Page
+
+ADDED = re.compile(r' alt="([^"]*)" data-alt-generated="(true|unsure)"')
+
+
+@pytest.fixture
+def site(captioner: Path, tmp_path: Path) -> Path:
+    """A folder with pictures whose names are hard to write in a page."""
+    pictures = sorted((captioner / "images").iterdir())
+    names = ("plain.png", "two words.png", "Schöne Straße.png", "inner/a&b.png")
+    for picture, name in zip(pictures, names, strict=False):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(picture, tmp_path / name)
+    return tmp_path
+
+
+def told(captioner: Path, page: Path, *options: str) -> int:
+    return caption.main(
+        ["--run", str(captioner / "runs" / "captioner"), "--alt", str(page), *options]
+    )
+
+
+def test_only_images_without_alt_get_one_and_every_other_byte_stays(captioner, site, capsys):
+    page = site / "page.html"
+    page.write_bytes(
+        "<!DOCTYPE html>\r\n<title><img src=plain.png></title>\n"
+        '<IMG SRC="plain.png"><img src="two%20words.png" width=3>\n'
+        "<img src='Schöne Straße.png'/><img src=inner/a&amp;b.png>\n"
+        '<img src=plain.png alt=""><img src=plain.png alt="mine">\n'
+        '<img src=plain.png role=presentation><img src=plain.png aria-hidden="true">\n'
+        '<img src=plain.png aria-label="a thing"><!-- <img src=plain.png> -->\n'
+        '<img src="https://example.org/x.png"><img src="data:image/png;base64,AA==">'
+        "<img src=../outside.png><img>".encode()
+    )
+    original = page.read_bytes()
+    assert told(captioner, page) == 0
+    assert page.read_bytes() == original
+    copy = (site / "page.alt.html").read_text()
+    assert len(ADDED.findall(copy)) == 4
+    assert ADDED.sub("", copy).encode() == page.read_text().encode()
+    assert all(unescape(text).endswith(".") for text, _ in ADDED.findall(copy))
+    for place in ('<IMG alt="', "two%20words", "Straße", "a&amp;b"):
+        assert place in copy
+    assert re.search(r'<IMG alt="[^"]+" data-alt-generated="true" SRC="plain.png">', copy)
+    out = capsys.readouterr().out
+    assert "4 alternative texts" in out
+    assert "5 images needed none, 4 are on the net or outside" in out
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_pages_in_other_encodings_come_out_in_them(captioner, site, encoding):
+    page = site / "page.html"
+    page.write_bytes('<p>é ß</p><img src="Schöne Straße.png">'.encode(encoding))
+    assert told(captioner, page) == 0
+    copy = (site / "page.alt.html").read_bytes().decode(encoding)
+    assert len(ADDED.findall(copy)) == 1
+    assert ADDED.sub("", copy) == page.read_bytes().decode(encoding)
+
+
+def test_base_and_the_root_of_the_site_say_where_pictures_lie(captioner, site, capsys):
+    page = site / "inner" / "page.html"
+    page.write_text('<img src="/plain.png"><img src="a&b.png"><img src="../plain.png">')
+    assert told(captioner, page) == 2, "without --site the root is the page's own folder"
+    assert "plain.png" in capsys.readouterr().err
+    assert told(captioner, page, "--site", str(site)) == 0
+    assert len(ADDED.findall((site / "inner" / "page.alt.html").read_text())) == 3
+    page.write_text('<base href="../"><img src="plain.png">')
+    assert told(captioner, page, "--site", str(site)) == 0
+    assert len(ADDED.findall((site / "inner" / "page.alt.html").read_text())) == 1
+
+
+def test_missing_and_broken_pictures_are_named_and_the_others_get_their_text(
+    captioner, site, capsys
+):
+    (site / "broken.png").write_bytes(b"\x89PNG")
+    page = site / "page.html"
+    page.write_text("<img src=broken.png><img src=plain.png><img src=gone.png>")
+    assert told(captioner, page) == 2
+    errors = capsys.readouterr().err
+    assert "broken.png" in errors
+    assert "gone.png" in errors
+    copy = (site / "page.alt.html").read_text()
+    assert [m.start() for m in ADDED.finditer(copy)] == [copy.index("<img", 5) + 4]
+
+
+def test_our_copy_is_replaced_and_nothing_else(captioner, site, capsys):
+    page, copy = site / "page.html", site / "page.alt.html"
+    page.write_text("<img src=plain.png>")
+    copy.write_text("somebody's page")
+    assert told(captioner, page) == 2
+    assert "not a copy that this command made" in capsys.readouterr().err
+    assert copy.read_text() == "somebody's page"
+    assert told(captioner, page, "--force") == 0
+    first = copy.read_text()
+    page.write_text("<p>new</p><img src=plain.png>")
+    assert told(captioner, page) == 0
+    assert copy.read_text() == f"<p>new</p>{first}"
+    assert told(captioner, page, "--out", str(page), "--force") == 2
+    assert page.read_text() == "<p>new</p><img src=plain.png>"
+
+
+def test_what_is_no_utf_16_though_it_says_so_is_refused(captioner, site, capsys):
+    page = site / "page.html"
+    page.write_bytes(b"\xff\xfe<")
+    assert told(captioner, page) == 2
+    assert "starts as UTF-16, but is not" in capsys.readouterr().err
+
+
+@given(
+    st.lists(st.sampled_from(["<img>", "<img src=a", " alt", ">", "<p>", '"', "é", "<!--", "\n"]))
+)
+def test_whatever_the_page_what_was_put_in_can_be_taken_out_again(parts):
+    text = "".join(parts)
+    page = Page(text.encode())
+    hostile = '"><script>alert("é & 文")</script>'
+    made = page.with_texts(dict.fromkeys(range(len(page.bare)), (hostile, True))).decode()
+    found = ADDED.findall(made)
+    assert len(found) == len(page.bare)
+    assert all(unescape(value) == hostile for value, _ in found)
+    assert "<script" not in made
+    assert ADDED.sub("", made) == text

@@ -1,0 +1,141 @@
+"""Captions of many pictures in one file, through the command line: what is done is never redone."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from decoder import caption
+
+HARD = ('comma, "quoted".png', "plain.png", "é.png", os.fsdecode(b"not-utf8-\xff.png"))
+KINDS = pytest.mark.parametrize("kind", ["csv", "jsonl"])
+
+
+@pytest.fixture
+def album(captioner: Path, tmp_path: Path) -> Path:
+    """A folder of pictures whose names are hard to write into a file."""
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for picture, name in zip(sorted((captioner / "images").iterdir()), HARD, strict=False):
+        shutil.copy(picture, folder / name)
+    return folder
+
+
+def command(captioner: Path, album: Path, out: Path, *options: str) -> list[str]:
+    run = str(captioner / "runs" / "captioner")
+    return ["--run", run, "--out", str(out), str(album), *options]
+
+
+def rows_of(out: Path) -> dict[str, dict]:
+    if out.suffix == ".csv":
+        with out.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = list(csv.DictReader(file))
+    else:
+        rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    by_path = {row["path"]: row for row in rows}
+    assert len(by_path) == len(rows), "a picture has two rows"
+    return by_path
+
+
+@KINDS
+def test_every_picture_has_a_row_with_the_caption_that_is_printed(captioner, album, kind, capsys):
+    out = album.parent / f"captions.{kind}"
+    assert caption.main(command(captioner, album, out)) == 0
+    rows = rows_of(out)
+    assert set(rows) == {str(album / name) for name in HARD}
+    run = str(captioner / "runs" / "captioner")
+    capsys.readouterr()
+    assert caption.main(["--run", run, "--json", str(album)]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(one["caption"] for one in told) == sorted(r["caption"] for r in rows.values())
+    for path, row in rows.items():
+        assert int(row["bytes"]) == Path(path).stat().st_size
+        assert str(row["unsure"]).lower() == "false"
+
+
+@KINDS
+def test_only_new_and_changed_pictures_are_captioned_again(captioner, album, kind, capsys):
+    out = album.parent / f"captions.{kind}"
+    assert caption.main(command(captioner, album, out)) == 0
+    before = rows_of(out)
+    content = out.read_bytes()
+    capsys.readouterr()
+    assert caption.main(command(captioner, album, out)) == 0
+    assert f"0 captions added to {out}, {len(HARD)} there" in capsys.readouterr().out
+    assert out.read_bytes() == content
+
+    shutil.copy(album / "plain.png", album / "new.png")
+    shutil.copy(album / "é.png", album / "plain.png")
+    capsys.readouterr()
+    assert caption.main(command(captioner, album, out)) == 0
+    assert f"2 captions added to {out}, {len(HARD) - 1} there" in capsys.readouterr().out
+    after = rows_of(out)
+    new, changed, same = (str(album / name) for name in ("new.png", "plain.png", "é.png"))
+    assert after[new]["caption"] == before[changed]["caption"]
+    assert after[changed]["caption"] == after[same]["caption"]
+
+
+@KINDS
+def test_half_a_line_that_a_kill_left_is_done_again(captioner, album, kind):
+    out = album.parent / f"captions.{kind}"
+    assert caption.main(command(captioner, album, out)) == 0
+    before = rows_of(out)
+    out.write_bytes(out.read_bytes()[:-20])
+    assert caption.main(command(captioner, album, out)) == 0
+    assert rows_of(out) == before
+
+
+@KINDS
+def test_rows_by_other_options_do_not_mix(captioner, album, kind, capsys):
+    out = album.parent / f"captions.{kind}"
+    assert caption.main(command(captioner, album, out)) == 0
+    content = out.read_bytes()
+    assert caption.main(command(captioner, album, out, "--max-length", "2")) == 2
+    assert "would not be comparable" in capsys.readouterr().err
+    assert out.read_bytes() == content
+    assert caption.main(command(captioner, album, out, "--max-length", "2", "--force")) == 0
+    assert all(len(row["caption"].split()) <= 2 for row in rows_of(out).values())
+
+
+@KINDS
+def test_a_file_that_is_not_ours_stays_as_it_is(captioner, album, kind, capsys):
+    out = album.parent / f"captions.{kind}"
+    out.write_text("name;age\nAnn;7\n")
+    assert caption.main(command(captioner, album, out)) == 2
+    assert f"{out}, line 1: not a caption of ours" in capsys.readouterr().err
+    assert out.read_text() == "name;age\nAnn;7\n"
+
+
+def test_a_name_that_would_break_the_lines_is_refused_in_csv_and_kept_in_jsonl(captioner, album):
+    shutil.copy(album / "plain.png", album / "two\nlines.png")
+    assert caption.main(command(captioner, album, album.parent / "captions.csv")) == 2
+    out = album.parent / "captions.jsonl"
+    assert caption.main(command(captioner, album, out)) == 0
+    assert str(album / "two\nlines.png") in rows_of(out)
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_captions(captioner, tmp_path):
+    pictures = captioner / "images"
+    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    assert caption.main(command(captioner, pictures, whole)) == 0
+    arguments = command(captioner, pictures, killed, "--batch-size", "1")
+    process = subprocess.Popen([sys.executable, "-m", "decoder.caption", *arguments])
+    while process.poll() is None and not (killed.exists() and killed.stat().st_size > 500):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = len(killed.read_bytes().splitlines())
+    assert 0 < done < len(rows_of(whole)), "it was killed too late to show anything"
+    # The batches of the first part were of one picture: rounding may tip a beam, not more.
+    assert caption.main(command(captioner, pictures, killed)) == 0
+    expected, found = rows_of(whole), rows_of(killed)
+    assert expected.keys() == found.keys()
+    other = [path for path in expected if found[path]["caption"] != expected[path]["caption"]]
+    assert len(other) <= 1

@@ -1,0 +1,197 @@
+"""Searching through its command line: pictures by a sentence, captions by a picture, a split."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decoder import export, search
+from decoder.batches import Features, pack, pad
+from decoder.embedding import learn
+from decoder.likelihood import log_likelihood
+from decoder.models import build
+from decoder.options import ModelOptions
+from evaluation import retrieve
+from features.errors import UserError
+from pipeline.vocabulary import BOS, EOS, UNK
+from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
+
+
+@pytest.fixture(scope="module")
+def searched(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the captioner's work directory in which all is ready to be searched."""
+    work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("searched") / "work"))
+    assert search.main(["--run", str(run_of(work)), "--split", "train"]) == 0
+    return work
+
+
+def run_of(work: Path) -> Path:
+    return work / "runs" / "captioner"
+
+
+def printed(capsys, *arguments: str) -> list[dict]:
+    capsys.readouterr()
+    assert search.main([*arguments, "--json"]) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def table_of(work: Path) -> dict:
+    return json.loads((work / "captions.json").read_text())
+
+
+def test_a_caption_finds_its_own_picture_far_more_often_than_chance(searched, capsys):
+    ranking = run_of(searched) / "ranking_train.npz"
+    assert retrieve.main(["--ranking", str(ranking), "--bootstrap", "0"]) == 0
+    record = json.loads((run_of(searched) / "retrieval_train.json").read_text())
+    for direction in ("text to image", "image to text"):
+        for which in ("first", "second"):
+            # By chance it is 5 of 32 images, and no more of the captions.
+            assert record[direction][which]["R@5"] > 0.4, (direction, which)
+
+
+def test_the_second_pass_ranks_the_candidates_of_the_first(searched):
+    with np.load(run_of(searched) / "ranking_train.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    for kind in ("images", "captions"):
+        first, second = arrays[f"{kind}_first"], arrays[f"{kind}_second"]
+        np.testing.assert_array_equal(np.sort(first, 1), np.sort(second, 1))
+        assert (first != second).any(), "the decoder has no say"
+    owners = {image["id"] for image in table_of(searched)["images"] if image["split"] == "train"}
+    assert set(arrays["image_id"].tolist()) == owners
+    assert set(arrays["caption_image_id"].tolist()) <= owners
+
+
+def test_pictures_are_printed_the_best_first_and_only_those_of_the_split(searched, capsys):
+    table = table_of(searched)
+    splits = {image["id"]: image["split"] for image in table["images"]}
+    sentence = table["annotations"][0]["caption"]
+    found = printed(capsys, sentence, "--run", str(run_of(searched)), "--top", "4")
+    assert len(found) == 4
+    assert [one["score"] for one in found] == sorted((o["score"] for o in found), reverse=True)
+    assert all(Path(one["path"]).is_file() for one in found)
+    # Words given one by one are one sentence, and plain lines say the same.
+    capsys.readouterr()
+    assert search.main([*sentence.split(), "--run", str(run_of(searched)), "--top", "4"]) == 0
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [path for path, _ in lines] == [one["path"] for one in found]
+    inside = printed(capsys, sentence, "--run", str(run_of(searched)), "--split", "val")
+    assert {splits[one["image_id"]] for one in inside} == {"val"}
+
+
+def test_captions_are_found_for_a_picture_and_no_text_twice(searched, capsys):
+    table = table_of(searched)
+    names = {image["id"]: image["file_name"] for image in table["images"]}
+    texts = {}
+    for annotation in table["annotations"]:
+        texts.setdefault(annotation["image_id"], set()).add(annotation["caption"])
+    run, own = str(run_of(searched)), 0
+    chosen = [image["id"] for image in table["images"] if image["split"] == "train"][:6]
+    for image_id in chosen:
+        picture = searched / "images" / names[image_id]
+        found = printed(capsys, "--image", str(picture), "--run", run, "--split", "train")
+        captions = [one["caption"] for one in found]
+        assert len(set(captions)) == len(captions) == 10
+        own += bool(texts[image_id] & set(captions))
+    assert own >= 3
+
+
+def test_what_a_search_learns_is_kept_until_the_captions_change(searched, tmp_path, capsys):
+    work = Path(shutil.copytree(searched, tmp_path / "work"))
+    kept = work / "search" / "embedding.safetensors"
+    sentence = table_of(work)["annotations"][0]["caption"]
+    before, learnt = printed(capsys, sentence, "--run", str(run_of(work))), kept.stat().st_mtime_ns
+    assert printed(capsys, sentence, "--run", str(run_of(work))) == before
+    assert kept.stat().st_mtime_ns == learnt
+
+    table = table_of(work)
+    del table["annotations"][-1]
+    (work / "captions.json").write_text(json.dumps(table))
+    printed(capsys, sentence, "--run", str(run_of(work)))
+    assert kept.stat().st_mtime_ns > learnt
+
+
+def test_a_ranked_split_is_not_ranked_again_unless_something_changed(searched, capsys):
+    run = run_of(searched)
+    capsys.readouterr()
+    assert search.main(["--run", str(run), "--split", "train"]) == 0
+    assert "unchanged, skipped" in capsys.readouterr().out
+    changed = ["--run", str(run), "--split", "train", "--weights", "best"]
+    assert search.main(changed) == 0
+    assert "unchanged, skipped" not in capsys.readouterr().out
+
+
+def test_unknown_words_are_named_and_a_query_of_nothing_else_refused(searched, capsys):
+    run = ["--run", str(run_of(searched))]
+    known = table_of(searched)["annotations"][0]["tokens"]
+    assert search.main([*known, "xylophone", *run]) == 0
+    assert "left out unknown words: xylophone" in capsys.readouterr().err
+    assert search.main(["xylophone quokka", *run]) == 2
+    assert "none of the words xylophone, quokka is known" in capsys.readouterr().err
+    assert search.main(["?!", *run]) == 2
+    assert "found no word" in capsys.readouterr().err
+    assert search.main(run) == 2
+    assert "expected a sentence to search for" in capsys.readouterr().err
+
+
+def test_pictures_that_cannot_be_read_and_damaged_files_are_named(searched, tmp_path, capsys):
+    work = Path(shutil.copytree(searched, tmp_path / "work"))
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff")
+    assert search.main(["--image", str(broken), "--run", str(run_of(work))]) == 2
+    assert "broken.jpg" in capsys.readouterr().err
+    for name in ("images.safetensors", "embedding.safetensors"):
+        file = work / "search" / name
+        file.write_bytes(file.read_bytes()[:100])
+        assert search.main(["a red circle", "--run", str(run_of(work))]) == 2
+        assert f"{name} is not a whole safetensors file" in capsys.readouterr().err
+
+
+def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_path, capsys):
+    """An exported one has the words; the pictures and what to learn from are those of --work."""
+    alone = tmp_path / "alone"
+    assert export.main(["--run", str(run_of(searched)), "--out", str(alone)]) == 0
+    assert search.main(["a red circle", "--run", str(alone)]) == 2
+    assert "name one to search with --work" in capsys.readouterr().err
+    sentence = table_of(searched)["annotations"][0]["caption"]
+    assert printed(capsys, sentence, "--run", str(alone), "--work", str(searched))
+
+
+def test_log_likelihood_is_the_sum_over_the_known_words_read_one_by_one():
+    torch.manual_seed(0)
+    model = build(ModelOptions(hidden=16, attention=8), WORDS, CHANNELS).eval()
+    features = Features(torch.rand(3, REGIONS, CHANNELS), torch.rand(3, CHANNELS))
+    captions = [[5, 6, UNK, 7, EOS], [8, EOS], [9, 10, 11, EOS], [5, 6]]
+    images = [2, 0, 1, 1]
+    with torch.inference_mode():
+        memory = model.encode(features)
+        found = log_likelihood(model, memory, pad(captions), torch.tensor(images))
+        for caption, image, total in zip(captions, images, found.tolist(), strict=True):
+            one, word, expected = memory.select(torch.tensor([image])), BOS, 0.0
+            state = model.start(one, 1)
+            for following in caption:
+                logits, state = model.next_word(torch.tensor([word]), one, state)
+                if following != UNK:
+                    expected += logits.log_softmax(-1)[0, following - EOS].item()
+                word = following
+            assert total == pytest.approx(expected, abs=1e-5)
+    assert pack(pad(captions), torch.tensor(images)).targets_P.eq(UNK).any()
+
+
+def test_an_embedding_learns_which_words_go_with_which_picture():
+    """Twelve kinds of pictures, twelve words: a word's nearest picture is of its own kind."""
+    random = torch.Generator().manual_seed(0)
+    kinds = torch.randn(12, 40, generator=random)
+    pooled = kinds[:, None] + 0.1 * torch.randn(12, 2, 40, generator=random)
+    captions = [[[4 + kind, EOS], [4 + kind, 16, EOS]] for kind in range(12)]
+    told: list[tuple[int, int]] = []
+    model = learn(pooled.half(), captions, 17, lambda *done: told.append(done))
+    words = model.sentences(torch.arange(4, 16)[:, None])
+    assert (words @ model.pictures(kinds).T).argmax(1).tolist() == list(range(12))
+    assert told[-1] == (len(told), len(told))
+    again = learn(pooled.half(), captions, 17)
+    assert torch.equal(again.picture.weight, model.picture.weight), "a seed fixes it"
+    with pytest.raises(UserError, match="2 training images"):
+        learn(pooled[:1].half(), captions[:1], 17)

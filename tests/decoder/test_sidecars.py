@@ -1,0 +1,102 @@
+"""Captions beside their pictures through the command line: .txt, or .xmp for photo software."""
+
+import os
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+
+from decoder import caption
+
+LI = ".//{http://purl.org/dc/elements/1.1/}description/{*}Alt/{*}li"
+LANG = "{http://www.w3.org/XML/1998/namespace}lang"
+
+
+@pytest.fixture
+def album(captioner: Path, tmp_path: Path) -> Path:
+    """A folder with a picture, one of the same stem, and one in a folder below."""
+    first, second, third = sorted((captioner / "images").iterdir())[:3]
+    folder = tmp_path / "album"
+    (folder / "inner").mkdir(parents=True)
+    shutil.copy(first, folder / "one.png")
+    shutil.copy(second, folder / "one.webp.png")
+    shutil.copy(third, folder / "inner" / "é.png")
+    return folder
+
+
+def write(captioner: Path, kind: str, *options: str) -> int:
+    run = str(captioner / "runs" / "captioner")
+    return caption.main(["--run", run, "--sidecar", kind, *options])
+
+
+def printed(captioner: Path, album: Path, capsys) -> dict[str, str]:
+    capsys.readouterr()
+    assert caption.main(["--run", str(captioner / "runs" / "captioner"), str(album)]) == 0
+    return dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+
+
+def test_each_picture_gets_its_caption_beside_it_as_text(captioner, album, capsys):
+    expected = printed(captioner, album, capsys)
+    assert write(captioner, "txt", str(album)) == 0
+    assert "3 sidecars written, 0 were there" in capsys.readouterr().out
+    found = {str(f)[:-4]: f.read_text().rstrip("\n") for f in album.rglob("*.txt")}
+    assert found == expected
+
+
+def test_xmp_holds_the_caption_as_the_description(captioner, album, capsys):
+    expected = printed(captioner, album, capsys)
+    assert write(captioner, "xmp", str(album)) == 0
+    for picture, sentence in expected.items():
+        (item,) = ET.parse(f"{picture}.xmp").getroot().findall(LI)
+        assert (item.text, item.get(LANG)) == (sentence, "x-default")
+
+
+def test_sidecars_that_are_there_are_left_alone_unless_forced(captioner, album, capsys):
+    mine = album / "one.png.txt"
+    mine.write_text("my own words")
+    os.utime(mine, (1, 1))
+    assert write(captioner, "txt", str(album)) == 0
+    printed_ = capsys.readouterr()
+    assert "2 sidecars written, 1 were there" in printed_.out
+    assert "older than their pictures and perhaps not ours" in printed_.err
+    assert mine.read_text() == "my own words"
+    assert write(captioner, "txt", str(album), "--force") == 0
+    assert mine.read_text() != "my own words"
+
+
+def test_an_xmp_of_ours_is_renewed_when_its_picture_changed_and_no_one_elses(
+    captioner, album, capsys
+):
+    assert write(captioner, "xmp", str(album)) == 0
+    ours, other = album / "one.png.xmp", album / "inner" / "é.png.xmp"
+    other.write_text('<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="darktable"/>')
+    shutil.copy(album / "one.webp.png", album / "one.png")
+    for file in (ours, other):
+        os.utime(file, (1, 1))
+    capsys.readouterr()
+    assert write(captioner, "xmp", str(album)) == 0
+    assert "1 sidecars written, 2 were there" in capsys.readouterr().out
+    assert ours.stat().st_mtime > 1
+    assert b"darktable" in other.read_bytes()
+    # It is the caption of the new picture, whatever the old one's was.
+    twin = ET.parse(album / "one.webp.png.xmp").getroot().findall(LI)[0].text
+    assert ET.fromstring(ours.read_bytes()).findall(LI)[0].text == twin
+
+
+def test_a_broken_picture_is_named_and_the_others_get_theirs(captioner, album, capsys):
+    (album / "broken.png").write_bytes(b"\x89PNG")
+    assert write(captioner, "txt", str(album)) == 2
+    printed_ = capsys.readouterr()
+    assert "broken.png" in printed_.err
+    assert "3 sidecars written" in printed_.out
+    assert not (album / "broken.png.txt").exists()
+
+
+def test_an_unsure_caption_says_so_where_no_mark_can_stand_beside_it(album):
+    """By the packaged captioner, which knows how sure it is; nothing is surer than 1."""
+    picture = album / "one.png"
+    assert caption.main(["--sidecar", "txt", "--unsure", "1", str(picture)]) == 0
+    assert (album / "one.png.txt").read_text().startswith("Perhaps: ")
+    assert caption.main(["--sidecar", "txt", "--unsure", "0", "--force", str(picture)]) == 0
+    assert not (album / "one.png.txt").read_text().startswith("Perhaps: ")
