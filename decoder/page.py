@@ -250,8 +250,13 @@ def serve(options: DemoOptions, describer: Describer, searcher: Searcher | None)
         with contextlib.closing(listen(options.host, options.port)) as listening:
             host, port = listening.getsockname()[:2]
             shown = f"[{host}]" if ":" in host else host
-            print(f"demo: http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+
+            class Server(uvicorn.Server):
+                async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                    await super().startup(sockets)
+                    print(f"demo: http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+
             # The server raises the signal that ended it once more when it is done.
             signal.signal(signal.SIGTERM, lambda *_: None)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-            uvicorn.Server(config).run(sockets=[listening])
+            Server(config).run(sockets=[listening])
