@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import filelock
 import torch
+from torch.overrides import TorchFunctionMode
 
 from decoder import checkpoints, models
 from decoder.models import Decoder
@@ -198,6 +199,17 @@ def _version(library: str) -> str:
         return "not installed"
 
 
+class _WithoutValues(TorchFunctionMode):
+    """Skips the drawing of initial weights, which on the meta device imports torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"] if kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def load_decoder(
     run: RunFolder, weights: Path, device: torch.device
 ) -> tuple[Decoder, Vocabulary, dict[str, Any]]:
@@ -216,7 +228,7 @@ def load_decoder(
         if not isinstance(config["features"]["backbone"], str):
             raise TypeError(f"a backbone called {config['features']['backbone']!r:.80}")
         # Of whatever size, it takes no memory before the weights are seen to be of that size, too.
-        with torch.device("meta"):
+        with torch.device("meta"), _WithoutValues():
             model = models.build(options, len(vocabulary), channels).eval()
         wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
     except UserError as error:

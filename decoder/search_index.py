@@ -67,7 +67,6 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
         )
     source = run.work if (run.work / "captions.json").exists() else work
     table_file = source / "captions.json"
-    table = tables.load(table_file)
     made_of = {
         "vocabulary": digest(vocabulary.words),
         "fingerprint": fingerprint,
@@ -76,6 +75,7 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
     file = source / "search" / EMBEDDING
     if found := _load(file, made_of, vocabulary):
         return found
+    table = tables.load(table_file)
     if not any(image.split == "train" and image.captions for image in table.images):
         raise UserError(
             f"a search is learnt from training captions, and neither {run.path} nor {work} has "
