@@ -186,12 +186,13 @@ def _write_sidecars(options: CaptionOptions, runs: Runs, paths: list[Path], kind
 def _caption_page(options: CaptionOptions, runs: Runs, file: Path) -> int:
     out = options.out or file.with_name(f"{file.stem}.alt{file.suffix}")
     try:
-        page = Page(file.read_bytes())
+        content = file.read_bytes()
+        page = Page(content)
     except UnicodeDecodeError as error:
         raise UserError(f"{file} starts as UTF-16, but is not: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    if out.exists() and (out.samefile(file) or not (options.force or _is_copy(out))):
+    if out.exists() and (out.samefile(file) or not (options.force or _is_copy(out, content))):
         raise UserError(
             f"{out} is there already and is not a copy that this command made; choose another "
             "--out" + ("" if out.samefile(file) else ", or replace it with --force")
@@ -218,12 +219,15 @@ def _caption_page(options: CaptionOptions, runs: Runs, file: Path) -> int:
     return _name_unreadable(writer)
 
 
-def _is_copy(file: Path) -> bool:
-    """Whether a page holds alternative texts of ours, and so is one that we wrote."""
+def _is_copy(file: Path, of_page: bytes) -> bool:
+    """Whether a page holds alternative texts of ours, or is the same to the byte: we wrote it."""
     try:
-        return MARK.encode() in file.read_bytes()
+        content = file.read_bytes()
     except OSError:
         return False
+    if content == of_page:  # which needed none
+        return True
+    return any(MARK.encode(code) in content for code in ("ascii", "utf-16-le", "utf-16-be"))
 
 
 def _name_unreadable(writer: PictureWriter) -> int:

@@ -147,8 +147,18 @@ class Listing:
             else:
                 row = json.loads(line)
             state = State(int(row["bytes"]), int(row["modified"]))
-            return str(row["path"]), state, str(row["writer"])
-        except (csv.Error, KeyError, RecursionError, StopIteration, TypeError, ValueError) as error:
+            if "\0" in (path := str(row["path"])):
+                raise ValueError("a name that no file can have")
+            return path, state, str(row["writer"])
+        except (
+            csv.Error,
+            KeyError,
+            OverflowError,
+            RecursionError,
+            StopIteration,
+            TypeError,
+            ValueError,
+        ) as error:
             raise self._strange(number) from error
 
     def _strange(self, number: int) -> UserError:

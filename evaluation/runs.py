@@ -2,9 +2,6 @@
 
 import json
 import math
-import tokenize
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation import commands, results
+from evaluation.arrays import read_arrays
 from features.errors import UserError
 from pipeline import captions
 from pipeline.captions import SPLITS, CaptionTable
@@ -21,24 +19,6 @@ from pipeline.command import read_json
 _TRAIN = "python -m decoder.train"
 
 _ARRAYS = ("image_id", "words", "weights")
-# Of the file of attention when unpacked; that of a thousand images has a hundredth of it.
-_MOST_BYTES = 2**30
-# What numpy may raise for a file that is not, or not wholly, a .npz. It reads the arrays' headers
-# with Python's tokenizer, and believes the shapes in them.
-_NOT_ARRAYS: tuple[type[Exception], ...] = (
-    EOFError,
-    KeyError,
-    MemoryError,
-    OSError,
-    OverflowError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    tokenize.TokenError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 @dataclass(frozen=True)
@@ -211,13 +191,8 @@ def _load_attention(path: Path) -> dict[int, Looks]:
         return {}
     made_by = "python -m decoder.caption makes it anew"
     try:
-        with zipfile.ZipFile(path) as archive:
-            size = sum(member.file_size for member in archive.infolist())
-        if size > _MOST_BYTES:
-            raise ValueError(f"it unpacks to {size} bytes")
-        with path.open("rb") as file, np.load(file) as arrays:
-            images, words, weights = (np.asarray(arrays[name]) for name in _ARRAYS)
-    except _NOT_ARRAYS as error:
+        images, words, weights = read_arrays(path, _ARRAYS)
+    except ValueError as error:
         raise UserError(f"{path} is not a file of attention ({error}); {made_by}") from error
     if (
         weights.ndim != 4

@@ -59,7 +59,7 @@ def test_only_images_without_alt_get_one_and_every_other_byte_stays(captioner, s
     assert "5 images needed none, 4 are on the net or outside" in out
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "utf-8"])
 def test_pages_in_other_encodings_come_out_in_them(captioner, site, encoding):
     page = site / "page.html"
     page.write_bytes('<p>é ß</p><img src="Schöne Straße.png">'.encode(encoding))
@@ -67,6 +67,7 @@ def test_pages_in_other_encodings_come_out_in_them(captioner, site, encoding):
     copy = (site / "page.alt.html").read_bytes().decode(encoding)
     assert len(ADDED.findall(copy)) == 1
     assert ADDED.sub("", copy) == page.read_bytes().decode(encoding)
+    assert told(captioner, page) == 0, "our own copy may be replaced"
 
 
 def test_base_and_the_root_of_the_site_say_where_pictures_lie(captioner, site, capsys):
@@ -109,6 +110,28 @@ def test_our_copy_is_replaced_and_nothing_else(captioner, site, capsys):
     assert copy.read_text() == f"<p>new</p>{first}"
     assert told(captioner, page, "--out", str(page), "--force") == 2
     assert page.read_text() == "<p>new</p><img src=plain.png>"
+
+
+def test_a_page_that_needs_no_text_can_be_done_again(captioner, site):
+    page = site / "page.html"
+    page.write_text("<img src=plain.png alt=mine>")
+    for _ in range(2):
+        assert told(captioner, page) == 0
+        assert (site / "page.alt.html").read_text() == page.read_text()
+
+
+def test_unsure_texts_are_marked_and_pictures_outside_the_site_never_read(captioner, site):
+    """By the packaged captioner, which knows how sure it is; nothing is surer than 1."""
+    inner = site / "inner"
+    (inner / "out.png").symlink_to(site / "plain.png")
+    page = inner / "page.html"
+    page.write_text(
+        '<img src="a&b.png"><img src="../plain.png"><img src="out.png"><img src="//h/x">'
+    )
+    assert caption.main(["--alt", str(page), "--unsure", "1"]) == 0
+    found = ADDED.findall((inner / "page.alt.html").read_text())
+    assert [mark for _, mark in found] == ["unsure"]
+    assert found[0][0].startswith("Perhaps: ")
 
 
 def test_what_is_no_utf_16_though_it_says_so_is_refused(captioner, site, capsys):

@@ -32,7 +32,14 @@ SECONDS = 60
 def serve(*arguments: str) -> tuple[subprocess.Popen[str], str]:
     """Start the page on a free port; return the process and the address that it prints."""
     command = [sys.executable, "-m", "decoder.demo", "--port", "0", *arguments]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where tests run in the background, Ctrl-C would be ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert server.stdout is not None
     line = server.stdout.readline()
     assert line.startswith("demo: http://127.0.0.1:"), (line, server.communicate(timeout=SECONDS))

@@ -54,8 +54,12 @@ def test_every_picture_has_a_row_with_the_caption_that_is_printed(captioner, alb
     capsys.readouterr()
     assert caption.main(["--run", run, "--json", str(album)]) == 0
     told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert sorted(one["caption"] for one in told) == sorted(r["caption"] for r in rows.values())
+    printed = {one["path"]: one["caption"] for one in told}
+    assert len(set(printed.values())) > 1
+    columns = {"path", "caption", "unsure", "confidence", "bytes", "modified", "writer"}
     for path, row in rows.items():
+        assert row["caption"] == printed[path]
+        assert columns <= set(row)
         assert int(row["bytes"]) == Path(path).stat().st_size
         assert str(row["unsure"]).lower() == "false"
 
@@ -121,21 +125,39 @@ def test_a_name_that_would_break_the_lines_is_refused_in_csv_and_kept_in_jsonl(c
     assert str(album / "two\nlines.png") in rows_of(out)
 
 
+@KINDS
+def test_a_broken_picture_is_named_has_no_row_and_stops_nothing(captioner, album, kind, capsys):
+    (album / "broken.png").write_bytes(b"\x89PNG")
+    out = album.parent / f"captions.{kind}"
+    assert caption.main(command(captioner, album, out)) == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert set(rows_of(out)) == {str(album / name) for name in HARD}
+
+
+def test_damaged_rows_are_refused_by_their_line(captioner, album, capsys):
+    out = album.parent / "captions.jsonl"
+    assert caption.main(command(captioner, album, out)) == 0
+    first = json.loads(out.read_text(encoding="utf-8").splitlines()[0])
+    for name, value in {"bytes": float("inf"), "path": "a\0b", "modified": None}.items():
+        out.write_text(json.dumps({**first, name: value}) + "\n")
+        assert caption.main(command(captioner, album, out)) == 2
+        assert "line 1: not a caption of ours" in capsys.readouterr().err
+
+
 def test_killed_in_the_middle_it_goes_on_to_the_same_captions(captioner, tmp_path):
     pictures = captioner / "images"
     whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
-    assert caption.main(command(captioner, pictures, whole)) == 0
-    arguments = command(captioner, pictures, killed, "--batch-size", "1")
+    one_by_one = ["--batch-size", "1"]
+    assert caption.main(command(captioner, pictures, whole, *one_by_one)) == 0
+    arguments = command(captioner, pictures, killed, *one_by_one)
     process = subprocess.Popen([sys.executable, "-m", "decoder.caption", *arguments])
     while process.poll() is None and not (killed.exists() and killed.stat().st_size > 500):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = len(killed.read_bytes().splitlines())
-    assert 0 < done < len(rows_of(whole)), "it was killed too late to show anything"
-    # The batches of the first part were of one picture: rounding may tip a beam, not more.
-    assert caption.main(command(captioner, pictures, killed)) == 0
+    assert killed.read_bytes().count(b"\n") > 0
+    assert caption.main(command(captioner, pictures, killed, *one_by_one)) == 0
     expected, found = rows_of(whole), rows_of(killed)
-    assert expected.keys() == found.keys()
-    other = [path for path in expected if found[path]["caption"] != expected[path]["caption"]]
-    assert len(other) <= 1
+    assert {p: row["caption"] for p, row in found.items()} == {
+        p: row["caption"] for p, row in expected.items()
+    }
