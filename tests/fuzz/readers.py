@@ -21,9 +21,10 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from decoder import caption, train
+from decoder import caption, search, search_index, train
 from decoder.batches import Features
 from decoder.generate import generate
+from decoder.listing import Listing, State
 from decoder.options import (
     CrossEntropyOptions,
     GenerateOptions,
@@ -32,7 +33,7 @@ from decoder.options import (
     TrainOptions,
 )
 from decoder.runs import RunFolder, arguments_like, load_decoder
-from evaluation import results, runs, score
+from evaluation import recall, results, runs, score
 from evaluation.report import render
 from features.building import begin, merge, only_writer, parts_folder
 from features.images import read_picture
@@ -372,10 +373,22 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     def report() -> None:
         render(runs.load(run.path, "val"), 2)
 
+    assert search.main(["--run", str(run.path), "--split", "val"]) == 0
+    vocabulary_of_run = vocabulary.load(run.vocabulary)
+
+    def embed(path: Path) -> None:
+        if found := search_index._load(path, {}, vocabulary_of_run):
+            found.model.pictures(found.others.pooled_IC)
+            found.model.sentences(torch.tensor([[5, 6]]))
+
     def reader(name: str, path: Path, use: Callable[[], object], damage: Callable) -> Reader:
         return Reader(name, in_place(path, use), [path.read_bytes()], damage)
 
+    embedding = (copy / "search" / search_index.EMBEDDING).read_bytes()
+    ranking = (run.path / "ranking_val.npz").read_bytes()
     return [
+        Reader("embedding", embed, [embedding], of_safetensors),
+        Reader("ranking.npz", recall.read, [ranking], of_npz),
         reader("weights", run.best, decode, of_safetensors),
         reader("state", run.state, trainer.restore, of_safetensors),
         reader("config.json", run.config, decode, of_json),
@@ -385,6 +398,24 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
         reader("scores.json", run.path / "scores_val.json", report, of_json),
         reader("attention.npz", run.path / "attention_val.npz", report, of_npz),
     ]
+
+
+def _of_listings(folder: Path) -> list[Reader]:
+    """Return the readers of lists of captions, which go on where they stopped."""
+    found = []
+    for kind, damage in ((".csv", of_text), (".jsonl", of_json_lines)):
+        file = folder / f"captions{kind}"
+        with Listing(file, "writer") as listing:
+            for name in ('a, "b".jpg', "é.jpg"):
+                told = {"caption": "A dog runs.", "unsure": False, "confidence": 0.5}
+                listing.add([(folder / name, State(3, 4), told)])
+
+        def read(path: Path, file: Path = file) -> None:
+            shutil.copyfile(path, file)
+            Listing(file, "writer").has(folder / "é.jpg")
+
+        found.append(Reader(f"listing {kind}", read, [file.read_bytes()], damage))
+    return found
 
 
 def readers(work: Path, folder: Path) -> list[Reader]:
@@ -414,5 +445,6 @@ def readers(work: Path, folder: Path) -> list[Reader]:
         Reader("zip archive", unpack, [archive()], of_bytes),
         *(Reader(f"picture {k}", _picture, e, of_bytes) for k, e in pictures().items()),
         *_of_stores(folder),
+        *_of_listings(folder),
         *_of_run(work, folder),
     ]

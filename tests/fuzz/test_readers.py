@@ -48,6 +48,10 @@ CASES = {
     "metrics.jsonl": 20,
     "scores.json": 20,
     "attention.npz": 50,
+    "embedding": 30,
+    "ranking.npz": 100,
+    "listing .csv": 100,
+    "listing .jsonl": 100,
 }
 
 
