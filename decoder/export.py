@@ -18,9 +18,10 @@ from decoder.consensus import FREQUENCIES, count_frequencies, save_frequencies
 from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
 from decoder.runs import RunFolder
+from decoder.search_index import EMBEDDING, embedding_of
 from evaluation.results import read
 from features.errors import UserError
-from features.store import as_size
+from features.store import as_size, fingerprint
 from pipeline import captions
 from pipeline.captions import CaptionTable
 from pipeline.command import make_folder, read_json, write_atomically, write_json
@@ -59,6 +60,11 @@ def export(options: ExportOptions) -> None:
         about = _about(options, run, captioner, made.best, table)
         write_json(new / "captioner.json", about)
         write_atomically(new / "MODEL_CARD.md", card.markdown(about, captioner.config, table))
+        if options.search:
+            features = captioner.config["features"]
+            embedding = embedding_of(run, run.work, captioner.vocabulary, fingerprint(features))
+            learnt, made_of = checkpoints.load(embedding.file, torch.device("cpu"))
+            checkpoints.save(new / EMBEDDING, _halved(learnt, embedding.file), made_of)
         if options.onnx:
             write_onnx(RunFolder(new), new / "onnx")
         size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())

@@ -315,6 +315,9 @@ class ExportOptions:
     """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
     no_frequencies: bool = False
     """Leave out what --consensus needs to know of the training captions, 12 bytes an n-gram."""
+    search: bool = False
+    """Put in what decoder.search learnt, 3 MB, so that the captioner can search work directories
+    that have no captions to learn from."""
     onnx: bool = False
     """Write the CNN and the decoder as ONNX too, in float32, with a README that shows the loop."""
 

@@ -159,6 +159,32 @@ def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_p
     assert printed(capsys, sentence, "--run", str(alone), "--work", str(searched))
 
 
+def test_a_captioner_with_its_search_finds_pictures_that_have_no_captions(
+    searched, tmp_path, capsys
+):
+    alone = tmp_path / "alone"
+    exported = ["--run", str(run_of(searched)), "--out", str(alone), "--search"]
+    assert export.main(exported) == 0
+    sentence = table_of(searched)["annotations"][0]["caption"]
+    options = ["--run", str(run_of(searched)), "--weights", "best", "--top", "3"]
+    expected = [one["image_id"] for one in printed(capsys, sentence, *options)]
+
+    work = tmp_path / "mine"
+    work.mkdir()
+    shutil.copy(searched / "features.h5", work)
+    table = {**table_of(searched), "annotations": []}
+    table["info"]["image_root"] = str(searched / "images")
+    (work / "captions.json").write_text(json.dumps(table))
+    options = ["--run", str(alone), "--work", str(work), "--top", "3"]
+    found = [one["image_id"] for one in printed(capsys, sentence, *options)]
+    assert len(set(found) & set(expected)) >= 2, "16 bits may tip a rank, not more"
+    assert not (work / "search" / "embedding.safetensors").exists()
+
+    (alone / "embedding.safetensors").unlink()
+    assert search.main([sentence, "--run", str(alone), "--work", str(work)]) == 2
+    assert "a search is learnt from training captions" in capsys.readouterr().err
+
+
 def test_log_likelihood_is_the_sum_over_the_known_words_read_one_by_one():
     torch.manual_seed(0)
     model = build(ModelOptions(hidden=16, attention=8), WORDS, CHANNELS).eval()
