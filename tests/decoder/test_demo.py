@@ -54,7 +54,7 @@ def end(server: subprocess.Popen[str], with_signal: signal.Signals) -> tuple[int
 
 @pytest.fixture(scope="module")
 def address(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page with the packaged captioner; its search is of drawn scenes' own words."""
+    """The page with a captioner of drawn scenes, which it also searches."""
     work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("demo") / "work"))
     run = work / "runs" / "captioner"
     server, address = serve("--run", str(run), "--work", str(work), "--max-upload", "1")
