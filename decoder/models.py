@@ -11,6 +11,7 @@ Shape suffixes:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from decoder.recurrence import (
     RecurrentLinear,
     Rows,
     Shared,
+    WordTable,
     attend,
     gru,
     keys_of,
@@ -150,6 +152,7 @@ class Decoder(nn.Module, ABC):
         # Only words from EOS on have an output, so none of the three before can be generated.
         self.output = nn.Linear(hidden, words - EOS)
         nn.init.normal_(self.word_embedding.weight, std=0.1)
+        self._word_table = WordTable(self.word_embedding, self.word_gates)
 
     @abstractmethod
     def before(self, memory: Memory, image_B: Tensor) -> State:
@@ -205,6 +208,9 @@ class Decoder(nn.Module, ABC):
             memory: of the images.
             image: int64 [n], the image of each word's caption.
         """
+        # A GPU would have to tell which words are new, and computes them all in less time.
+        if not self.training and words.device.type == "cpu" and self._word_table.suits:
+            return self._word_table(words)
         return self.word_gates(self.dropout(self.word_embedding(words)))
 
     def forward(self, memory: Memory, words: PackedWords) -> Tensor:
@@ -216,10 +222,7 @@ class Decoder(nn.Module, ABC):
     def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
         """Yield `step`'s results while reading the captions, shorter ones dropping out."""
         gates_PG = self.gates_of(words.inputs_P, memory, words.image_P)
-        recurrent = [module for module in self.modules() if isinstance(module, RecurrentLinear)]
-        for module in recurrent:
-            module.begin()
-        try:
+        with self.recorded():
             state = self.before(memory, words.image_B)
             for gates_BG in gates_PG.split(words.alive):
                 alive = len(gates_BG)
@@ -227,9 +230,18 @@ class Decoder(nn.Module, ABC):
                 rows = Rows.of(words.image_B[:alive], memory.images)
                 state, weights_BR = self.step(gates_BG, memory, rows, state)
                 yield state, weights_BR
+
+    @contextmanager
+    def recorded(self) -> Iterator[None]:
+        """Take steps whose gradients are summed up before they reach the weights."""
+        parts = [module for module in self.modules() if isinstance(module, RecurrentLinear)]
+        for part in (*parts, self._word_table):
+            part.begin()
+        try:
+            yield
         finally:
-            for module in recurrent:
-                module.end()
+            for part in (*parts, self._word_table):
+                part.end()
 
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""

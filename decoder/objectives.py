@@ -3,6 +3,7 @@
 Shape suffixes as in `decoder.models`; S samples (K for each image).
 """
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,11 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.batches import Batch, PackedWords, pack
-from decoder.generate import NotFinite, greedy, sample
+from decoder.generate import NotFinite, draw_words, greedy
 from decoder.models import Decoder, Memory
 from decoder.options import ReinforceOptions
+from decoder.recurrence import Rows
 from decoder.reward import Bleu4, CiderD, References
-from pipeline.vocabulary import EOS, PAD, UNK
+from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.
 NO_TARGET = UNK - EOS
@@ -100,19 +102,17 @@ def reinforce(
 
     The baseline is the greedy caption's reward (self-critical, Rennie et al. 2017) or the mean of
     the image's other samples (Luo 2020, "A better variant of self-critical sequence training").
-    The images are encoded once. Samples are drawn without keeping a graph and then read again under
-    teacher forcing, where only their real words are computed. The model is in evaluation mode for
-    both, so that the gradient is that of the distribution which was sampled. It is divided by the
-    number of words of all samples, which keeps its size independent of their length.
+    The model is in evaluation mode, so that the gradient is that of the distribution which is
+    sampled. It is divided by the number of words of all samples, which keeps its size independent
+    of their length.
 
     Raises:
         NotFinite: the model's scores are not finite numbers.
     """
     memory = model.encode(batch.features)
+    drawn = draw(model, memory, options.samples, max_length, options.temperature)
     with torch.no_grad():
-        samples_SKT = sample(model, memory, options.samples, max_length, options.temperature)[0]
-        samples_ST = samples_SKT.flatten(0, 1)
-        reward_IK = reward(batch.image_ids, samples_ST, EOS).view(-1, options.samples)
+        reward_IK = reward(batch.image_ids, drawn.tokens_ST, EOS).view(-1, options.samples)
         if options.baseline == "greedy":
             greedy_IT = greedy(model, memory, max_length).tokens_IKT[:, 0]
             baseline_IK = reward(batch.image_ids, greedy_IT, EOS)[:, None]
@@ -121,19 +121,75 @@ def reinforce(
             baseline_IK = (reward_IK.sum(1, keepdim=True) - reward_IK) / others
         advantage_S = (reward_IK - baseline_IK).flatten()
 
-    loss = policy_loss(model, memory, samples_ST, advantage_S, options.temperature)
-    words = (samples_ST != PAD).sum()
-    return Loss(loss, len(samples_ST), words, reward_IK.mean(), advantage_S.abs().max())
+    loss = (advantage_S[drawn.sample_P] * drawn.surprise_P).mean()
+    words = torch.tensor(len(drawn.sample_P), device=loss.device)
+    return Loss(loss, len(advantage_S), words, reward_IK.mean(), advantage_S.abs().max())
 
 
-def policy_loss(
-    model: Decoder, memory: Memory, samples_ST: Tensor, advantage_S: Tensor, temperature: float
-) -> Tensor:
-    """Read samples, K for each image; return the mean of -advantage * log p over their words."""
-    words = pack(samples_ST, memory.rows(len(samples_ST)).image_B)
-    logits_PV = model(memory, words) / temperature
-    surprise_P = F.cross_entropy(logits_PV, words.targets_P - EOS, reduction="none")
-    return (advantage_S[words.caption_P] * surprise_P).mean()
+class Drawn(NamedTuple):
+    """Samples, and what the policy's gradient is taken of; P words of all samples."""
+
+    tokens_ST: Tensor
+    """int64, padded with PAD; each ends in EOS unless it is cut off at the longest."""
+    sample_P: Tensor
+    """int64, the sample of each word."""
+    surprise_P: Tensor
+    """float32, minus the log-probability of each word, with its graph."""
+
+
+def draw(
+    model: Decoder,
+    memory: Memory,
+    count: int,
+    max_length: int,
+    temperature: float,
+    choose: Callable[[Tensor, Tensor, int], Tensor] | None = None,
+) -> Drawn:
+    """Draw `count` samples for each image and keep the graph of their log-probabilities.
+
+    The steps that choose the words are those whose gradient is taken: nothing is read again. Only
+    samples that have not ended are computed.
+
+    Args:
+        choose: what to write instead of what is drawn, for tests: from probabilities [B, V], the
+            samples [B] they are for and the number of the step, to outputs [B].
+
+    Raises:
+        NotFinite: the model's scores are not finite numbers.
+    """
+    device = memory.gates_IG.device
+    image_B = torch.arange(memory.images, device=device).repeat_interleave(count)
+    sample_B = torch.arange(len(image_B), device=device)
+    tokens_ST = torch.full((len(image_B), max_length), PAD, device=device)
+    words_B = torch.full_like(image_B, BOS)
+    outputs: list[Tensor] = []
+    samples: list[Tensor] = []
+    with model.recorded():
+        state = model.before(memory, image_B)
+        for t in range(max_length):
+            rows = Rows.in_order(image_B, memory.images)
+            state, _ = model.step(model.gates_of(words_B, memory, image_B), memory, rows, state)
+            outputs.append(state[0])
+            samples.append(sample_B)
+            with torch.no_grad():
+                probability_BV = (model.output(state[0]) / temperature).float().softmax(-1)
+                chosen_B = (choose or _at_random)(probability_BV, sample_B, t)
+            words_B = chosen_B + EOS
+            tokens_ST[sample_B, t] = words_B
+            going = (words_B != EOS).nonzero().squeeze(1)
+            if len(going) == 0:
+                break
+            if len(going) < len(words_B):
+                words_B, image_B, sample_B = words_B[going], image_B[going], sample_B[going]
+                state = tuple(tensor.index_select(0, going) for tensor in state)
+    logits_PV = (model.output(torch.cat(outputs)) / temperature).float()
+    chosen_P = torch.cat([tokens_ST[of_step, t] for t, of_step in enumerate(samples)]) - EOS
+    surprise_P = F.cross_entropy(logits_PV, chosen_P, reduction="none")
+    return Drawn(tokens_ST, torch.cat(samples), surprise_P)
+
+
+def _at_random(probability_BV: Tensor, sample_B: Tensor, t: int) -> Tensor:
+    return draw_words(probability_BV)
 
 
 class MixedReward:

@@ -137,6 +137,107 @@ class RecurrentLinear(nn.Module):
         return torch.addmm(added, inputs_BH, self.weight.T)
 
 
+class WordTable:
+    """What the gates get of each word, gates.weight @ embedding[word], computed once for a word.
+
+    That is for writing without dropout, where the same words come again and again: a product of
+    each step becomes a look-up. A row is computed when its word first comes, and kept until one of
+    the weights changes. Between `begin` and `end` the gradients of a word are summed first, and go
+    through the product once.
+    """
+
+    def __init__(self, embedding: nn.Embedding, gates: nn.Linear) -> None:
+        self._embedding, self._gates = embedding, gates
+        self._of: list[tuple[int, int]] = []
+        self._table_VG = self._known_V = torch.empty(0)
+        self._tape: list[tuple[Tensor, Tensor]] | None = None
+        self._source: Tensor | None = None
+
+    def begin(self) -> None:
+        """Start a loop over steps."""
+        if torch.is_grad_enabled():
+            self._tape = []
+            weights = self._embedding.weight, self._gates.weight
+            self._source = _WordGradient.apply(*weights, self._tape)
+
+    def end(self) -> None:
+        """Leave the loop."""
+        self._tape = self._source = None
+
+    @property
+    def suits(self) -> bool:
+        """Whether the gradient, if one is wanted, will reach the weights."""
+        return self._source is not None or not torch.is_grad_enabled()
+
+    def __call__(self, words_B: Tensor) -> Tensor:
+        """Return [B, gates] for words, int64 [B]."""
+        if self._source is not None:
+            return _LookUp.apply(self._source, words_B, self._rows(words_B), self._tape)
+        return self._rows(words_B)
+
+    @torch.no_grad()
+    def _rows(self, words_B: Tensor) -> Tensor:
+        embedding_VE, gates_GE = self._embedding.weight, self._gates.weight
+        now = [(weight.data_ptr(), weight._version) for weight in (embedding_VE, gates_GE)]
+        if self._of != now:
+            with torch.inference_mode(False):  # or it could not be filled outside that mode
+                shape = len(embedding_VE), len(gates_GE)
+                if self._table_VG.shape != shape:
+                    self._table_VG = embedding_VE.new_empty(shape)
+                self._known_V = torch.zeros(shape[0], dtype=torch.bool)
+            self._of = now
+        missing = words_B[~self._known_V[words_B]].unique()
+        if len(missing):
+            with torch.autocast(words_B.device.type, enabled=False):
+                self._table_VG[missing] = embedding_VE[missing] @ gates_GE.T
+            self._known_V[missing] = True
+        return self._table_VG.index_select(0, words_B)
+
+
+class _LookUp(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        source: Tensor,
+        words_B: Tensor,
+        rows_BG: Tensor,
+        tape: list[tuple[Tensor, Tensor]],
+    ) -> Tensor:
+        ctx.words_B, ctx.tape = words_B, tape
+        return rows_BG.view_as(rows_BG)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_BG: Tensor) -> tuple[Tensor, None, None, None]:
+        ctx.tape.append((ctx.words_B, gradient_BG))
+        return gradient_BG.new_zeros(()), None, None, None
+
+
+class _WordGradient(torch.autograd.Function):
+    """The node that autograd visits after all look-ups, to pass on what is on their tape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, embedding_VE: Tensor, gates_GE: Tensor, tape: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        ctx.save_for_backward(embedding_VE, gates_GE)
+        ctx.tape = tape
+        return gates_GE.new_zeros(())
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, _: Tensor) -> tuple[Tensor, Tensor, None]:
+        embedding_VE, gates_GE = ctx.saved_tensors
+        words, gradients = zip(*ctx.tape, strict=True)
+        ctx.tape.clear()
+        words_U, place = torch.cat(words).unique(return_inverse=True)
+        sum_UG = gates_GE.new_zeros(len(words_U), len(gates_GE))
+        sum_UG.index_add_(0, place, torch.cat(gradients).to(sum_UG.dtype))
+        to_embedding_VE = torch.zeros_like(embedding_VE)
+        to_embedding_VE[words_U] = sum_UG @ gates_GE
+        return to_embedding_VE, sum_UG.T @ embedding_VE[words_U], None
+
+
 def zeros(like: Tensor, rows: int, hidden: int) -> Tensor:
     """Return a state [rows, hidden] before any word: one zero, which `RecurrentLinear` skips."""
     return like.new_zeros(1, 1).expand(rows, hidden)
@@ -261,6 +362,12 @@ class Rows(NamedTuple):
             return Rows(image_B, None, [])
         order_B = image_B.argsort(stable=True)
         return Rows(image_B, order_B, image_B.bincount(minlength=images).tolist())
+
+    @staticmethod
+    def in_order(image_B: Tensor, images: int) -> "Rows":
+        """Return the rows of images that stand together, image by image."""
+        counts = image_B.bincount(minlength=images).tolist() if image_B.is_cpu else []
+        return Rows(image_B, None, counts)
 
     @staticmethod
     def together(images: int, rows: int, device: torch.device) -> "Rows":

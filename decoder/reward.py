@@ -3,14 +3,15 @@
 No strings and no Java: the references are prepared once as tensors of n-gram numbers, and a batch
 of samples is scored by a few tensor operations on the device that the samples are on.
 
-Shape suffixes: S samples, T tokens, N orders (n-grams of 1 to 4 tokens), M references of an image,
-U distinct n-grams of a reference, C all reference captions.
+Shape suffixes: S samples, T tokens, N orders (n-grams of 1 to 4 tokens), I images, M references of
+an image and W distinct n-grams of an image (the most that any has), C all reference captions,
+U distinct n-grams of all, D those of each caption and E those of each image, one after the other,
+X places of an image's samples.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pipeline.captions import Image
@@ -25,7 +26,7 @@ HASH = 0x9E3779B97F4A7C15 - 2**64
 
 
 class _Compared(NamedTuple):
-    """Samples beside the references of their images; counts are float64."""
+    """Samples beside the references of their images; counts and weights are float64."""
 
     length_S: Tensor
     count_SNT: Tensor
@@ -33,10 +34,10 @@ class _Compared(NamedTuple):
     idf_SNT: Tensor
     reference_length_SM: Tensor
     is_reference_SM: Tensor
-    reference_count_SMNU: Tensor
-    reference_idf_SMNU: Tensor
-    same_SMNTU: Tensor
-    """Whether a reference's n-gram is the sample's; of no two places T of one sample."""
+    reference_count_SNTM: Tensor
+    """How often each reference has the n-gram that starts at a place of the sample."""
+    reference_norm_SNM: Tensor
+    """Length of each reference's vector of n-grams, each weighted by its count and idf."""
 
 
 def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, list[list[int]]]:
@@ -108,29 +109,32 @@ class References:
         if frequencies is not None:
             document_frequency, of_images = frequencies.of(self._key), frequencies.images
         self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
-        self._idf = self._log_images - document_frequency.clamp(min=1).log()
+        self._idf = self._log_images - document_frequency.clamp(min=1).double().log()
 
-        # The distinct n-grams of each caption and order, and how often each occurs there.
-        group = caption * ORDERS + order
-        distinct, count = (group * len(self._key) + number).unique(return_counts=True)
-        group = distinct // len(self._key)
-        first_of_group = torch.searchsorted(group, group)
-        place = torch.arange(len(group)) - first_of_group
-        # One more caption, empty, stands in where an image has fewer references than others.
-        size = (len(captions) + 1, ORDERS, int(place.max()) + 1)
-        self._number_CNU = torch.full(size, -1, dtype=torch.int32)
-        self._count_CNU = torch.zeros(size, dtype=torch.uint8)
-        at = (group // ORDERS, group % ORDERS, place)
-        self._number_CNU[at] = (distinct % len(self._key)).int()
-        self._count_CNU[at] = count.clamp(max=255).to(torch.uint8)
-        self._length_C = torch.cat((length_C, length_C.new_zeros(1)))
+        # How often each caption has each n-gram; the captions of an image stand in columns.
+        place_C = torch.arange(len(captions)) - (per_image.cumsum(0) - per_image)[image_C]
+        most = int(per_image.max())
+        distinct, count = (number * len(captions) + caption).unique(return_counts=True)
+        number_D, caption_D = distinct // len(captions), distinct % len(captions)
+        count_D = count.clamp(max=255).double()
+        of_image, entry_D = (image_C[caption_D] * len(self._key) + number_D).unique(
+            return_inverse=True
+        )
+        self._number_E = (of_image % len(self._key)).int()
+        self._first_E = torch.searchsorted(of_image, torch.arange(images + 1) * len(self._key))
+        self._place_W = torch.arange(int(self._first_E.diff().max()))
+        self._count_EM = torch.zeros(len(of_image), most, dtype=torch.uint8)
+        self._count_EM[entry_D, place_C[caption_D]] = count_D.to(torch.uint8)
 
-        place_in_image = torch.arange(len(captions)) - (per_image.cumsum(0) - per_image)[image_C]
-        self._captions_of_image = torch.full((images, int(per_image.max())), len(captions))
-        self._captions_of_image[image_C, place_in_image] = torch.arange(len(captions))
-        ids, order_of_ids = torch.tensor(list(references)).sort()
-        self._image_ids = ids
-        self._captions_of_image = self._captions_of_image[order_of_ids]
+        squares = torch.zeros(images, ORDERS, most, dtype=torch.float64)
+        order_of_number = torch.zeros_like(self._key)
+        order_of_number[number] = order
+        at = (image_C[caption_D], order_of_number[number_D], place_C[caption_D])
+        squares.index_put_(at, (count_D * self._idf[number_D]) ** 2, accumulate=True)
+        self._norm_INM = squares.sqrt()
+        self._length_IM = torch.zeros(images, most, dtype=torch.int64)
+        self._length_IM[image_C, place_C] = length_C
+        self._image_ids, self._order_of_ids = torch.tensor(list(references)).sort()
 
     def to(self, device: torch.device) -> None:
         """Move everything to `device`."""
@@ -156,38 +160,50 @@ class References:
             raise ValueError(f"{len(samples)} samples cannot belong to {len(image_ids)} images")
         if self._key.device != samples.device:
             self.to(samples.device)
-        row = torch.searchsorted(self._image_ids, image_ids).clamp(max=len(self._image_ids) - 1)
-        if not torch.equal(self._image_ids[row], image_ids):
+        place_I = torch.searchsorted(self._image_ids, image_ids).clamp(max=len(self._image_ids) - 1)
+        if not torch.equal(self._image_ids[place_I], image_ids):
             raise ValueError("an image has no references")
-        captions_SM = self._captions_of_image[row].repeat_interleave(
-            len(samples) // len(image_ids), 0
-        )
+        image_I = self._order_of_ids[place_I]
+        each = len(samples) // len(image_ids)
+        image_S = image_I.repeat_interleave(each)
 
         steps = samples.shape[1]
         is_end_ST = samples == eos
         first_end_S = torch.where(is_end_ST.any(1), is_end_ST.int().argmax(1), steps - 1)
         length_S = first_end_S + 1
         key_SNT, real_SNT = _ngrams(samples, length_S)
-        same = key_SNT[..., :, None] == key_SNT[..., None, :]
-        same &= real_SNT[..., :, None] & real_SNT[..., None, :]
-        seen_before = same.tril(-1).any(-1)
-        count_SNT = same.sum(-1).masked_fill(seen_before, 0).double()
-        number_SNT = torch.searchsorted(self._key, key_SNT).clamp(max=len(self._key) - 1)
+        number_SNT = torch.searchsorted(self._key, key_SNT).clamp_(max=len(self._key) - 1)
         known_SNT = (self._key[number_SNT] == key_SNT) & real_SNT
         idf_SNT = torch.where(known_SNT, self._idf[number_SNT], self._log_images)
-        number_SNT = number_SNT.int().masked_fill(~known_SNT | seen_before, -2)
+        number_SNT = number_SNT.int().masked_fill_(~known_SNT, -1)
 
-        number_SMNU = self._number_CNU[captions_SM]
+        # The n-grams of each image of the batch, ascending, and after them numbers beyond all.
+        entry_IW = self._first_E[image_I][:, None] + self._place_W
+        beyond_IW = entry_IW >= self._first_E[image_I + 1][:, None]
+        entry_IW = entry_IW.clamp_(max=len(self._number_E) - 1)
+        number_IW = self._number_E[entry_IW].masked_fill_(beyond_IW, torch.iinfo(torch.int32).max)
+        number_IX = number_SNT.view(len(image_I), -1)
+        column_IX = torch.searchsorted(number_IW, number_IX).clamp_(max=number_IW.shape[1] - 1)
+        shared_IX = number_IW.gather(1, column_IX) == number_IX
+        entry_SNT = entry_IW.gather(1, column_IX).view_as(key_SNT)
+        shared_SNT1 = shared_IX.view_as(key_SNT)[..., None]
         return _Compared(
             length_S=length_S,
-            count_SNT=count_SNT,
+            count_SNT=_occurrences(key_SNT, real_SNT),
             idf_SNT=idf_SNT,
-            reference_length_SM=self._length_C[captions_SM],
-            is_reference_SM=captions_SM < len(self._length_C) - 1,
-            reference_count_SMNU=self._count_CNU[captions_SM].double(),
-            reference_idf_SMNU=self._idf[number_SMNU.clamp(min=0)],
-            same_SMNTU=number_SMNU[..., None, :] == number_SNT[:, None, ..., None],
+            reference_length_SM=self._length_IM[image_S],
+            is_reference_SM=self._length_IM[image_S] > 0,
+            reference_count_SNTM=self._count_EM[entry_SNT].double().mul_(shared_SNT1),
+            reference_norm_SNM=self._norm_INM[image_S],
         )
+
+
+def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> Tensor:
+    """Return, float64, how often the n-gram at a place occurs; 0 where it occurred before."""
+    same = key_SNT[..., :, None] == key_SNT[..., None, :]
+    same &= real_SNT[..., :, None] & real_SNT[..., None, :]
+    seen_before_SNT = same.tril(-1).any(-1)
+    return same.sum(-1).masked_fill_(seen_before_SNT, 0).double()
 
 
 def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
@@ -254,21 +270,16 @@ class CiderD:
         """
         both = self.references.compare(image_ids, samples, eos)
         weight_SNT = both.count_SNT * both.idf_SNT
-        reference_SMNU = both.reference_count_SMNU * both.reference_idf_SMNU
-        # At most one place of the sample has a reference's n-gram: its number, counted from 1, is
-        # found in small integers, which is many times as fast as a sum of products.
-        steps = weight_SNT.shape[-1]
-        number_T1 = torch.arange(1, steps + 1, dtype=torch.int16, device=samples.device)[:, None]
-        place_SMNU = (both.same_SMNTU * number_T1).amax(-2).long()
-        weight_SMNT = F.pad(weight_SNT, (1, 0))[:, None].expand(-1, place_SMNU.shape[1], -1, -1)
-        shared_SMNU = weight_SMNT.gather(-1, place_SMNU)
-        product_SMN = (shared_SMNU.minimum(reference_SMNU) * reference_SMNU).sum(-1)
-        norm_SMN = weight_SNT.norm(dim=-1)[:, None] * reference_SMNU.norm(dim=-1)
+        reference_SNTM = both.reference_count_SNTM * both.idf_SNT[..., None]
+        # Where the sample's n-gram occurred before, its weight is 0, and so is what is shared.
+        shared_SNTM = reference_SNTM.minimum(weight_SNT[..., None])
+        product_SNM = (shared_SNTM * reference_SNTM).sum(2)
+        norm_SNM = weight_SNT.norm(dim=-1)[..., None] * both.reference_norm_SNM
         # Like the toolkit, which leaves the product as it is where a norm is 0: it is 0 there.
-        cosine_SMN = product_SMN / norm_SMN.where(norm_SMN > 0, 1)
+        cosine_SNM = product_SNM / norm_SNM.where(norm_SNM > 0, 1)
         # The toolkit's length of a caption is the number of its bigrams.
         difference_SM = (both.length_S - 1)[:, None] - (both.reference_length_SM - 1)
-        likeness_SM = cosine_SMN.mean(-1) * (-(difference_SM**2) / (2 * SIGMA**2)).exp()
+        likeness_SM = cosine_SNM.mean(1) * (-(difference_SM**2) / (2 * SIGMA**2)).exp()
         return likeness_SM * both.is_reference_SM, both.is_reference_SM
 
 
@@ -286,8 +297,7 @@ class Bleu4:
     def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
         """Score samples from 0 to 1; arguments, result and errors are those of `CiderD`."""
         both = self.references.compare(image_ids, samples, eos)
-        allowed_SNT = (both.same_SMNTU * both.reference_count_SMNU[..., None, :]).sum(-1).amax(1)
-        correct_SN = both.count_SNT.minimum(allowed_SNT).sum(-1)
+        correct_SN = both.count_SNT.minimum(both.reference_count_SNTM.amax(-1)).sum(-1)
         order_N = torch.arange(ORDERS, device=samples.device)
         guessed_SN = (both.length_S[:, None] - order_N).clamp(min=0)
         # The toolkit's guards against a division by 0 and the logarithm of 0.

@@ -1,4 +1,4 @@
-"""The frozen CNN by name: its published weights, its own transform, and its last feature map."""
+"""The frozen CNN, or several, by name: published weights, their transform, the last feature map."""
 
 import hashlib
 import http.client
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from features import efficientnet_lite
-from features.backends import ONE_BY_ONE, Network, Run, choose
+from features.backends import ONE_BY_ONE, Joint, Network, Run, choose
 from features.errors import UserError, unknown_name
 from features.views import cut
 
@@ -94,7 +94,7 @@ def load_backbone(
     """Load a network with its published weights, downloading them if need be.
 
     Args:
-        name: one of `names()`.
+        name: one of `names()`, or several joined by +; see `load_network`.
         grid: height and width of the grid that the last feature map is averaged to.
         device: where to run.
         backend: what runs it, see `features.backends.choose`. For fewer than some dozen pictures
@@ -110,17 +110,49 @@ def load_backbone(
     return Backbone(description, device, chosen, run)
 
 
-def load_network(name: str, grid: int, device: torch.device) -> tuple[Network, dict[str, Any]]:
+def load_network(name: str, grid: int, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     """Load a network, see `load_backbone`, and the description of its features.
 
+    Several names joined by + make one network: each CNN sees the picture at the largest of their
+    input sizes, and their channels stand side by side.
+
     Raises:
-        UserError: the name is unknown, the weights cannot be downloaded or are damaged, or the last
-            feature map is smaller than the grid.
+        UserError: a name is unknown or comes twice, the weights cannot be downloaded or are
+            damaged, or a last feature map is smaller than the grid.
     """
-    if name not in names():
-        raise unknown_name("backbone", name, names())
-    published = _lite(name) if name in efficientnet_lite.VARIANTS else _torchvision(name)
-    size = published.transform["size"]
+    each = name.split("+")
+    for one in each:
+        if one not in names():
+            raise unknown_name("backbone", one, names())
+    if len(set(each)) < len(each):
+        raise UserError(f"--backbone {name}: a network beside itself sees nothing more")
+    published = [
+        _lite(one) if one in efficientnet_lite.VARIANTS else _torchvision(one) for one in each
+    ]
+    transform = _joint([one.transform for one in published])
+    networks = [
+        _network(one, part, transform["size"], grid, device)
+        for one, part in zip(each, published, strict=True)
+    ]
+    description = {
+        "backbone": name,
+        "weights": "+".join(part.weights for part in published),
+        "weights_sha256": "+".join(
+            hashlib.sha256(part.file.read_bytes()).hexdigest() for part in published
+        ),
+        "transform": transform,
+        "grid": [grid, grid],
+        "channels": sum(channels for _, channels in networks),
+        "dtype": "float16",
+    }
+    network = networks[0][0] if len(networks) == 1 else Joint(part for part, _ in networks)
+    return network.to(device).eval(), description
+
+
+def _network(
+    name: str, published: "_Published", size: list[int], grid: int, device: torch.device
+) -> tuple[Network, int]:
+    """Return one network for pixels of a size, and its number of channels."""
     cnn = published.until_last_map.to(device).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         channels, height, width = cnn(torch.zeros(1, 3, *size, device=device)).shape[1:]
@@ -128,17 +160,16 @@ def load_network(name: str, grid: int, device: torch.device) -> tuple[Network, d
         raise UserError(
             f"the last feature map of {name} is {height} x {width}, smaller than --grid {grid}"
         )
-    description = {
-        "backbone": name,
-        "weights": published.weights,
-        "weights_sha256": hashlib.sha256(published.file.read_bytes()).hexdigest(),
-        "transform": published.transform,
-        "grid": [grid, grid],
-        "channels": channels,
-        "dtype": "float16",
-    }
-    network = Network(cnn, published.transform, (height, width), (grid, grid)).to(device).eval()
-    return network, description
+    return Network(cnn, published.transform, (height, width), (grid, grid)), channels
+
+
+def _joint(transforms: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the transform of networks that see the same pixels: the largest of their sizes."""
+    if len(transforms) == 1:
+        return transforms[0]
+    largest = max(transforms, key=lambda transform: transform["size"])
+    own = {key: [transform[key] for transform in transforms] for key in ("scale", "mean", "std")}
+    return {**largest, **own}
 
 
 def until_last_map(classifier: nn.Module, size: int) -> nn.Module:

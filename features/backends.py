@@ -16,7 +16,7 @@ import math
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -80,6 +80,23 @@ class Network(nn.Module):
         return regions[:, :-1], regions[:, -1]
 
 
+class Joint(nn.Module):
+    """Several networks that see the same pixels; their channels stand side by side.
+
+    Args:
+        networks: of one grid.
+    """
+
+    def __init__(self, networks: Iterable[Network]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleList(networks)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features of `pixels`, as `Network` does, of all networks' channels."""
+        grids, means = zip(*(network(pixels) for network in self.networks), strict=True)
+        return torch.cat(grids, -1), torch.cat(means, -1)
+
+
 def _averaging(size: int, regions: int) -> Tensor:
     """Return [regions, size], which averages as `adaptive_avg_pool` does: regions may overlap."""
     weights = torch.zeros(regions, size)
@@ -90,14 +107,14 @@ def _averaging(size: int, regions: int) -> Tensor:
 
 
 def choose(
-    name: str, network: Network, size: tuple[int, int], device: torch.device, batch_size: int
+    name: str, network: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int
 ) -> tuple[str, Run]:
     """Make a backend ready to run a network and check it against eager PyTorch.
 
     Args:
         name: "eager", "compile", "onnxruntime", "openvino", or "auto" for the fastest that works
             here; of each one that does not, a line is logged.
-        network: on `device`, in evaluation mode.
+        network: a `Network` or `Joint`, on `device`, in evaluation mode.
         size: height and width of the pixels.
         device: where to run.
         batch_size: what "compile" compiles for; any other number of pictures is padded to it.
@@ -123,7 +140,7 @@ def choose(
 
 
 def _start(
-    name: str, network: Network, size: tuple[int, int], device: torch.device, batch_size: int
+    name: str, network: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int
 ) -> Run:
     eager = _eager(network, device)
     if name == "eager":
@@ -157,13 +174,15 @@ def _eager(network: Run, device: torch.device) -> Run:
     return run
 
 
-def _compiled(network: Network, device: torch.device, batch_size: int) -> Run:
+def _compiled(network: nn.Module, device: torch.device, batch_size: int) -> Run:
     # Constant weights let the compiler reorder them once for all.
     options: dict[str, Any] = {"freezing": True}
     if device.type == "cuda":
         # Half precision has three bits more than bfloat16, and its range is that of the store.
         network = copy.deepcopy(network)
-        network.cnn.to(torch.float16)
+        for module in network.modules():
+            if isinstance(module, Network):
+                module.cnn.to(torch.float16)
     compiled = _eager(torch.compile(network, dynamic=False, options=options), device)
 
     def whole(part: Tensor) -> Tensor:
@@ -179,7 +198,7 @@ def _compiled(network: Network, device: torch.device, batch_size: int) -> Run:
     return run
 
 
-def exported(network: Network, size: tuple[int, int]) -> bytes:
+def exported(network: nn.Module, size: tuple[int, int]) -> bytes:
     """Return a network for one picture as ONNX."""
     file = io.BytesIO()
     with warnings.catch_warnings():

@@ -69,7 +69,8 @@ class ExtractOptions:
     work: Path
     """Work directory with captions.json; features.h5 and extract.json are written to it."""
     backbone: str = "efficientnet_lite2"
-    """efficientnet_lite0, 1 or 2, or any torchvision classification CNN, such as resnet101."""
+    """efficientnet_lite0, 1 or 2, any torchvision classification CNN, such as resnet101, or several
+    joined by +, whose features stand side by side: they see more than the best of them."""
     grid: int = 7
     """The last feature map is averaged to a grid of this height and width."""
     batch_size: int = 32

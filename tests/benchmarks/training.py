@@ -48,6 +48,7 @@ from tests.decoder.reference import PlainUpDown
 Phase = Literal["xe", "rl", "beam", "start"]
 BEAM, LONGEST, WORDS = 5, 20, 2600
 GRID, CHANNELS = [7, 7], 1280
+CPU = torch.device("cpu")
 SIDE = 1024  # of the square matrices whose product is the machine's peak
 
 
@@ -62,6 +63,8 @@ class Way:
     """Does it once."""
     work: Callable[[], dict[str, float]]
     """Of the last time: "operations", "count" of captions or images, "outside" seconds."""
+    trainer: Trainer
+    """What trains, or has the decoder that writes."""
     seconds: list[float] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
     outside: list[float] = field(default_factory=list)
@@ -115,7 +118,7 @@ def main(
         _until_first_step(first_step)
     clock = time.process_time if cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as scratch:
-        folder = work or _made(Path(scratch), 4 * max(images))
+        folder = work or made(Path(scratch), 4 * max(images))
         ways = [
             way
             for name in models
@@ -123,9 +126,11 @@ def main(
             for count in images
             for phase in phases
             if phase != "start"
-            for way in _ways(folder, Path(scratch), name, cell, count, phase, hidden, device, clock)
+            for way in ways_of(
+                folder, Path(scratch), name, cell, count, phase, hidden, device, clock
+            )
         ]
-        peak = _take_turns(ways, rounds, clock, torch.device(device))
+        peak = take_turns(ways, rounds, clock, torch.device(device))
         found: dict[str, Any] = {
             "threads": torch.get_num_threads(),
             "peak_gflops": peak / 1e9,
@@ -165,8 +170,11 @@ def _print(found: dict[str, Any]) -> None:
     print()
 
 
-def _take_turns(
-    ways: list[Way], rounds: int, clock: Callable[[], float], device: torch.device
+def take_turns(
+    ways: list[Way],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    device: torch.device = CPU,
 ) -> float:
     """Measure the ways, and return the median rate of the large product, operations a second."""
     matrix, product = torch.randn(SIDE, SIDE, device=device), torch.empty(SIDE, SIDE, device=device)
@@ -199,17 +207,18 @@ def _take_turns(
     return median(peaks)
 
 
-def _ways(
+def ways_of(
     folder: Path,
     scratch: Path,
     name: str,
     cell: str,
     images: int,
     phase: str,
-    hidden: int,
-    device: str,
-    clock: Callable[[], float],
+    hidden: int = 512,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Way]:
+    """Yield the ways of doing a phase: REINFORCE has one for each baseline."""
     label = f"{name} {cell}"
     for baseline in ("greedy", "mean") if phase == "rl" else ("mean",):
         options = TrainOptions(
@@ -287,7 +296,10 @@ def _training(
             done += _of_words(model, sum(words), count + greedy)
         last.update(operations=done, count=count if phase == "xe" else images)
 
-    return Way(title, label, images, run, lambda: {**last, "outside": outside[0]})
+    def done() -> dict[str, float]:
+        return {**last, "outside": outside[0]}
+
+    return Way(title, label, images, run, done, trainer)
 
 
 def _searching(trainer: Trainer, label: str, images: int) -> Way:
@@ -302,7 +314,7 @@ def _searching(trainer: Trainer, label: str, images: int) -> Way:
         beam_search(model, model.encode(features), BEAM, longest)
 
     found = {"operations": done, "count": len(places), "outside": 0.0}
-    return Way(f"beam {BEAM}", label, images, run, lambda: found)
+    return Way(f"beam {BEAM}", label, images, run, lambda: found, trainer)
 
 
 def _plainly(trainer: Trainer, label: str, images: int) -> Way:
@@ -321,7 +333,7 @@ def _plainly(trainer: Trainer, label: str, images: int) -> Way:
         optimizer.step()
 
     found = {"operations": 0.0, "count": len(batch.tokens_BT), "outside": 0.0}
-    return Way("xe, plain", label, images, run, lambda: found)
+    return Way("xe, plain", label, images, run, lambda: found, trainer)
 
 
 def _of_words(model: Decoder, words: int, captions: int) -> float:
@@ -356,7 +368,7 @@ def _of_images(model: Decoder, images: int, learns: bool) -> float:
     return total * images
 
 
-def _made(folder: Path, images: int) -> Path:
+def made(folder: Path, images: int) -> Path:
     """Make a work directory of random features, and captions as long as those of Flickr8k."""
     random = np.random.default_rng(0)
     words = [f"w{i}" for i in range(WORDS - len(SPECIAL))]

@@ -12,7 +12,7 @@ import torch
 
 from decoder import models
 from decoder.batches import Batch, Features, pad
-from decoder.objectives import cross_entropy, policy_loss
+from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
 from pipeline.vocabulary import EOS, UNK
 
@@ -43,8 +43,16 @@ def losses(name: str, phase: str) -> list[float]:
         if phase == "xe":
             loss = cross_entropy(model, batch, label_smoothing=0.1).loss
         else:
-            memory = model.encode(batch.features)
-            loss = policy_loss(model, memory, batch.tokens_BT, advantage_S, temperature=0.5)
+            tokens_BT = batch.tokens_BT
+            drawn = draw(
+                model,
+                model.encode(batch.features),
+                CAPTIONS,
+                tokens_BT.shape[1],
+                temperature=0.5,
+                choose=lambda _, sample_B, t: tokens_BT[sample_B, t] - EOS,
+            )
+            loss = (advantage_S[drawn.sample_P] * drawn.surprise_P).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -94,6 +94,31 @@ def test_a_grid_larger_than_the_last_map_is_refused() -> None:
         load_backbone("efficientnet_lite0", 8, CPU)
 
 
+@pytest.mark.parametrize("backend", ["eager", "auto"])
+def test_joined_networks_see_side_by_side_what_each_sees_at_the_largest_size(backend: str) -> None:
+    names = "efficientnet_lite0+efficientnet_lite1"
+    joint = load_backbone(names, 7, CPU, backend)
+    assert joint.size == (240, 240)
+    assert (joint.description["backbone"], joint.description["channels"]) == (names, 2560)
+    alone = load_backbone("efficientnet_lite1", 7, CPU, "eager")
+    assert joint.description["weights"].endswith(f"+{alone.description['weights']}")
+    picture = Image.effect_noise((300, 200), 80).convert("RGB")
+    pixels = joint.transform(picture)
+    assert torch.equal(pixels, alone.transform(picture))
+    for found, expected in zip(
+        joint.features(pixels[None]), alone.features(pixels[None]), strict=True
+    ):
+        assert found.shape[-1] == 2560
+        torch.testing.assert_close(found[..., 1280:], expected, atol=1e-4, rtol=1e-3)
+        assert found[..., :1280].std() > 0
+        assert not torch.allclose(found[..., :1280], expected, atol=0.1)
+
+
+def test_a_network_joined_with_itself_is_refused() -> None:
+    with pytest.raises(UserError, match="a network beside itself"):
+        load_backbone("efficientnet_lite0+efficientnet_lite0", 7, CPU)
+
+
 def test_regions_run_row_by_row_over_the_whole_picture() -> None:
     transform = {"size": [28, 28], "interpolation": "bilinear", "scale": 255.0}
     transform |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
