@@ -12,7 +12,7 @@ Shape suffixes:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +153,11 @@ class Decoder(nn.Module, ABC):
         self.output = nn.Linear(hidden, words - EOS)
         nn.init.normal_(self.word_embedding.weight, std=0.1)
         self._word_table = WordTable(self.word_embedding, self.word_gates)
+
+    def train(self, mode: bool = True) -> Self:
+        """Enter training or evaluation mode, as whoever changes the weights does."""
+        self._word_table.forget()
+        return super().train(mode)
 
     @abstractmethod
     def before(self, memory: Memory, image_B: Tensor) -> State:

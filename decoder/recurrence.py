@@ -142,8 +142,9 @@ class WordTable:
 
     That is for writing without dropout, where the same words come again and again: a product of
     each step becomes a look-up. A row is computed when its word first comes, and kept until one of
-    the weights changes. Between `begin` and `end` the gradients of a word are summed first, and go
-    through the product once.
+    the weights changes, or `forget` says so: torch's fused optimizers change weights unnoticed.
+    Between `begin` and `end` the gradients of a word are summed first, and go through the product
+    once.
     """
 
     def __init__(self, embedding: nn.Embedding, gates: nn.Linear) -> None:
@@ -153,9 +154,14 @@ class WordTable:
         self._tape: list[tuple[Tensor, Tensor]] | None = None
         self._source: Tensor | None = None
 
+    def forget(self) -> None:
+        """Compute every row anew."""
+        self._of = []
+
     def begin(self) -> None:
         """Start a loop over steps."""
         if torch.is_grad_enabled():
+            self.forget()
             self._tape = []
             weights = self._embedding.weight, self._gates.weight
             self._source = _WordGradient.apply(*weights, self._tape)

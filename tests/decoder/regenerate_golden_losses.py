@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from decoder import models
 from decoder.batches import Batch, Features, pad
@@ -34,7 +35,7 @@ def losses(name: str, phase: str) -> list[float]:
     model_name, cell = name.split("-")
     options = ModelOptions(model=model_name, cell=cell, hidden=48, attention=40)
     model = models.build(options, WORDS, CHANNELS).train(phase == "xe")
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)  # as in training
     found = []
     for step in range(STEPS):
         torch.manual_seed(step)
@@ -43,21 +44,24 @@ def losses(name: str, phase: str) -> list[float]:
         if phase == "xe":
             loss = cross_entropy(model, batch, label_smoothing=0.1).loss
         else:
-            tokens_BT = batch.tokens_BT
-            drawn = draw(
-                model,
-                model.encode(batch.features),
-                CAPTIONS,
-                tokens_BT.shape[1],
-                temperature=0.5,
-                choose=lambda _, sample_B, t: tokens_BT[sample_B, t] - EOS,
-            )
+            longest, given = batch.tokens_BT.shape[1], _Given(batch.tokens_BT)
+            drawn = draw(model, model.encode(batch.features), CAPTIONS, longest, 0.5, given)
             loss = (advantage_S[drawn.sample_P] * drawn.surprise_P).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         found.append(loss.item())
     return found
+
+
+class _Given:
+    """Writes the captions given instead of drawing any."""
+
+    def __init__(self, tokens_BT: Tensor) -> None:
+        self.tokens_BT = tokens_BT
+
+    def __call__(self, probability_BV: Tensor, sample_B: Tensor, t: int) -> Tensor:
+        return self.tokens_BT[sample_B, t] - EOS
 
 
 def _batch(phase: str) -> Batch:

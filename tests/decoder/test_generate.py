@@ -10,7 +10,16 @@ from torch import Tensor
 from decoder import models
 from decoder.batches import Features, pack, pad
 from decoder.constraints import constraints, no_endings, no_repeated_ngram
-from decoder.generate import Forbidden, Generated, beam_search, generate, greedy, sample
+from decoder.generate import (
+    Forbidden,
+    Generated,
+    NotFinite,
+    beam_search,
+    draw_words,
+    generate,
+    greedy,
+    sample,
+)
 from decoder.models import Decoder
 from decoder.options import GenerateOptions, ModelOptions
 from evaluation.diagnostics import BAD_ENDINGS
@@ -365,3 +374,24 @@ def test_a_constraint_sees_the_captions_so_far(features):
     assert [tokens.shape[1] for tokens in seen] == list(range(len(seen)))
     final = {tuple(row) for row in found.tokens_IKT.flatten(0, 1)[:, : len(seen) - 1].tolist()}
     assert final & {tuple(row) for row in seen[-1].tolist()}
+
+
+def test_words_are_drawn_with_their_probabilities_and_impossible_ones_never():
+    torch.manual_seed(0)
+    probability = torch.tensor([[0.0, 0.5, 0.0, 0.25, 0.25, 0.0], [0.1, 0.0, 0.0, 0.0, 0.0, 0.9]])
+    drawn = draw_words(probability.repeat(20_000, 1)).view(-1, 2)
+    for column, expected in zip(drawn.T, probability, strict=True):
+        share = column.bincount(minlength=6) / len(column)
+        assert (share[expected == 0] == 0).all()
+        torch.testing.assert_close(share, expected, atol=0.015, rtol=0)
+
+
+def test_the_largest_random_number_draws_no_impossible_word(monkeypatch):
+    """1 is never drawn, but the product of what is just below it may be rounded up."""
+    monkeypatch.setattr(torch, "rand_like", torch.ones_like)
+    assert draw_words(torch.tensor([[0.3, 0.7, 0.0]])).tolist() == [1]
+
+
+def test_probabilities_that_are_no_numbers_are_refused():
+    with pytest.raises(NotFinite):
+        draw_words(torch.tensor([[0.3, float("nan"), 0.0]]))

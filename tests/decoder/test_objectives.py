@@ -7,7 +7,7 @@ from torch import Tensor
 from decoder import models
 from decoder.batches import Batch, pack
 from decoder.models import Decoder
-from decoder.objectives import cross_entropy, mix_in_own_words, reinforce
+from decoder.objectives import cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.options import ModelOptions, ReinforceOptions
 from pipeline.vocabulary import BOS, EOS, PAD
 from tests.decoder.conftest import CHANNELS, WORDS
@@ -111,6 +111,32 @@ def test_the_end_token_is_part_of_what_is_rewarded_and_learned(batch):
     assert (seen[0] == EOS).any()
     (gradient,) = torch.autograd.grad(result.loss, model.output.bias)
     assert gradient[0] < 0, "the end token must become more probable where it is rewarded"
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
+def test_samples_are_learned_as_if_read_again_under_teacher_forcing(name, cell, batch: Batch):
+    """The steps that draw are those whose gradient is taken, and short samples drop out."""
+    torch.manual_seed(1)
+    options = ModelOptions(model=name, cell=cell, hidden=16, attention=12)
+    model = models.build(options, WORDS, CHANNELS).double().eval()
+    features = type(batch.features)(*(part.double() for part in batch.features))
+    torch.manual_seed(2)
+    drawn = draw(model, model.encode(features), 5, LONGEST, temperature=0.7)
+    weight_S = torch.randn(len(drawn.tokens_ST), dtype=torch.float64)
+    loss = (weight_S[drawn.sample_P] * drawn.surprise_P).sum()
+    found = torch.autograd.grad(loss, list(model.parameters()))
+
+    lengths = (drawn.tokens_ST != PAD).sum(1)
+    assert len(set(lengths.tolist())) > 2
+    memory = model.encode(features)
+    words = pack(drawn.tokens_ST, memory.rows(len(drawn.tokens_ST)).image_B)
+    log_probability_PV = (model(memory, words) / 0.7).log_softmax(1)
+    read = log_probability_PV.gather(1, words.targets_P[:, None] - EOS).squeeze(1)
+    expected = -(weight_S[words.caption_P] * read).sum()
+    torch.testing.assert_close(loss.double(), expected, atol=1e-5, rtol=1e-5)
+    wanted = torch.autograd.grad(expected, list(model.parameters()))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_equal_rewards_teach_nothing(batch):

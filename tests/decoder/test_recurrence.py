@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from decoder import models, recurrence
 from decoder.batches import Batch
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
-from decoder.recurrence import Rows, attend, attend_at_once, keys_of, regions_of
+from decoder.recurrence import Rows, WordTable, attend, attend_at_once, keys_of, regions_of
 from tests.decoder.conftest import CHANNELS, WORDS
 
 # Rows of four images in any order: of the second there is none.
@@ -75,3 +75,40 @@ def test_in_bfloat16_the_gradient_points_the_same_way(name, cell, batch: Batch):
     exact, rounded = gradients
     assert not torch.equal(exact, rounded)
     assert torch.cosine_similarity(exact, rounded, dim=0) > 0.99
+
+
+def test_words_are_looked_up_as_they_are_after_every_change_of_the_weights():
+    """A table kept beyond a step would write by the weights of the step before."""
+    torch.manual_seed(0)
+    embedding, gates = nn.Embedding(9, 4), nn.Linear(4, 6, bias=False)
+    table = WordTable(embedding, gates)
+    optimizer = torch.optim.Adam([*embedding.parameters(), *gates.parameters()], 0.1, fused=True)
+    with torch.no_grad():
+        for words in (torch.tensor([3, 3, 8]), torch.tensor([1, 8, 3])):
+            torch.testing.assert_close(table(words), gates(embedding(words)))
+    before = table(words).clone()
+    gates(embedding(words)).sum().backward()
+    optimizer.step()
+    table.forget()  # which a fused optimizer's step makes necessary
+    with torch.inference_mode():
+        torch.testing.assert_close(table(words), gates(embedding(words)))
+        assert not torch.allclose(table(words), before)
+    gates.load_state_dict({"weight": torch.ones(6, 4)})
+    with torch.no_grad():
+        torch.testing.assert_close(table(words), gates(embedding(words)))
+
+
+def test_the_gradients_of_words_looked_up_reach_both_weights():
+    torch.manual_seed(0)
+    embedding, gates = nn.Embedding(9, 4).double(), nn.Linear(4, 6, bias=False).double()
+    weights = embedding.weight, gates.weight
+    table, steps = WordTable(embedding, gates), [torch.tensor([3, 3, 8]), torch.tensor([3, 1])]
+    directions = [torch.randn(len(words), 6).double() for words in steps]
+    assert not table.suits  # no gradient would come through
+    table.begin()
+    assert table.suits
+    looked_up = sum((table(w) * d).sum() for w, d in zip(steps, directions, strict=True))
+    found = torch.autograd.grad(looked_up, weights)
+    table.end()
+    computed = sum((gates(embedding(w)) * d).sum() for w, d in zip(steps, directions, strict=True))
+    torch.testing.assert_close(found, torch.autograd.grad(computed, weights))
