@@ -239,13 +239,14 @@ class Decoder(nn.Module, ABC):
     @contextmanager
     def recorded(self) -> Iterator[None]:
         """Take steps whose gradients are summed up before they reach the weights."""
-        parts = [module for module in self.modules() if isinstance(module, RecurrentLinear)]
-        for part in (*parts, self._word_table):
+        parts: list[RecurrentLinear | WordTable] = [self._word_table]
+        parts += [module for module in self.modules() if isinstance(module, RecurrentLinear)]
+        for part in parts:
             part.begin()
         try:
             yield
         finally:
-            for part in (*parts, self._word_table):
+            for part in parts:
                 part.end()
 
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
