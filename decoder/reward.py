@@ -23,21 +23,25 @@ SIGMA = 6.0
 # Multiplier of the polynomial hash that stands for an n-gram: 2 ** 64 / golden ratio, signed. Two
 # n-grams of one data set share a hash with a chance of 1 in 10 ** 5, even at the size of COCO.
 HASH = 0x9E3779B97F4A7C15 - 2**64
+_HASH_INVERSE = pow(HASH, -1, 2**64) - 2**64  # also signed
 
 
 class _Compared(NamedTuple):
-    """Samples beside the references of their images; counts and weights are float64."""
+    """Samples beside the references of their images."""
 
     length_S: Tensor
     count_SNT: Tensor
-    """How often the n-gram that starts at a place occurs; 0 where it occurred before."""
+    """uint8, how often the n-gram that starts at a place occurs, 0 if none does."""
+    share_SNT: Tensor
+    """float64, 1 / count, or 0: with it, a sum over places is one over distinct n-grams."""
     idf_SNT: Tensor
+    """float64"""
     reference_length_SM: Tensor
     is_reference_SM: Tensor
     reference_count_SNTM: Tensor
-    """How often each reference has the n-gram that starts at a place of the sample."""
+    """uint8, how often each reference has the n-gram that starts at a place of the sample."""
     reference_norm_SNM: Tensor
-    """Length of each reference's vector of n-grams, each weighted by its count and idf."""
+    """float64, length of each reference's vector of n-grams, each weighted by its count and idf."""
 
 
 def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, list[list[int]]]:
@@ -100,14 +104,15 @@ class References:
         longest = int(length_C.max())
         tokens_CT = torch.tensor([[*c, *[0] * (longest - len(c))] for c in captions])
         key_CNT, real_CNT = _ngrams(tokens_CT, length_C)
-        self._key, number = key_CNT[real_CNT].unique(return_inverse=True)
+        self._key, number = _spread(key_CNT[real_CNT]).unique(return_inverse=True)
+        self._first_B, self._fullest = _buckets(self._key)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
 
         in_image = (number * images + image_C[caption]).unique() // images
         document_frequency = in_image.bincount(minlength=len(self._key))
         of_images = images
         if frequencies is not None:
-            document_frequency, of_images = frequencies.of(self._key), frequencies.images
+            document_frequency, of_images = frequencies.of(_gathered(self._key)), frequencies.images
         self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
         self._idf = self._log_images - document_frequency.clamp(min=1).double().log()
 
@@ -139,15 +144,17 @@ class References:
     def to(self, device: torch.device) -> None:
         """Move everything to `device`."""
         for name, value in vars(self).items():
-            setattr(self, name, value.to(device))
+            if isinstance(value, Tensor):
+                setattr(self, name, value.to(device))
 
     @property
     def frequencies(self) -> Frequencies:
         """The document frequencies, on the CPU."""
         images_U = (self._log_images - self._idf).exp().round().long().cpu()
         several_U = images_U > 1
+        key_U, order_U = _gathered(self._key.cpu()[several_U]).sort()
         images = int(self._log_images.exp().round())
-        return Frequencies(self._key.cpu()[several_U], images_U[several_U], images)
+        return Frequencies(key_U, images_U[several_U][order_U], images)
 
     def compare(self, image_ids: Tensor, samples: Tensor, eos: int) -> _Compared:
         """Find the n-grams of `samples` in the references of their images.
@@ -172,9 +179,8 @@ class References:
         first_end_S = torch.where(is_end_ST.any(1), is_end_ST.int().argmax(1), steps - 1)
         length_S = first_end_S + 1
         key_SNT, real_SNT = _ngrams(samples, length_S)
-        number_SNT = torch.searchsorted(self._key, key_SNT).clamp_(max=len(self._key) - 1)
-        known_SNT = (self._key[number_SNT] == key_SNT) & real_SNT
-        idf_SNT = torch.where(known_SNT, self._idf[number_SNT], self._log_images)
+        number_SNT, known_SNT = self._find(_spread(key_SNT))
+        idf_SNT = torch.where(known_SNT, self._idf.take(number_SNT), self._log_images)
         number_SNT = number_SNT.int().masked_fill_(~known_SNT, -1)
 
         # The n-grams of each image of the batch, ascending, and after them numbers beyond all.
@@ -187,27 +193,66 @@ class References:
         shared_IX = number_IW.gather(1, column_IX) == number_IX
         entry_SNT = entry_IW.gather(1, column_IX).view_as(key_SNT)
         shared_SNT1 = shared_IX.view_as(key_SNT)[..., None]
+        count_SNT, share_SNT = _occurrences(key_SNT, real_SNT)
         return _Compared(
             length_S=length_S,
-            count_SNT=_occurrences(key_SNT, real_SNT),
+            count_SNT=count_SNT,
+            share_SNT=share_SNT,
             idf_SNT=idf_SNT,
             reference_length_SM=self._length_IM[image_S],
             is_reference_SM=self._length_IM[image_S] > 0,
-            reference_count_SNTM=self._count_EM[entry_SNT].double().mul_(shared_SNT1),
+            reference_count_SNTM=self._count_EM[entry_SNT].mul_(shared_SNT1),
             reference_norm_SNM=self._norm_INM[image_S],
         )
 
+    def _find(self, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the number of each n-gram among all, and whether it is one of them."""
+        buckets, last = len(self._first_B), len(self._key) - 1
+        number = self._first_B.take((key >> _shift(buckets)).add_(buckets // 2)).long()
+        for _ in range(self._fullest):
+            number += self._key.take(number.clamp_(max=last)) < key
+        number.clamp_(max=last)
+        return number, self._key.take(number) == key
 
-def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> Tensor:
-    """Return, float64, how often the n-gram at a place occurs; 0 where it occurred before."""
-    same = key_SNT[..., :, None] == key_SNT[..., None, :]
-    same &= real_SNT[..., :, None] & real_SNT[..., None, :]
-    seen_before_SNT = same.tril(-1).any(-1)
-    return same.sum(-1).masked_fill_(seen_before_SNT, 0).double()
+
+def _spread(key: Tensor) -> Tensor:
+    """Return other keys, among which those of n-grams that begin alike lie far from each other."""
+    return key * HASH
+
+
+def _gathered(key: Tensor) -> Tensor:
+    """Return the keys that `_spread` made these of."""
+    return key * _HASH_INVERSE
+
+
+def _buckets(key_U: Tensor) -> tuple[Tensor, int]:
+    """Divide spread keys, ascending, by their first bits: a bucket holds one or a few of them.
+
+    Returns:
+        int32 [buckets], how many keys come before each bucket, and the size of the fullest one.
+    """
+    buckets = 2 << len(key_U).bit_length()
+    least_B = (torch.arange(buckets) - buckets // 2) << _shift(buckets)
+    first_B = torch.searchsorted(key_U, least_B)
+    size_B = first_B.diff(append=torch.tensor([len(key_U)]))
+    return first_B.int(), int(size_B.max())
+
+
+def _shift(buckets: int) -> int:
+    """Return how many of a key's 64 bits do not tell its bucket."""
+    return 65 - buckets.bit_length()
+
+
+def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how often the n-gram at a place occurs, as `_Compared.count_SNT`, and `share_SNT`."""
+    count_SNT = (key_SNT[..., :, None] == key_SNT[..., None, :]).sum(-1)
+    return count_SNT.clamp(max=255).mul_(real_SNT).byte(), real_SNT / count_SNT.double()
 
 
 def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hash [B, N, T] of the n-gram that starts at each place, and whether it is whole.
+    """Return the hash [B, N, T] of the n-gram that starts at each place, and whether there is one.
+
+    Where none does the hash is 0, which no n-gram is expected to have.
 
     Args:
         tokens: int64 [B, T].
@@ -221,7 +266,8 @@ def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
             key = key * HASH + tokens.roll(-i, dims=1) + 1
         keys.append(key)
         real.append(place + n <= length[:, None])
-    return torch.stack(keys, 1), torch.stack(real, 1)
+    is_real = torch.stack(real, 1)
+    return torch.stack(keys, 1).mul_(is_real), is_real
 
 
 class CiderD:
@@ -269,12 +315,12 @@ class CiderD:
             than M, and the likeness to those that are not there is 0.
         """
         both = self.references.compare(image_ids, samples, eos)
-        weight_SNT = both.count_SNT * both.idf_SNT
-        reference_SNTM = both.reference_count_SNTM * both.idf_SNT[..., None]
-        # Where the sample's n-gram occurred before, its weight is 0, and so is what is shared.
-        shared_SNTM = reference_SNTM.minimum(weight_SNT[..., None])
-        product_SNM = (shared_SNTM * reference_SNTM).sum(2)
-        norm_SNM = weight_SNT.norm(dim=-1)[..., None] * both.reference_norm_SNM
+        square_SNT = both.idf_SNT**2 * both.share_SNT
+        shared_SNTM = both.reference_count_SNTM.minimum(both.count_SNT[..., None])
+        product_SNTM = shared_SNTM.double().mul_(both.reference_count_SNTM)
+        product_SNM = (square_SNT[..., None, :] @ product_SNTM).squeeze(2)
+        norm_SN = (square_SNT * both.count_SNT.double() ** 2).sum(-1).sqrt()
+        norm_SNM = norm_SN[..., None] * both.reference_norm_SNM
         # Like the toolkit, which leaves the product as it is where a norm is 0: it is 0 there.
         cosine_SNM = product_SNM / norm_SNM.where(norm_SNM > 0, 1)
         # The toolkit's length of a caption is the number of its bigrams.
@@ -297,7 +343,8 @@ class Bleu4:
     def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
         """Score samples from 0 to 1; arguments, result and errors are those of `CiderD`."""
         both = self.references.compare(image_ids, samples, eos)
-        correct_SN = both.count_SNT.minimum(both.reference_count_SNTM.amax(-1)).sum(-1)
+        correct_SNT = both.count_SNT.minimum(both.reference_count_SNTM.amax(-1))
+        correct_SN = (correct_SNT * both.share_SNT).sum(-1)
         order_N = torch.arange(ORDERS, device=samples.device)
         guessed_SN = (both.length_S[:, None] - order_N).clamp(min=0)
         # The toolkit's guards against a division by 0 and the logarithm of 0.

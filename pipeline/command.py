@@ -32,7 +32,9 @@ def run(
     SystemExit(2) for it and names the nearest option). `expand` may add to the command line's
     arguments before they are parsed.
     """
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    for package in ("pipeline", "features", "decoder", "evaluation"):
+        logging.getLogger(package).setLevel(logging.INFO)  # of libraries, only the warnings
     if isinstance(sys.stdout, io.TextIOWrapper):
         # So that a log shows how far a stage is, and a file name that is not UTF-8 can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -29,7 +29,7 @@ pytestmark = [
 SECONDS = 60
 
 
-def serve(*arguments: str) -> tuple[subprocess.Popen[str], str]:
+def serve(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
     """Start the page on a free port; return the process and the address that it prints."""
     command = [sys.executable, "-m", "decoder.demo", "--port", "0", *arguments]
     server = subprocess.Popen(
@@ -37,6 +37,7 @@ def serve(*arguments: str) -> tuple[subprocess.Popen[str], str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, **environment},
         # Where tests run in the background, Ctrl-C would be ignored.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
@@ -57,7 +58,10 @@ def address(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """The page with a captioner of drawn scenes, which it also searches."""
     work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("demo") / "work"))
     run = work / "runs" / "captioner"
-    server, address = serve("--run", str(run), "--work", str(work), "--max-upload", "1")
+    # A library that is imported for the first time has things to tell, but not to the page's user.
+    fonts = str(tmp_path_factory.mktemp("fonts"))
+    arguments = ("--run", str(run), "--work", str(work), "--max-upload", "1")
+    server, address = serve(*arguments, MPLCONFIGDIR=fonts)
     yield address
     assert end(server, signal.SIGTERM) == (0, "")
 
