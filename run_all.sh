@@ -40,7 +40,7 @@ work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset
 
 preset "${preset:-$dataset}" || {
     [[ -z $preset ]] || { echo "error: unknown --preset $preset; expected $PRESETS" >&2; exit 2; }
-    preset flickr8k  # pipeline.prepare says what is wrong with the data set's name
+    preset folder  # pipeline.prepare says what is wrong with the data set's name
 }
 
 install

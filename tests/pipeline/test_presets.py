@@ -39,14 +39,19 @@ def options(preset: str, stage: str) -> Any:
     "preset", ["shapes", "flickr8k", "flickr30k", "karpathy", "folder", "coco", "coco_att2in"]
 )
 def test_a_preset_has_only_options_that_its_stages_have(preset):
-    assert options(preset, "extract").backbone in names()
+    assert set(options(preset, "extract").backbone.split("+")) <= set(names())
     assert options(preset, "train").xe.epochs > 0
     assert options(preset, "prepare").dataset == "coco"
 
 
-def test_flickr8k_has_the_defaults():
+def test_your_own_pictures_have_the_defaults():
     for stage, (kind, required) in STAGES.items():
-        assert options("flickr8k", stage) == tyro.cli(kind, args=required)
+        assert options("folder", stage) == tyro.cli(kind, args=required)
+
+
+def test_flickr8k_is_seen_by_three_cnns_in_seven_views():
+    extract = options("flickr8k", "extract")
+    assert (extract.backbone.count("+"), extract.views) == (2, 7)
 
 
 def test_coco_is_trained_as_published():
