@@ -253,10 +253,11 @@ class _Peer:
         """Print what the reward of the same samples takes, and how the two agree."""
         batch = self.ours.training.batch(list(range(images)))
         random = torch.Generator().manual_seed(0)
-        # Real captions, of which every other word is another one.
+        # Real captions, of which every other word is another one, and every unknown one.
         samples = batch.tokens_BT.clone()
         other = torch.randint(EOS + 1, self.options.vocab_size, samples.shape, generator=random)
         swapped = (torch.rand(samples.shape, generator=random) < 0.5) & (samples > EOS)
+        swapped |= samples == UNK
         samples[swapped] = other[swapped]
         theirs = torch.tensor(
             [_theirs(row) + [END] * (len(row) - len(_theirs(row))) for row in samples.tolist()]
@@ -281,7 +282,10 @@ class _Peer:
 
 
 def _theirs(tokens: list[int]) -> list[int]:
-    """Return token ids of ours in the peer's numbering, with the end but without padding."""
+    """Return token ids of ours in the peer's numbering, with the end but without padding.
+
+    An unknown word becomes any other: it is read as fast, and neither decoder writes it.
+    """
     return [1 if token == UNK else token - EOS for token in tokens if token != PAD]
 
 
