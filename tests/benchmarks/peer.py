@@ -259,6 +259,7 @@ class _Peer:
         swapped = (torch.rand(samples.shape, generator=random) < 0.5) & (samples > EOS)
         swapped |= samples == UNK
         samples[swapped] = other[swapped]
+        samples[(samples != EOS).all(1), -1] = EOS  # of captions that were cut
         theirs = torch.tensor(
             [_theirs(row) + [END] * (len(row) - len(_theirs(row))) for row in samples.tolist()]
         )
