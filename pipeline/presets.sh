@@ -13,7 +13,7 @@ preset() {
             extract=(--backbone efficientnet_lite0)
             train=(--hidden 256 --attention 256 --xe.epochs 8 --rl.learning-rate 1e-4)
             ;;
-        # Three small CNNs side by side, each of seven views of a picture: 7 GB. decoder/EXPERIMENTS.md
+        # Three small CNNs side by side, each of seven views of a picture: 6 GB. decoder/EXPERIMENTS.md
         # has what led here.
         flickr8k)
             extract=(--backbone efficientnet_lite0+efficientnet_lite1+efficientnet_lite2 --views 7)

@@ -17,7 +17,7 @@ from statistics import median
 
 import tyro
 
-from tests.benchmarks.training import made
+from tests.benchmarks.training import link, made
 
 PICTURES = 500
 
@@ -33,6 +33,7 @@ def main(
         rounds: how often each way has its turn.
         hidden: size of the recurrent state and of the attention.
     """
+    sizes = ["--hidden", str(hidden), "--attention", str(hidden)]
     ways = [(1, 1), (processes, 1), (1, processes)]
     with tempfile.TemporaryDirectory() as scratch:
         work = made(Path(scratch), PICTURES)
@@ -40,10 +41,7 @@ def main(
         print("|---|---|---|---|---|---|")
         for count in images:
             found = [
-                [
-                    _rates(work, *way, [*_options(hidden), "--batch-size", str(count)])
-                    for way in ways
-                ]
+                [_rates(work, *way, [*sizes, "--batch-size", str(count)]) for way in ways]
                 for _ in range(rounds)
             ]
             for way, of_rounds in zip(ways, zip(*found, strict=True), strict=True):
@@ -58,23 +56,16 @@ def main(
                 print(f"| {way[0]} x {way[1]} | {count} | {' | '.join(cells)} |", flush=True)
 
 
-def _options(hidden: int) -> list[str]:
-    return [
-        *("--xe.epochs", "1", "--rl.epochs", "1"),
-        *("--hidden", str(hidden), "--attention", str(hidden)),
-    ]
-
-
 def _rates(work: Path, processes: int, threads: int, options: list[str]) -> dict[str, float]:
     """Train in a folder of its own; return the captions/s of each phase."""
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        for name in ("captions.json", "vocabulary.json", "features.h5"):
-            (Path(scratch) / name).symlink_to(work / name)
+        link(work, Path(scratch))
         # The dashes keep torchrun from reading --run as one of its own options.
         together = f"torch.distributed.run --standalone --nproc-per-node={processes} -m --"
         launch = together.split() if processes > 1 else []
         command = [sys.executable, "-m", *launch, "decoder.train"]
-        command += ["--work", scratch, "--run", "run", *options]
+        command += ["--work", scratch, "--run", "run", "--xe.epochs", "1", "--rl.epochs", "1"]
+        command += options
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, check=True, env=environment, capture_output=True)
         metrics = (Path(scratch) / "runs" / "run" / "metrics.jsonl").read_text().splitlines()

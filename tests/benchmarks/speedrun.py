@@ -23,6 +23,7 @@ import tyro
 
 from decoder import train
 from decoder.training import Trainer
+from tests.benchmarks.training import link
 
 BASELINE = [
     *("--batch-size", "10", "--warmup", "0", "--average", "0", "--clip", "1000000"),
@@ -72,8 +73,7 @@ def main(
         if name == "baseline" and target is not None:
             continue
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            for file in ("captions.json", "vocabulary.json", "features.h5"):
-                (Path(scratch) / file).symlink_to((work / file).resolve())
+            link(work, Path(scratch))
             every = [*phases, *own, *options.split()]
             reached[name] = _follow(Path(scratch), name, every, None if rl else target)
         if target is None:

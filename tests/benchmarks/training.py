@@ -398,6 +398,12 @@ def made(folder: Path, images: int) -> Path:
     return folder
 
 
+def link(work: Path, folder: Path) -> None:
+    """Make `folder` a work directory with the features and captions of `work`, and no runs."""
+    for name in ("captions.json", "vocabulary.json", "features.h5"):
+        (folder / name).symlink_to((work / name).resolve())
+
+
 def _start(folder: Path, cpu_time: bool) -> float:
     """Return the seconds from the start of a training to the end of its first step."""
 
@@ -424,8 +430,7 @@ def _until_first_step(work: Path) -> None:
 
     Trainer.step = first  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as scratch:
-        for name in ("captions.json", "vocabulary.json", "features.h5"):
-            (Path(scratch) / name).symlink_to((work / name).resolve())
+        link(work, Path(scratch))
         sys.exit(train.main(["--work", scratch, "--run", "first"]))
 
 

@@ -49,11 +49,6 @@ def test_your_own_pictures_have_the_defaults():
         assert options("folder", stage) == tyro.cli(kind, args=required)
 
 
-def test_flickr8k_is_seen_by_three_cnns_in_seven_views():
-    extract = options("flickr8k", "extract")
-    assert (extract.backbone.count("+"), extract.views) == (2, 7)
-
-
 def test_coco_is_trained_as_published():
     for preset, model, hidden in (("coco", "updown", 1000), ("coco_att2in", "att2in", 512)):
         train = options(preset, "train")
