@@ -147,6 +147,10 @@ class SplitReader:
         grid, pooled = self._store.grid(rows, views), self._store.pooled(rows, views)
         return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
 
+    def pooled(self, places: Sequence[int]) -> Tensor:
+        """Read the pooled features alone, of the first view, float32 [I, C]."""
+        return torch.from_numpy(self._store.pooled(self._rows[np.asarray(places)])).float()
+
     def batches(self, size: int, views: int = 1) -> Iterator[tuple[list[Image], Features]]:
         """Yield all images in order with their features, `size` at a time, reading one ahead.
 

@@ -15,6 +15,7 @@ from decoder.constraints import constraints
 from decoder.ensemble import Ensemble, of_view
 from decoder.generate import Writer, generate
 from decoder.options import GenerateOptions
+from decoder.reranking import Reranker
 from decoder.runs import RunFolder, load_decoder
 from features.backbones import Backbone, load_backbone
 from features.errors import UserError, first_few
@@ -69,6 +70,9 @@ class Captioner:
         self.max_length = options.max_length or self.vocabulary.max_length
         self._forbidden = constraints(options, self.vocabulary, self.max_length)
         self._frequencies = frequencies_of(first, self.vocabulary) if options.consensus else None
+        self._reranker = None
+        if options.rerank:
+            self._reranker = Reranker(first, self.vocabulary, self.config["features"])
 
     def caption(self, features: Features) -> list[Captioned]:
         """Write a caption for each image of a batch.
@@ -87,7 +91,9 @@ class Captioner:
         found = generate(
             self.model, features.to(self.device), self.options, self.max_length, self._forbidden
         )
-        if self._frequencies is not None:
+        if self._reranker is not None:
+            found = self._reranker(found, features, self.options.views, self.options.sample)
+        elif self._frequencies is not None:
             found = by_consensus(found, self._frequencies, self.options.sample)
         elif self.options.sample:
             found = found.reordered(found.log_probability_IK.argsort(1, descending=True))

@@ -7,6 +7,7 @@ is drawn from the model (minimum Bayes risk, Kumar & Byrne 2004), here by CIDEr-
 Shape suffixes: I images, K candidates of each, T tokens.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -57,11 +58,48 @@ def by_consensus(found: Generated, frequencies: Frequencies, drawn: bool) -> Gen
     Samples (`drawn`) count alike, for probable ones were drawn more often; beams by a power of
     their probability.
     """
+    return found.best_first(own_agreement(found, frequencies, drawn))
+
+
+def own_agreement(found: Generated, frequencies: Frequencies, drawn: bool) -> Tensor:
+    """Return how well each candidate agrees with the image's others, float64 [I, K], 0 to 10."""
     exists_IK = found.log_probability_IK > -torch.inf
     weight_IK = (found.log_probability_IK.double() / FLATTENED).softmax(1)
-    agreement_IK = expected_cider(found, exists_IK.double() if drawn else weight_IK, frequencies)
-    agreement_IK = agreement_IK.masked_fill(~exists_IK, -1)
-    return found.reordered(agreement_IK.argsort(dim=1, descending=True, stable=True))
+    return expected_cider(found, exists_IK.double() if drawn else weight_IK, frequencies)
+
+
+def agreement(
+    found: Generated,
+    captions: Sequence[Sequence[list[int]]],
+    weights: Sequence[Sequence[float]],
+    frequencies: Frequencies,
+) -> Tensor:
+    """Return each candidate's mean CIDEr-D against captions that others wrote.
+
+    Args:
+        found: candidates.
+        captions: for each image some, at least one, each ending in EOS (or cut off).
+        weights: of each of these in the mean; an image's sum to 1.
+        frequencies: in how many training images each n-gram occurs.
+
+    Returns:
+        float64 [I, K], from 0 to 10.
+    """
+    images, count = found.log_probability_IK.shape
+    own = [[_whole(tokens) for tokens in several] for several in found.tokens_IKT.tolist()]
+    # The candidates too, at no weight: or the frequencies of what only they hold were not known.
+    known = {
+        n: [*told, *several] for n, (told, several) in enumerate(zip(captions, own, strict=True))
+    }
+    references = References(known, frequencies)
+    device = found.tokens_IKT.device
+    image_ids = torch.arange(images, device=device)
+    likeness, _ = CiderD(references).likeness(image_ids, found.tokens_IKT.flatten(0, 1), EOS)
+    likeness_IKM = likeness.view(images, count, -1)
+    weight_IM = torch.zeros(images, likeness_IKM.shape[2], dtype=torch.float64)
+    for row_M, of_image in zip(weight_IM, weights, strict=True):
+        row_M[: len(of_image)] = torch.tensor(of_image, dtype=torch.float64)
+    return 10 * (likeness_IKM @ weight_IM.to(device)[:, :, None]).squeeze(2)
 
 
 def _whole(tokens: list[int]) -> list[int]:

@@ -65,6 +65,12 @@ class Generated(NamedTuple):
     log_probability_IK: Tensor
     """float32, sum over the caption's words; minus infinity for a beam that found none."""
 
+    def best_first(self, score_IK: Tensor) -> "Generated":
+        """Return each image's captions by falling score, and beams that found none last."""
+        exists_IK = self.log_probability_IK > -torch.inf
+        score_IK = score_IK.masked_fill(~exists_IK, -torch.inf)
+        return self.reordered(score_IK.argsort(dim=1, descending=True, stable=True))
+
     def reordered(self, order_IK: Tensor) -> "Generated":
         """Return each image's captions in the order of their places in `order_IK`."""
         order_IKT = order_IK[:, :, None].expand_as(self.tokens_IKT)

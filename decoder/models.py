@@ -135,7 +135,8 @@ class Decoder(nn.Module, ABC):
 
     def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
         super().__init__()
-        hidden, attention = options.hidden, options.attention
+        self.hidden = hidden = options.hidden
+        attention = options.attention
         self.word_embedding = nn.Embedding(words, hidden)
         self.first_cell = CELLS[options.cell](hidden, self.maxout)
         self.word_gates = nn.Linear(hidden, self.first_cell.gates_size, bias=False)

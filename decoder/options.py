@@ -23,11 +23,11 @@ class ModelOptions:
     """Show and Tell sees the pooled feature only; Att2in and Up-Down attend to the grid."""
     cell: Literal["lstm", "gru"] = "lstm"
     """The recurrent cell."""
-    hidden: int = 512
+    hidden: int = 256
     """Size of the recurrent state, of the word vectors and of the embedded image features."""
-    attention: int = 512
+    attention: int = 64
     """Size of the space in which a region and the state are compared."""
-    dropout: float = 0.5
+    dropout: float = 0.2
     """Share of the word vectors, embedded image features and outputs dropped in training."""
 
     def __post_init__(self) -> None:
@@ -39,11 +39,11 @@ class ModelOptions:
 class CrossEntropyOptions:
     """Phase 1: teacher forcing with cross-entropy."""
 
-    epochs: int = 6
+    epochs: int = 4
     """Passes over the training images; each pass sees every caption once."""
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 3e-3
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.0
     """Share of the target's probability spread over all words."""
     scheduled_sampling: float = 0.0
     """Probability that an input word is the model's own; rises from 0 to this over the phase."""
@@ -61,17 +61,18 @@ class CrossEntropyOptions:
 class ReinforceOptions:
     """Phase 2: REINFORCE on the CIDEr-D of the model's own samples."""
 
-    epochs: int = 3
+    epochs: int = 4
     """Passes over the training images; 0 leaves the phase out."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 4e-4
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     samples: int = 5
     """Captions sampled for each image."""
     baseline: Literal["greedy", "mean"] = "mean"
     """What a sample must beat: the greedy caption (self-critical), or its siblings' mean."""
-    temperature: float = 0.5
-    """Of the policy that is sampled and taught. Label smoothing leaves the model's own distribution
-    (temperature 1) so flat that its samples say little about the captions a search would find."""
+    temperature: float = 0.7
+    """Of the policy that is sampled and taught. The model's own distribution (temperature
+    1) is so flat, the more so after label smoothing, that its samples say little about the captions
+    a search would find."""
     bleu_weight: float = 0.0
     """Share of BLEU-4 in the reward; the rest is CIDEr-D."""
     patience: int = 0
@@ -103,10 +104,13 @@ class TrainOptions:
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
-    batch_size: int = 10
+    batch_size: int = 20
     """Images in a batch; each comes with all its captions."""
     warmup: float = 0.05
     """Share of a phase's steps over which the learning rate rises from 0."""
+    initial: Literal["data", "random"] = "data"
+    """First weights of the image embeddings and of the output's bias: fitted to the training images
+    and their words (see decoder/initialisation.py), or random and 0."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     average: float = 0.999
@@ -177,6 +181,10 @@ class GenerateOptions:
     consensus: bool = False
     """Choose, among the captions found, the one with the highest expected CIDEr-D against the
     others, rather than the most probable."""
+    rerank: bool = False
+    """Choose, among the captions found, the one that agrees best with the others, with what people
+    wrote for the most similar training pictures, and with the picture, in the joint embedding of
+    decoder.search; for a run in its work directory, where that is learnt at the first time."""
     no_repeat_ngram: int = 0
     """Never write so many words in a row twice in a caption, such as 3; 0 allows it."""
     no_bad_endings: bool = False
@@ -214,11 +222,13 @@ class GenerateOptions:
             f"--groups must divide --beam {self.beam}, found {self.groups}",
         )
         _require(self.diversity >= 0, "--diversity must not be negative")
-        if self.consensus:
+        _require(
+            not (self.consensus and self.rerank), "--rerank is more than --consensus; give one"
+        )
+        if self.consensus or self.rerank:
             candidates = (self.samples or self.captions) if self.sample else self.beam
-            _require(
-                candidates > 2, "--consensus chooses among a --beam, or --samples, of 3 or more"
-            )
+            name = "consensus" if self.consensus else "rerank"
+            _require(candidates > 2, f"--{name} chooses among a --beam, or --samples, of 3 or more")
         _require(
             self.no_repeat_ngram == 0 or self.no_repeat_ngram > 1,
             f"--no-repeat-ngram must be 0, or 2 or more, found {self.no_repeat_ngram}",

@@ -52,7 +52,9 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
             trainer.restore()
         if continues:
             _say(f"train: continuing {run.path} in {trainer.where()}")
-        elif first:
+        else:
+            trainer.initialise()
+        if first and not continues:
             vocabulary.save(trainer.vocabulary, run.vocabulary)
             write_json(run.config, trainer.config)
         try:

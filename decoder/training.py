@@ -29,6 +29,7 @@ from tqdm import tqdm
 from decoder import checkpoints, events, together
 from decoder.batches import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.generate import NotFinite, beam_search
+from decoder.initialisation import initialise
 from decoder.models import Decoder
 from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
@@ -120,7 +121,7 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.progress = Progress()
         self.optimizer = self._new_optimizer()
-        self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
+        self.average = self._weights()
         self._reward: MixedReward | None = None
         self._stop_requested = self._stopping = False
         self._saved_at = time.monotonic()
@@ -412,8 +413,11 @@ class Trainer:
         if old.metrics:
             checkpoints.load_weights(self.model, self.run.best_xe)
         self.optimizer = self._new_optimizer()
-        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
+        self.average = self._weights()
         self.progress = Progress(phase=phase, best=old.best, metrics=old.metrics)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: p.detach().clone() for name, p in self.model.named_parameters()}
 
     def _new_optimizer(self) -> torch.optim.Adam:
         # The learning rate is set at every step.
@@ -452,6 +456,13 @@ class Trainer:
         """Write metrics.jsonl, atomically: a line for each epoch so far."""
         lines = "".join(json.dumps(line) + "\n" for line in self.progress.metrics)
         write_atomically(self.run.metrics, lines)
+
+    def initialise(self) -> None:
+        """Fit the weights of a new model to the training set, if the options do not say random."""
+        if self.options.initial == "data":
+            torch.manual_seed(self.options.seed)
+            initialise(self.model, self.training)
+            self.average = self._weights()
 
     def restore(self) -> None:
         """Continue from the saved state.

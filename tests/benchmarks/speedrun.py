@@ -4,7 +4,8 @@
         [--recipe "wide: --batch-size 20 --xe.learning-rate 2e-3"]
 
 The baseline trains as peers do: Adam at 5e-4, lowered by a fifth every three epochs, batches of 10
-images, no warm-up, no smoothing of labels and no average of the weights. Without --target it is
+images, no warm-up, no smoothing of labels, no average of the weights and random ones to begin with,
+the size of the default and an attention as large as the state. Without --target it is
 trained first, to its end, and its best CIDEr by cross-entropy is the target of the others. Seconds
 are those of the clock, from the start of the process, with validation.
 """
@@ -27,7 +28,8 @@ from tests.benchmarks.training import link
 
 BASELINE = [
     *("--batch-size", "10", "--warmup", "0", "--average", "0", "--clip", "1000000"),
-    *("--xe.learning-rate", "5e-4", "--xe.label-smoothing", "0"),
+    *("--xe.learning-rate", "5e-4", "--xe.label-smoothing", "0", "--initial", "random"),
+    *("--hidden", "256", "--attention", "256", "--dropout", "0.5"),
 ]
 DECAY, EVERY = 0.8, 3
 
@@ -74,7 +76,7 @@ def main(
             continue
         with tempfile.TemporaryDirectory(dir=work) as scratch:
             link(work, Path(scratch))
-            every = [*phases, *own, *options.split()]
+            every = [*phases, *options.split(), *own]
             reached[name] = _follow(Path(scratch), name, every, None if rl else target)
         if target is None:
             target = max(epoch.cider for epoch in reached[name] if epoch.phase == "xe")

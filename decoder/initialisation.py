@@ -1,0 +1,112 @@
+"""First weights that know the data: what pictures differ in, and how often words come.
+
+Random weights spend the first epochs on two things that are known beforehand. Most of a feature of
+a CNN is the same in every picture, so that units of a random embedding are on, or off, for all of
+them; and that "a" is the likeliest word needs no learning.
+
+Shape suffixes: N images, C channels, W words beyond the special ones, H hidden size, K directions.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from decoder.batches import TrainingReader
+from decoder.models import Decoder
+from pipeline.vocabulary import EOS, UNK
+
+# So many images are enough to learn from; so many, for how regions are distributed.
+MOST_IMAGES, MOST_GRIDS = 10_000, 500
+# Of the regression: a share of the channels' mean variance.
+RIDGE = 0.1
+
+
+@torch.no_grad()
+def initialise(model: Decoder, training: TrainingReader) -> None:
+    """Fit the image embeddings and the output's bias of a new model to the training set.
+
+    The embeddings start as the directions of the pooled feature that tell most about the words of
+    the captions (reduced-rank regression, Izenman 1975), mixed at random, each with its opposite
+    as another unit, since a ReLU passes one side only. Their units have mean 0 and variance 1 over
+    pooled features, or over regions. The output's bias is the logarithm of the words' frequencies.
+
+    Takes some seconds, and random numbers from torch. A set of a single image changes the output
+    only: nothing can be said of what differs.
+    """
+    count_V = np.zeros(model.output.out_features)
+    for captions in training.captions:
+        for caption in captions:
+            np.add.at(count_V, [token - EOS for token in caption if token != UNK], 1)
+    bias_V = torch.from_numpy(count_V + 1).log()  # + 1: no word is impossible
+    model.output.bias.copy_(bias_V - bias_V.mean())
+
+    some = _spread(len(training), MOST_IMAGES)
+    pooled_NC = training.pooled(some)
+    pooled_NC -= pooled_NC.mean(0)
+    shares_NW = _shares([training.captions[place] for place in some], model.output.out_features - 1)
+    directions_CK = telling_directions(pooled_NC, shares_NW, -(-model.hidden // 2))
+    if directions_CK is None:
+        return
+    if model.reads_pooled:
+        _embed(model.pooled_embedding, directions_CK, training.pooled(some))
+    if model.attends:
+        grid_IRC = training.features(_spread(len(training), MOST_GRIDS)).grid_IRC
+        _embed(model.region_embedding, directions_CK, grid_IRC.flatten(0, 1))
+
+
+def telling_directions(pooled_NC: Tensor, shares_NW: Tensor, count: int) -> Tensor | None:
+    """Return `count` random mixtures of the directions that tell most about the words, [C, K].
+
+    Args:
+        pooled_NC: float32, of mean 0.
+        shares_NW: float32, what share of an image's captions has the word.
+        count: K.
+
+    Returns:
+        float32; None if no direction tells anything.
+    """
+    words_NW = shares_NW - shares_NW.mean(0)
+    words_NW /= (words_NW.square().mean(0) + 1e-3).sqrt()  # which keeps the rarest ones small
+    covariance_CC = (pooled_NC.T @ pooled_NC / len(pooled_NC)).double()
+    ridge = RIDGE * covariance_CC.diagonal().mean()
+    if not ridge > 0:
+        return None
+    covariance_CC.diagonal().add_(ridge)
+    cross_CW = (pooled_NC.T @ words_NW / len(pooled_NC)).double()
+    map_CW = torch.linalg.solve(covariance_CC, cross_CW).float()
+    predicted_NW = pooled_NC @ map_CW
+    _, strength_K, basis_WK = torch.svd_lowrank(predicted_NW, min(count, *predicted_NW.shape))
+    real_K = strength_K > 1e-3 * strength_K[0]
+    if not real_K.any():
+        return None
+    strength_K, basis_WK = strength_K[real_K], basis_WK[:, real_K]
+    # Of unit variance, but for the square root of how much each tells.
+    scale_K = math.sqrt(len(pooled_NC)) / (strength_K * strength_K[0]).sqrt()
+    mixing_KK = torch.linalg.qr(torch.randn(count, len(strength_K)))[0].T
+    return map_CW @ (basis_WK * scale_K) @ mixing_KK
+
+
+def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
+    """Give a layer the directions and their opposites, of mean 0 and variance 1 over the inputs."""
+    mean_C = inputs_NC.mean(0)
+    deviation_K = (inputs_NC @ directions_CK).std(0)
+    weight_KC = (directions_CK / (deviation_K + 1e-6)).T
+    weight_HC = torch.cat((weight_KC, -weight_KC))[: layer.out_features]
+    layer.weight.copy_(weight_HC)
+    layer.bias.copy_(-(weight_HC @ mean_C))
+
+
+def _shares(captions: list[list[list[int]]], words: int) -> Tensor:
+    """Return what share of each image's captions has each word that is not special, [N, W]."""
+    shares_NW = torch.zeros(len(captions), words)
+    for share_W, several in zip(shares_NW.numpy(), captions, strict=True):
+        for caption in several:
+            share_W[[token - EOS - 1 for token in set(caption) if token > EOS]] += 1 / len(several)
+    return shares_NW
+
+
+def _spread(length: int, most: int) -> list[int]:
+    """Return at most so many places, evenly spread."""
+    return np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist()
