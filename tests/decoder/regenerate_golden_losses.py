@@ -33,7 +33,7 @@ def losses(name: str, phase: str) -> list[float]:
     """
     torch.manual_seed(3)
     model_name, cell = name.split("-")
-    options = ModelOptions(model=model_name, cell=cell, hidden=48, attention=40)
+    options = ModelOptions(model=model_name, cell=cell, hidden=48, attention=40, dropout=0.5)
     model = models.build(options, WORDS, CHANNELS).train(phase == "xe")
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)  # as in training
     found = []
