@@ -44,13 +44,14 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
 
     some = _spread(len(training), MOST_IMAGES)
     pooled_NC = training.pooled(some)
-    pooled_NC -= pooled_NC.mean(0)
+    mean_C = pooled_NC.mean(0)
+    pooled_NC -= mean_C
     shares_NW = _shares([training.captions[place] for place in some], model.output.out_features - 1)
     directions_CK = telling_directions(pooled_NC, shares_NW, -(-model.hidden // 2))
     if directions_CK is None:
         return
     if model.reads_pooled:
-        _embed(model.pooled_embedding, directions_CK, training.pooled(some))
+        _embed(model.pooled_embedding, directions_CK, pooled_NC + mean_C)
     if model.attends:
         grid_IRC = training.features(_spread(len(training), MOST_GRIDS)).grid_IRC
         _embed(model.region_embedding, directions_CK, grid_IRC.flatten(0, 1))
