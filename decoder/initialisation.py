@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from decoder.batches import TrainingReader
 from decoder.models import Decoder
+from features.verification import spread
 from pipeline.vocabulary import EOS, UNK
 
 # So many images are enough to learn from; so many, for how regions are distributed.
@@ -35,14 +36,13 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     Takes some seconds, and random numbers from torch. A set of a single image changes the output
     only: nothing can be said of what differs.
     """
-    count_V = np.zeros(model.output.out_features)
-    for captions in training.captions:
-        for caption in captions:
-            np.add.at(count_V, [token - EOS for token in caption if token != UNK], 1)
-    bias_V = torch.from_numpy(count_V + 1).log()  # + 1: no word is impossible
+    told = (caption for several in training.captions for caption in several)
+    written = [token - EOS for caption in told for token in caption if token != UNK]
+    count_V = np.bincount(written, minlength=model.output.out_features)
+    bias_V = torch.from_numpy(count_V + 1.0).log()  # + 1: no word is impossible
     model.output.bias.copy_(bias_V - bias_V.mean())
 
-    some = _spread(len(training), MOST_IMAGES)
+    some = spread(range(len(training)), MOST_IMAGES)
     pooled_NC = training.pooled(some)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
@@ -53,7 +53,7 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     if model.reads_pooled:
         _embed(model.pooled_embedding, directions_CK, pooled_NC + mean_C)
     if model.attends:
-        grid_IRC = training.features(_spread(len(training), MOST_GRIDS)).grid_IRC
+        grid_IRC = training.features(spread(range(len(training)), MOST_GRIDS)).grid_IRC
         _embed(model.region_embedding, directions_CK, grid_IRC.flatten(0, 1))
 
 
@@ -72,7 +72,7 @@ def telling_directions(pooled_NC: Tensor, shares_NW: Tensor, count: int) -> Tens
     words_NW /= (words_NW.square().mean(0) + 1e-3).sqrt()  # which keeps the rarest ones small
     covariance_CC = (pooled_NC.T @ pooled_NC / len(pooled_NC)).double()
     ridge = RIDGE * covariance_CC.diagonal().mean()
-    if not ridge > 0:
+    if not 0 < ridge < math.inf:  # features that are not finite are named in training
         return None
     covariance_CC.diagonal().add_(ridge)
     cross_CW = (pooled_NC.T @ words_NW / len(pooled_NC)).double()
@@ -106,8 +106,3 @@ def _shares(captions: list[list[list[int]]], words: int) -> Tensor:
         for caption in several:
             share_W[[token - EOS - 1 for token in set(caption) if token > EOS]] += 1 / len(several)
     return shares_NW
-
-
-def _spread(length: int, most: int) -> list[int]:
-    """Return at most so many places, evenly spread."""
-    return np.unique(np.linspace(0, length - 1, min(length, most)).astype(int)).tolist()
