@@ -120,12 +120,21 @@ class SplitReader:
 
     Those whose extraction failed are left out: `images` are the others, `left_out` counts them.
 
+    Args:
+        store: the features.
+        table: the images and captions.
+        split: of the table.
+        grid: read the grid too, not the pooled features alone.
+
     Raises:
         UserError: the split is empty, or some of its images are not in the store yet.
     """
 
-    def __init__(self, store: FeatureStore, table: CaptionTable, split: str) -> None:
+    def __init__(
+        self, store: FeatureStore, table: CaptionTable, split: str, grid: bool = True
+    ) -> None:
         self.split = split
+        self._reads_grid = grid
         images = table.split(split)
         failed = store.failures()
         self.images: list[Image] = [image for image in images if image.id not in failed]
@@ -144,7 +153,9 @@ class SplitReader:
     def features(self, places: Sequence[int], views: Sequence[int] | None = None) -> Features:
         """Read the features of the images at `places`, of their first view or of `views`."""
         rows = self._rows[np.asarray(places)]
-        grid, pooled = self._store.grid(rows, views), self._store.pooled(rows, views)
+        pooled = self._store.pooled(rows, views)
+        without = np.empty((len(rows), 0, pooled.shape[1]), np.float32)
+        grid = self._store.grid(rows, views) if self._reads_grid else without
         return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
 
     def pooled(self, places: Sequence[int]) -> Tensor:
@@ -174,9 +185,15 @@ class TrainingReader(SplitReader):
     """
 
     def __init__(
-        self, store: FeatureStore, table: CaptionTable, vocabulary: Vocabulary, size: int, seed: int
+        self,
+        store: FeatureStore,
+        table: CaptionTable,
+        vocabulary: Vocabulary,
+        size: int,
+        seed: int,
+        grid: bool = True,
     ) -> None:
-        super().__init__(store, table, "train")
+        super().__init__(store, table, "train", grid)
         silent = [image.id for image in self.images if not image.captions]
         if silent:
             raise UserError(

@@ -87,16 +87,19 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     table_file, vocabulary_file, features_file = _inputs(options)
     table, store = captions.load(table_file), FeatureStore(features_file)
     words = vocabulary.load(vocabulary_file)
-    training = TrainingReader(store, table, words, options.batch_size, options.seed)
-    validation = SplitReader(store, table, "val")
+    # The decoder first, for it says what it needs of the features.
+    torch.manual_seed(options.seed)
+    device = ranks.own_device(choose_device(options.device))
+    model = models.build(options.decoder, len(words), store.description["channels"]).to(device)
+    training = TrainingReader(
+        store, table, words, options.batch_size, options.seed, grid=model.attends
+    )
+    validation = SplitReader(store, table, "val", grid=model.attends)
     first = ranks.rank() == 0
     if first:
         _report_left_out(training, validation)
         guards.report(store, table, training.captions)
 
-    torch.manual_seed(options.seed)
-    device = ranks.own_device(choose_device(options.device))
-    model = models.build(options.decoder, len(words), store.description["channels"]).to(device)
     used = {"train": training.images, "val": validation.images}
     config = describe(options, store, model, words, used)
     validator = None

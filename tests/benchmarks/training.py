@@ -243,10 +243,12 @@ def _trainer(options: TrainOptions, scratch: Path) -> Trainer:
     table = captions.load(options.work / "captions.json")
     words = vocabulary.load(options.work / "vocabulary.json")
     store = FeatureStore(options.work / "features.h5")
-    training = TrainingReader(store, table, words, options.batch_size, options.seed)
     torch.manual_seed(options.seed)
     model = models.build(options.decoder, len(words), store.description["channels"])
     model = model.to(options.device)
+    training = TrainingReader(
+        store, table, words, options.batch_size, options.seed, grid=model.attends
+    )
     validator = Validator.__new__(Validator)  # no validation takes place, so no Java is started
     run = RunFolder(scratch / "run")
     return Trainer(options, run, {}, model, words, training, training, validator)

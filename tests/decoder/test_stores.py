@@ -75,3 +75,15 @@ def test_a_run_trained_on_8_bits_captions_splits_and_new_pictures(
     assert caption.main([*run, *pictures]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("\t")[0] for line in lines] == pictures
+
+
+def test_a_decoder_that_does_not_attend_needs_no_grid(work: Path) -> None:
+    store = FeatureStore(work / "features.h5")
+    sizes, offsets = store._sizes, store._offsets
+    with (work / "features.h5").open("r+b") as file:
+        for row, size in enumerate(sizes[:, 0].tolist()):
+            file.seek(offsets[row, 0])
+            file.write(bytes(size))
+    options = ["--work", str(work), *SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    assert train.main([*options, "--run", "attends"]) == 2
+    assert train.main([*options, "--run", "pooled", "--model", "show_tell"]) == 0
