@@ -4,12 +4,12 @@ Random weights spend the first epochs on two things that are known beforehand. M
 a CNN is the same in every picture, so that units of a random embedding are on, or off, for all of
 them; and that "a" is the likeliest word needs no learning.
 
-Shape suffixes: N images, C channels, W words beyond the special ones, H hidden size, K directions.
+Shape suffixes: N images, C channels, W words, V words that can be written, H hidden size, K
+directions.
 """
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +18,8 @@ from decoder.models import Decoder
 from features.verification import spread
 from pipeline.vocabulary import EOS, UNK
 
-# So many images are enough to learn from; so many, for how regions are distributed.
-MOST_IMAGES, MOST_GRIDS = 10_000, 500
+# So many images and words are enough to learn from; so many grids, for how regions are distributed.
+MOST_IMAGES, MOST_WORDS, MOST_GRIDS = 6_000, 500, 200
 # Of the regression: a share of the channels' mean variance.
 RIDGE = 0.1
 
@@ -38,15 +38,16 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     """
     told = (caption for several in training.captions for caption in several)
     written = [token - EOS for caption in told for token in caption if token != UNK]
-    count_V = np.bincount(written, minlength=model.output.out_features)
-    bias_V = torch.from_numpy(count_V + 1.0).log()  # + 1: no word is impossible
+    count_V = torch.tensor(written).bincount(minlength=model.output.out_features)
+    bias_V = (count_V + 1.0).log()  # + 1: no word is impossible
     model.output.bias.copy_(bias_V - bias_V.mean())
 
     some = spread(range(len(training)), MOST_IMAGES)
     pooled_NC = training.pooled(some)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
-    shares_NW = _shares([training.captions[place] for place in some], model.output.out_features - 1)
+    frequent_W = count_V[1:].topk(min(MOST_WORDS, len(count_V) - 1)).indices + EOS + 1
+    shares_NW = _shares([training.captions[place] for place in some], frequent_W)
     directions_CK = telling_directions(pooled_NC, shares_NW, -(-model.hidden // 2))
     if directions_CK is None:
         return
@@ -70,13 +71,13 @@ def telling_directions(pooled_NC: Tensor, shares_NW: Tensor, count: int) -> Tens
     """
     words_NW = shares_NW - shares_NW.mean(0)
     words_NW /= (words_NW.square().mean(0) + 1e-3).sqrt()  # which keeps the rarest ones small
-    covariance_CC = (pooled_NC.T @ pooled_NC / len(pooled_NC)).double()
+    covariance_CC = pooled_NC.T @ pooled_NC / len(pooled_NC)
     ridge = RIDGE * covariance_CC.diagonal().mean()
     if not 0 < ridge < math.inf:  # features that are not finite are named in training
         return None
     covariance_CC.diagonal().add_(ridge)
-    cross_CW = (pooled_NC.T @ words_NW / len(pooled_NC)).double()
-    map_CW = torch.linalg.solve(covariance_CC, cross_CW).float()
+    cross_CW = pooled_NC.T @ words_NW / len(pooled_NC)
+    map_CW = torch.linalg.solve(covariance_CC, cross_CW)
     predicted_NW = pooled_NC @ map_CW
     _, strength_K, basis_WK = torch.svd_lowrank(predicted_NW, min(count, *predicted_NW.shape))
     real_K = strength_K > 1e-3 * strength_K[0]
@@ -99,10 +100,13 @@ def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
     layer.bias.copy_(-(weight_HC @ mean_C))
 
 
-def _shares(captions: list[list[list[int]]], words: int) -> Tensor:
-    """Return what share of each image's captions has each word that is not special, [N, W]."""
-    shares_NW = torch.zeros(len(captions), words)
+def _shares(captions: list[list[list[int]]], word_W: Tensor) -> Tensor:
+    """Return what share of each image's captions has each of the words, [N, W]."""
+    column = {word: n for n, word in enumerate(word_W.tolist())}
+    shares_NW = torch.zeros(len(captions), len(column))
     for share_W, several in zip(shares_NW.numpy(), captions, strict=True):
         for caption in several:
-            share_W[[token - EOS - 1 for token in set(caption) if token > EOS]] += 1 / len(several)
+            share_W[[column[token] for token in set(caption) if token in column]] += 1 / len(
+                several
+            )
     return shares_NW
