@@ -23,6 +23,8 @@ def constraints(
     fewer words to end with than a caption has places.
     """
     rules: list[Forbidden] = []
+    if not options.repeat_phrases:
+        rules.append(no_repeated_phrase(vocabulary.ids.get("and"), len(vocabulary)))
     if options.no_repeat_ngram:
         rules.append(no_repeated_ngram(options.no_repeat_ngram, len(vocabulary)))
     if options.no_bad_endings:
@@ -58,6 +60,33 @@ def no_repeated_ngram(n: int, words: int) -> Forbidden:
         following = ngrams_BWn[caption, place, -1]
         real = following != PAD  # of a caption that has ended, which says no more anyway
         mask_BV[caption[real], following[real] - EOS] = True
+        return mask_BV
+
+    return forbidden
+
+
+def no_repeated_phrase(joining: int | None, words: int) -> Forbidden:
+    """Forbid the words that would end a phrase which has just been said.
+
+    Args:
+        joining: the id of the word that may stand between the two ("a hat and a hat").
+        words: size of the vocabulary, special words included.
+    """
+
+    def forbidden(so_far_Bt: Tensor) -> Tensor:
+        mask_BV = so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
+        length = so_far_Bt.shape[1]
+        for gap in (0, 1) if joining is not None else (0,):
+            for phrase in range(1, (length + 1 - gap) // 2 + 1):
+                # The phrase but for its last word, now and before; then its last word of before.
+                begun = length - phrase + 1
+                before = begun - phrase - gap
+                same_B = (so_far_Bt[:, begun:] == so_far_Bt[:, before : before + phrase - 1]).all(1)
+                if gap:
+                    same_B &= so_far_Bt[:, begun - 1] == joining
+                last_B = so_far_Bt[:, before + phrase - 1]
+                caption = (same_B & (last_B > EOS)).nonzero().squeeze(1)
+                mask_BV[caption, last_B[caption] - EOS] = True
         return mask_BV
 
     return forbidden

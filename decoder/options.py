@@ -185,6 +185,8 @@ class GenerateOptions:
     """Choose, among the captions found, the one that agrees best with the others, with what people
     wrote for the most similar training pictures, and with the picture, in the joint embedding of
     decoder.search; for a run in its work directory, where that is learnt at the first time."""
+    repeat_phrases: bool = False
+    """Let a phrase be said twice on end, or with "and" between, as in "a hat and a hat"."""
     no_repeat_ngram: int = 0
     """Never write so many words in a row twice in a caption, such as 3; 0 allows it."""
     no_bad_endings: bool = False

@@ -22,7 +22,7 @@ from decoder.generate import (
 )
 from decoder.models import Decoder
 from decoder.options import GenerateOptions, ModelOptions
-from evaluation.diagnostics import BAD_ENDINGS
+from evaluation.diagnostics import BAD_ENDINGS, diagnose
 from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
 from tests.decoder import plain_search as plain
 
@@ -335,8 +335,43 @@ def test_no_weights_break_the_constraints(options, seed, features):
     def broken(captions: list[list[int]]) -> bool:
         return any(not c or c[-1] in bad or repeats(c, 3) for c in captions)
 
-    assert broken(written()), "the case is too easy: nothing is broken without constraints"
-    assert not broken(written(no_bad_endings=True, no_repeat_ngram=3))
+    def phrases_repeated(captions: list[list[int]]) -> float:
+        return diagnose(vocabulary.decode(caption) for caption in captions)["repeated_phrases"]
+
+    free = written(repeat_phrases=True)
+    easy = "the case is too easy: nothing is broken without constraints"
+    assert broken(free), easy
+    assert not broken(written(repeat_phrases=True, no_bad_endings=True, no_repeat_ngram=3))
+    assert not phrases_repeated(written())
+    if seed % 2 == 0:  # the others end at once
+        assert phrases_repeated(free), easy
+
+
+@pytest.mark.parametrize(
+    ("said", "forbidden"),
+    [
+        ("dog", ["dog"]),
+        ("a dog", ["dog"]),
+        ("a dog a", ["a", "dog"]),
+        ("a dog and", ["and", "dog"]),
+        ("a dog and a", ["a", "dog"]),
+        ("a dog runs a dog", ["dog", "runs"]),
+        ("a dog and a cat and", ["and", "cat"]),
+        ("in a dog and in a", ["a", "dog"]),
+    ],
+)
+def test_a_phrase_is_not_said_twice_on_end(said: str, forbidden: list[str]) -> None:
+    words = ("a", "and", "cat", "dog", "in", "runs")
+    vocabulary = Vocabulary((*SPECIAL, *words), (0,) * (len(words) + len(SPECIAL)), 1, 20)
+    rule = constraints(GenerateOptions(), vocabulary, 20)
+    assert rule is not None
+    so_far = torch.tensor([vocabulary.encode(said.split())[:-1]])
+    (mask,) = rule(so_far).tolist()
+    found = {word for word in words if mask[vocabulary.ids[word] - EOS]}
+    assert found == set(forbidden)
+    for word in words:
+        repeated = diagnose([f"{said} {word}"])["repeated_phrases"] > 0
+        assert repeated == (word in found)
 
 
 def test_a_caption_that_cannot_go_on_ends(features):
@@ -356,7 +391,7 @@ def test_a_caption_that_cannot_go_on_ends(features):
 
 
 def test_without_constraints_none_are_computed():
-    assert constraints(GenerateOptions(), named_vocabulary(), 8) is None
+    assert constraints(GenerateOptions(repeat_phrases=True), named_vocabulary(), 8) is None
 
 
 def test_a_constraint_sees_the_captions_so_far(features):
