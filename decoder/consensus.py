@@ -7,7 +7,6 @@ is drawn from the model (minimum Bayes risk, Kumar & Byrne 2004), here by CIDEr-
 Shape suffixes: I images, K candidates of each, T tokens.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from decoder import checkpoints
 from decoder.generate import Generated
-from decoder.reward import CiderD, Frequencies, References, all_words_encoded
+from decoder.reward import CiderD, Frequencies, References, all_words_encoded, whole_captions
 from decoder.runs import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables
-from pipeline.vocabulary import EOS, PAD, Vocabulary
+from pipeline.vocabulary import EOS, Vocabulary
 
 FREQUENCIES = "document_frequencies.safetensors"
 # What the log-probability of beams is divided by: they are the top of the distribution only, and
@@ -40,7 +39,7 @@ def expected_cider(found: Generated, weight_IK: Tensor, frequencies: Frequencies
         float64 [I, K], from 0 to 10; 0 where the others have no weight.
     """
     images, count = weight_IK.shape
-    candidates = [[_whole(tokens) for tokens in several] for several in found.tokens_IKT.tolist()]
+    candidates = [whole_captions(tokens_KT) for tokens_KT in found.tokens_IKT]
     references = References(dict(enumerate(candidates)), frequencies)
     image_ids = torch.arange(images, device=weight_IK.device)
     likeness, _ = CiderD(references).likeness(image_ids, found.tokens_IKT.flatten(0, 1), EOS)
@@ -66,45 +65,6 @@ def own_agreement(found: Generated, frequencies: Frequencies, drawn: bool) -> Te
     exists_IK = found.log_probability_IK > -torch.inf
     weight_IK = (found.log_probability_IK.double() / FLATTENED).softmax(1)
     return expected_cider(found, exists_IK.double() if drawn else weight_IK, frequencies)
-
-
-def agreement(
-    found: Generated,
-    captions: Sequence[Sequence[list[int]]],
-    weights: Sequence[Sequence[float]],
-    frequencies: Frequencies,
-) -> Tensor:
-    """Return each candidate's mean CIDEr-D against captions that others wrote.
-
-    Args:
-        found: candidates.
-        captions: for each image some, at least one, each ending in EOS (or cut off).
-        weights: of each of these in the mean; an image's sum to 1.
-        frequencies: in how many training images each n-gram occurs.
-
-    Returns:
-        float64 [I, K], from 0 to 10.
-    """
-    images, count = found.log_probability_IK.shape
-    own = [[_whole(tokens) for tokens in several] for several in found.tokens_IKT.tolist()]
-    # The candidates too, at no weight: or the frequencies of what only they hold were not known.
-    known = {
-        n: [*told, *several] for n, (told, several) in enumerate(zip(captions, own, strict=True))
-    }
-    references = References(known, frequencies)
-    device = found.tokens_IKT.device
-    image_ids = torch.arange(images, device=device)
-    likeness, _ = CiderD(references).likeness(image_ids, found.tokens_IKT.flatten(0, 1), EOS)
-    likeness_IKM = likeness.view(images, count, -1)
-    weight_IM = torch.zeros(images, likeness_IKM.shape[2], dtype=torch.float64)
-    for row_M, of_image in zip(weight_IM, weights, strict=True):
-        row_M[: len(of_image)] = torch.tensor(of_image, dtype=torch.float64)
-    return 10 * (likeness_IKM @ weight_IM.to(device)[:, :, None]).squeeze(2)
-
-
-def _whole(tokens: list[int]) -> list[int]:
-    """Return a caption without its padding, but never nothing at all."""
-    return [token for token in tokens if token != PAD] or [EOS]
 
 
 def frequencies_of(run: RunFolder, vocabulary: Vocabulary) -> Frequencies:

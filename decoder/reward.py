@@ -9,13 +9,14 @@ U distinct n-grams of all, D those of each caption and E those of each image, on
 X places of an image's samples.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pipeline.captions import Image
-from pipeline.vocabulary import EOS, Vocabulary
+from pipeline.vocabulary import EOS, PAD, Vocabulary
 
 ORDERS = 4
 # Standard deviation, in tokens, of the Gaussian penalty on a difference in length.
@@ -23,6 +24,7 @@ SIGMA = 6.0
 # Multiplier of the polynomial hash that stands for an n-gram: 2 ** 64 / golden ratio, signed. Two
 # n-grams of one data set share a hash with a chance of 1 in 10 ** 5, even at the size of COCO.
 HASH = 0x9E3779B97F4A7C15 - 2**64
+_BLOCK = 4000  # captions at once, which bounds the memory
 _HASH_INVERSE = pow(HASH, -1, 2**64) - 2**64  # also signed
 
 
@@ -268,6 +270,50 @@ def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         real.append(place + n <= length[:, None])
     is_real = torch.stack(real, 1)
     return torch.stack(keys, 1).mul_(is_real), is_real
+
+
+class NgramVectors(NamedTuple):
+    """The distinct n-grams of captions, those of a caption together."""
+
+    key: Tensor
+    """int64, the n-gram, as `_ngrams` numbers it."""
+    caption: Tensor
+    """int64, the caption that has it."""
+    value: Tensor
+    """float64, count times idf, over the length of the caption's vector of that order: the product
+    of two captions' vectors is the sum of their cosines over the orders."""
+
+
+def ngram_vectors(captions: Sequence[list[int]], frequencies: Frequencies) -> NgramVectors:
+    """Return the vectors of n-grams that CIDEr compares.
+
+    Args:
+        captions: token ids, at least one in each.
+        frequencies: in how many images each n-gram occurs.
+    """
+    log_images = torch.tensor(frequencies.images, dtype=torch.float64).log()
+    parts = []
+    for start in range(0, len(captions), _BLOCK):
+        block = captions[start : start + _BLOCK]
+        length_C = torch.tensor([len(caption) for caption in block])
+        longest = int(length_C.max())
+        tokens_CT = torch.tensor([[*c, *[0] * (longest - len(c))] for c in block])
+        key_CNT, real_CNT = _ngrams(tokens_CT, length_C)
+        caption, order, _ = real_CNT.nonzero(as_tuple=True)
+        keys, number = key_CNT[real_CNT].unique(return_inverse=True)
+        row = caption * ORDERS + order
+        distinct, count = (row * len(keys) + number).unique(return_counts=True)
+        key, row = keys[distinct % len(keys)], distinct // len(keys)
+        weight = count * (log_images - frequencies.of(key).double().log())
+        square = torch.zeros(len(block) * ORDERS, dtype=torch.float64)
+        norm = square.index_add_(0, row, weight**2).sqrt()[row]
+        parts.append((key, row // ORDERS + start, weight / norm.where(norm > 0, 1)))
+    return NgramVectors(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def whole_captions(tokens_BT: Tensor) -> list[list[int]]:
+    """Return captions without their padding, but none of them empty."""
+    return [[token for token in row if token != PAD] or [EOS] for row in tokens_BT.tolist()]
 
 
 class CiderD:

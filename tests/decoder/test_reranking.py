@@ -1,24 +1,20 @@
-"""The choice by neighbours' captions and the joint embedding, against a plain computation."""
+"""The choice by what people would write of a picture, and by the joint embedding."""
 
 import json
 import shutil
 
-import numpy as np
 import pytest
 import torch
 
-from decoder import caption, reranking
+from decoder import caption
 from decoder.batches import SplitReader
-from decoder.consensus import agreement
 from decoder.generate import Generated
 from decoder.reranking import Reranker
-from decoder.reward import References
 from decoder.runs import RunFolder
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies
-from pipeline.vocabulary import EOS, PAD
-from tests.decoder.test_consensus import CANDIDATES, generated, official, random_case
+from pipeline.vocabulary import PAD
 
 
 @pytest.fixture(scope="module")
@@ -27,43 +23,25 @@ def work(captioner, tmp_path_factory):
     return shutil.copytree(captioner, tmp_path_factory.mktemp("reranking") / "work")
 
 
-def test_agreement_with_what_others_wrote_is_the_weighted_mean_of_the_toolkits_cider():
-    training, candidates = random_case(seed=3)
-    captions = [training[i] for i in (5, 0, 7, 9)]  # of unlike numbers
-    torch.manual_seed(0)
-    weights = [torch.rand(len(told)).softmax(0).tolist() for told in captions]
-    found = agreement(generated(candidates), captions, weights, References(training).frequencies)
-    expected = [
-        sum(w * official(training, c, other) for w, other in zip(of, told, strict=True))
-        for several, told, of in zip(candidates, captions, weights, strict=True)
-        for c in several
-    ]
-    assert found.shape == (len(candidates), CANDIDATES)
-    assert max(expected) > 0.5, "the case is too easy: no candidate resembles a caption"
-    np.testing.assert_allclose(found.flatten(), expected, atol=1e-5)
-
-
-def test_neighbours_are_those_that_look_alike_and_a_caption_of_theirs_wins(work, monkeypatch):
-    """With the picture itself among the training images, its own captions agree best."""
-    monkeypatch.setattr(reranking, "NEIGHBOURS", 1)
+def test_of_a_training_picture_its_own_caption_wins_against_those_of_others(work):
+    """The regression has seen it; the decoder finds all of the captions equally likely."""
     run = RunFolder(work / "runs" / "captioner")
     vocabulary = vocabularies.load(run.vocabulary)
     reranker = Reranker(run, vocabulary, json.loads(run.config.read_text())["features"])
     table, store = tables.load(work / "captions.json"), FeatureStore(work / "features.h5")
     reader = SplitReader(store, table, "train")
-    places = [0, 3, 5]
-    own = [vocabulary.encode(reader.images[place].captions[0].tokens) for place in places]
-    longest = max(map(len, own))
-    rows = [[*ids, *[PAD] * (longest - len(ids))] for ids in own]
-    strange = [[EOS, *[PAD] * (longest - 1)] for _ in places]
-    tokens_IKT = torch.tensor([[empty, right] for empty, right in zip(strange, rows, strict=True)])
-    found = Generated(tokens_IKT, torch.tensor([[-1.0, -9.0]] * len(places)))
-    _, by_neighbours_IK, cosine_IK = reranker.judge(found, reader.features(places), 1, False)
-    assert (by_neighbours_IK[:, 1] > 1).all()
-    assert (by_neighbours_IK[:, 0] == 0).all()
-    assert (cosine_IK[:, 1] > cosine_IK[:, 0]).all()
+    told = [vocabulary.encode(image.captions[0].tokens) for image in reader.images]
+    places = [0, 3, 5, 8]
+    # Others first, and of the same length as far as can be: an image's own one is the last.
+    others = [[told[place - 1], told[place + 1], told[place]] for place in places]
+    longest = max(len(caption) for several in others for caption in several)
+    rows = [[[*c, *[PAD] * (longest - len(c))] for c in several] for several in others]
+    found = Generated(torch.tensor(rows), torch.full((len(places), 3), -1.0))
+    _, expected_IK, cosine_IK = reranker.judge(found, reader.features(places), 1, False)
+    assert (expected_IK.argmax(1) == 2).all()
+    assert (cosine_IK.argmax(1) == 2).all()
     ordered = reranker(found, reader.features(places), 1, False)
-    assert ordered.tokens_IKT[:, 0].tolist() == rows
+    assert ordered.tokens_IKT[:, 0].tolist() == [several[2] for several in rows]
 
 
 def test_reranking_is_chosen_on_the_command_line_and_needs_the_work_directory(
