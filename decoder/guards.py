@@ -1,10 +1,12 @@
 """What would make a run's numbers worth less than they look: reported before it trains."""
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
+import torch
 
 from features.errors import first_few
 from features.store import STORED, FeatureStore
@@ -50,6 +52,33 @@ def report(
                 split,
                 first_few(pairs, 20),
             )
+
+
+def report_precision(precision: str, device: torch.device) -> None:
+    """Warn of bfloat16 on a processor that has no instructions for it and must emulate it."""
+    if precision != "bfloat16" or device.type != "cpu":
+        return
+    slower = bfloat16_slowdown()
+    if slower > 1:
+        log.warning(
+            "--precision bfloat16: this processor multiplies in it at 1 / %.1f of its speed in "
+            "float32; leave the option out, which also gives the more exact numbers",
+            slower,
+        )
+
+
+def bfloat16_slowdown() -> float:
+    """Return the time of products in bfloat16 as a multiple of that in float32, on the CPU."""
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(64, 512, dtype=dtype), torch.ones(512, 1024, dtype=dtype)
+        taken = []
+        for _ in range(4):  # the first one prepares
+            started = time.perf_counter()
+            left @ right
+            taken.append(time.perf_counter() - started)
+        seconds[dtype] = min(taken)
+    return seconds[torch.bfloat16] / seconds[torch.float32]
 
 
 def unknown_share(captions: Iterable[Sequence[int]]) -> float:

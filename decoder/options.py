@@ -118,7 +118,8 @@ class TrainOptions:
     beam: int = 5
     """Beam of the validation captions that choose the best weights."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products in training: bfloat16 is faster on GPUs, and gives other numbers."""
+    """Of the products in training: bfloat16 gives other numbers, and is faster on GPUs and on
+    processors that have instructions for it; on others it is many times slower."""
     seed: int = 1
     """Fixes the initial weights, the order of the images, dropout and the samples."""
     device: str = "auto"

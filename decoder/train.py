@@ -99,6 +99,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     if first:
         _report_left_out(training, validation)
         guards.report(store, table, training.captions)
+        guards.report_precision(options.precision, device)
 
     used = {"train": training.images, "val": validation.images}
     config = describe(options, store, model, words, used)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from decoder import guards, train
 from features.building import write_store
@@ -237,3 +238,19 @@ def test_pictures_that_only_look_alike_are_not_reported(work: Path) -> None:
     table = captions.load(work / "captions.json")
     store = FeatureStore(work / "features.h5")
     assert [guards.leaks(store, table, split) for split in ("val", "test")] == [{}, {}]
+
+
+@pytest.mark.parametrize("slower", [8.2, 0.4])
+def test_bfloat16_is_reported_where_the_processor_has_to_emulate_it(
+    slower: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert guards.bfloat16_slowdown() > 0
+    monkeypatch.setattr(guards, "bfloat16_slowdown", lambda: slower)
+    guards.report_precision("float32", torch.device("cpu"))
+    guards.report_precision("bfloat16", torch.device("meta"))
+    assert not caplog.records
+    guards.report_precision("bfloat16", torch.device("cpu"))
+    told = [record.getMessage() for record in caplog.records]
+    assert [("1 / 8.2" in text, "leave the option out" in text) for text in told] == (
+        [(True, True)] if slower > 1 else []
+    )
