@@ -184,8 +184,9 @@ class GenerateOptions:
     others, rather than the most probable."""
     rerank: bool = False
     """Choose, among the captions found, the one that agrees best with the others, with what people
-    wrote for the most similar training pictures, and with the picture, in the joint embedding of
-    decoder.search; for a run in its work directory, where that is learnt at the first time."""
+    would write, as far as the training pictures and their captions tell, and with the picture, in
+    the joint embedding of decoder.search; for a run in its work directory, where that is learnt at
+    the first time."""
     repeat_phrases: bool = False
     """Let a phrase be said twice on end, or with "and" between, as in "a hat and a hat"."""
     no_repeat_ngram: int = 0

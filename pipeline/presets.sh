@@ -1,12 +1,13 @@
 # Sourced by run_all.sh: `preset NAME` sets the options that suit a data set, in the arrays `prepare`,
-# `extract` and `train`, one for each stage. An option that is not here has the stage's default.
+# `extract` and `train`, one for each stage, and `best`, with which decoder.caption writes the best that
+# the run can. An option that is not here has the stage's default.
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # run_all.sh reads the arrays
 
 PRESETS='shapes, flickr8k, flickr30k, coco or coco_att2in'
 
 preset() {
-    prepare=() extract=() train=()
+    prepare=() extract=() train=() best=()
     # What regularises: slower than the defaults, and better in the end.
     local slow=(--initial random --batch-size 10 --dropout 0.5 --xe.learning-rate 1.5e-3)
     slow+=(--xe.label-smoothing 0.1 --rl.temperature 0.5)
@@ -23,6 +24,7 @@ preset() {
             extract=(--backbone efficientnet_lite0+efficientnet_lite1+efficientnet_lite2 --views 7)
             train=("${slow[@]}" --hidden 320 --attention 320)
             train+=(--xe.epochs 9 --rl.epochs 9 --rl.learning-rate 3e-4)
+            best=(--rerank --beam 20)
             ;;
         # The defaults: one CNN, one view, a quick start with your own photographs.
         karpathy | folder) ;;

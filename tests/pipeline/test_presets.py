@@ -10,7 +10,7 @@ import pytest
 import tyro
 from PIL import Image, ImageDraw
 
-from decoder.options import TrainOptions
+from decoder.options import CaptionOptions, TrainOptions
 from features.backbones import names
 from pipeline.options import ExtractOptions, PrepareOptions
 
@@ -19,6 +19,7 @@ STAGES: dict[str, tuple[type, list[str]]] = {
     "prepare": (PrepareOptions, ["--dataset", "coco", "--root", "/data", "--work", "w"]),
     "extract": (ExtractOptions, ["--work", "w"]),
     "train": (TrainOptions, ["--work", "w", "--run", "r"]),
+    "best": (CaptionOptions, ["--run", "w/runs/r", "--split", "val"]),
 }
 SHAPES = {"circle": ImageDraw.ImageDraw.ellipse, "square": ImageDraw.ImageDraw.rectangle}
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -42,6 +43,7 @@ def test_a_preset_has_only_options_that_its_stages_have(preset):
     assert set(options(preset, "extract").backbone.split("+")) <= set(names())
     assert options(preset, "train").xe.epochs > 0
     assert options(preset, "prepare").dataset == "coco"
+    assert options(preset, "best").split == "val"
 
 
 def test_your_own_pictures_have_the_defaults():
