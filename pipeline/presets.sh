@@ -24,7 +24,7 @@ preset() {
             extract=(--backbone efficientnet_lite0+efficientnet_lite1+efficientnet_lite2 --views 7)
             train=("${slow[@]}" --hidden 320 --attention 320)
             train+=(--xe.epochs 9 --rl.epochs 9 --rl.learning-rate 3e-4)
-            best=(--rerank --beam 20)
+            best=(--rerank --beam 50)
             ;;
         # The defaults: one CNN, one view, a quick start with your own photographs.
         karpathy | folder) ;;
