@@ -39,6 +39,9 @@ def rows_of(out: Path) -> dict[str, dict]:
             rows = list(csv.DictReader(file))
     else:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+        for row in rows:  # of which the last digits depend on how many are computed together
+            if row.get("log_probability") is not None:
+                row["log_probability"] = round(row["log_probability"], 4)
     by_path = {row["path"]: row for row in rows}
     assert len(by_path) == len(rows), "a picture has two rows"
     return by_path
