@@ -4,8 +4,8 @@ Random weights spend the first epochs on two things that are known beforehand. M
 a CNN is the same in every picture, so that units of a random embedding are on, or off, for all of
 them; and that "a" is the likeliest word needs no learning.
 
-Shape suffixes: N images, C channels, W words, V words that can be written, H hidden size, K
-directions.
+Shape suffixes: N images, C channels, W words beyond the special ones, V words that can be written,
+H hidden size, K directions.
 """
 
 import math
@@ -18,8 +18,8 @@ from decoder.models import Decoder
 from features.verification import spread
 from pipeline.vocabulary import EOS, UNK
 
-# So many images and words are enough to learn from; so many grids, for how regions are distributed.
-MOST_IMAGES, MOST_WORDS, MOST_GRIDS = 6_000, 500, 200
+# So many images are enough to learn from; so many, for how regions are distributed.
+MOST_IMAGES, MOST_GRIDS = 10_000, 200
 # Of the regression: a share of the channels' mean variance.
 RIDGE = 0.1
 
@@ -46,8 +46,7 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     pooled_NC = training.pooled(some)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
-    frequent_W = count_V[1:].topk(min(MOST_WORDS, len(count_V) - 1)).indices + EOS + 1
-    shares_NW = _shares([training.captions[place] for place in some], frequent_W)
+    shares_NW = _shares([training.captions[place] for place in some], len(count_V) - 1)
     directions_CK = telling_directions(pooled_NC, shares_NW, -(-model.hidden // 2))
     if directions_CK is None:
         return
@@ -100,13 +99,10 @@ def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
     layer.bias.copy_(-(weight_HC @ mean_C))
 
 
-def _shares(captions: list[list[list[int]]], word_W: Tensor) -> Tensor:
-    """Return what share of each image's captions has each of the words, [N, W]."""
-    column = {word: n for n, word in enumerate(word_W.tolist())}
-    shares_NW = torch.zeros(len(captions), len(column))
+def _shares(captions: list[list[list[int]]], words: int) -> Tensor:
+    """Return what share of each image's captions has each word that is not special, [N, W]."""
+    shares_NW = torch.zeros(len(captions), words)
     for share_W, several in zip(shares_NW.numpy(), captions, strict=True):
         for caption in several:
-            share_W[[column[token] for token in set(caption) if token in column]] += 1 / len(
-                several
-            )
+            share_W[[token - EOS - 1 for token in set(caption) if token > EOS]] += 1 / len(several)
     return shares_NW
