@@ -154,8 +154,10 @@ class SplitReader:
         """Read the features of the images at `places`, of their first view or of `views`."""
         rows = self._rows[np.asarray(places)]
         pooled = self._store.pooled(rows, views)
-        without = np.empty((len(rows), 0, pooled.shape[1]), np.float32)
-        grid = self._store.grid(rows, views) if self._reads_grid else without
+        if self._reads_grid:
+            grid = self._store.grid(rows, views)
+        else:
+            grid = np.empty((len(rows), 0, pooled.shape[1]), np.float32)
         return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
 
     def pooled(self, places: Sequence[int]) -> Tensor:

@@ -39,7 +39,7 @@ def expected_cider(found: Generated, weight_IK: Tensor, frequencies: Frequencies
         float64 [I, K], from 0 to 10; 0 where the others have no weight.
     """
     images, count = weight_IK.shape
-    candidates = [whole_captions(tokens_KT) for tokens_KT in found.tokens_IKT]
+    candidates = [whole_captions(tokens_KT) for tokens_KT in found.tokens_IKT.cpu()]
     references = References(dict(enumerate(candidates)), frequencies)
     image_ids = torch.arange(images, device=weight_IK.device)
     likeness, _ = CiderD(references).likeness(image_ids, found.tokens_IKT.flatten(0, 1), EOS)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoder.batches import Features
+from decoder.batches import Features, SplitReader
 from decoder.consensus import count_frequencies, own_agreement
 from decoder.expectation import Expectation
 from decoder.generate import Generated
@@ -25,7 +25,7 @@ from decoder.reward import all_words_encoded
 from decoder.runs import RunFolder
 from decoder.search_index import embedding_of
 from features.errors import UserError
-from features.store import STORED, FeatureStore, fingerprint
+from features.store import FeatureStore, fingerprint
 from pipeline import captions as tables
 from pipeline.vocabulary import Vocabulary
 
@@ -58,13 +58,13 @@ class Reranker:
         store.expect(fingerprint(description), f"the run {run.path}", description)
         self._frequencies = count_frequencies(table, vocabulary)
         self._embedding = embedding_of(run, run.work, vocabulary, fingerprint(description))
+        # All of them, as they were counted, so that unknown words have the same ids.
         told = [image for image in table.split("train") if image.captions]
         encoded = all_words_encoded(told, vocabulary)
-        stored = set(store.image_ids[store.status == STORED].tolist())
-        known = [image.id for image in told if image.id in stored]
-        pooled_NC = torch.from_numpy(store.pooled(store.rows(known)))
-        captions = [encoded[image_id] for image_id in known]
-        self._expectation = Expectation(pooled_NC, captions, self._frequencies)
+        reader = SplitReader(store, table, "train", grid=False)
+        places = [place for place, image in enumerate(reader.images) if image.captions]
+        captions = [encoded[reader.images[place].id] for place in places]
+        self._expectation = Expectation(reader.pooled(places), captions, self._frequencies)
 
     def __call__(self, found: Generated, features: Features, views: int, drawn: bool) -> Generated:
         """Return the candidates, the best first.

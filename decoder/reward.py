@@ -24,8 +24,8 @@ SIGMA = 6.0
 # Multiplier of the polynomial hash that stands for an n-gram: 2 ** 64 / golden ratio, signed. Two
 # n-grams of one data set share a hash with a chance of 1 in 10 ** 5, even at the size of COCO.
 HASH = 0x9E3779B97F4A7C15 - 2**64
-_BLOCK = 4000  # captions at once, which bounds the memory
 _HASH_INVERSE = pow(HASH, -1, 2**64) - 2**64  # also signed
+_BLOCK = 4000  # captions at once, which bounds the memory
 
 
 class _Compared(NamedTuple):
@@ -103,9 +103,7 @@ class References:
         image_C = torch.arange(images).repeat_interleave(per_image)
 
         length_C = torch.tensor([len(caption) for caption in captions])
-        longest = int(length_C.max())
-        tokens_CT = torch.tensor([[*c, *[0] * (longest - len(c))] for c in captions])
-        key_CNT, real_CNT = _ngrams(tokens_CT, length_C)
+        key_CNT, real_CNT = _ngrams(_filled(captions), length_C)
         self._key, number = _spread(key_CNT[real_CNT]).unique(return_inverse=True)
         self._first_B, self._fullest = _buckets(self._key)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
@@ -272,6 +270,12 @@ def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(keys, 1).mul_(is_real), is_real
 
 
+def _filled(captions: Sequence[list[int]]) -> Tensor:
+    """Return captions as one tensor [C, T], short ones filled up with anything."""
+    longest = max(map(len, captions))
+    return torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions])
+
+
 class NgramVectors(NamedTuple):
     """The distinct n-grams of captions, those of a caption together."""
 
@@ -296,9 +300,7 @@ def ngram_vectors(captions: Sequence[list[int]], frequencies: Frequencies) -> Ng
     for start in range(0, len(captions), _BLOCK):
         block = captions[start : start + _BLOCK]
         length_C = torch.tensor([len(caption) for caption in block])
-        longest = int(length_C.max())
-        tokens_CT = torch.tensor([[*c, *[0] * (longest - len(c))] for c in block])
-        key_CNT, real_CNT = _ngrams(tokens_CT, length_C)
+        key_CNT, real_CNT = _ngrams(_filled(block), length_C)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
         keys, number = key_CNT[real_CNT].unique(return_inverse=True)
         row = caption * ORDERS + order

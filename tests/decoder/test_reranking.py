@@ -32,7 +32,7 @@ def test_of_a_training_picture_its_own_caption_wins_against_those_of_others(work
     reader = SplitReader(store, table, "train")
     told = [vocabulary.encode(image.captions[0].tokens) for image in reader.images]
     places = [0, 3, 5, 8]
-    # Others first, and of the same length as far as can be: an image's own one is the last.
+    # Those of two other images first: an image's own one is the last.
     others = [[told[place - 1], told[place + 1], told[place]] for place in places]
     longest = max(len(caption) for several in others for caption in several)
     rows = [[[*c, *[PAD] * (longest - len(c))] for c in several] for several in others]
