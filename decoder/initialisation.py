@@ -38,7 +38,7 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     """
     told = (caption for several in training.captions for caption in several)
     written = [token - EOS for caption in told for token in caption if token != UNK]
-    count_V = torch.tensor(written).bincount(minlength=model.output.out_features)
+    count_V = torch.tensor(written, dtype=torch.int64).bincount(minlength=model.output.out_features)
     bias_V = (count_V + 1.0).log()  # + 1: no word is impossible
     model.output.bias.copy_(bias_V - bias_V.mean())
 

@@ -257,5 +257,6 @@ for file in sys.argv[2:]:
     print(caption(file))
 ```
 
-`python -m decoder.caption` searches with a beam instead, and lays transparency on white.
+`python -m decoder.caption` searches with a beam instead, says no phrase twice on end, and lays
+transparency on white.
 """
