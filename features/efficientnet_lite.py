@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from features.published import Published, transform
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -94,6 +96,31 @@ def load_efficientnet_lite(name: str) -> EfficientNetLite:
     for block in model.blocks:
         _fold(block, expand_conv="bn0", depthwise_conv="bn1", project_conv="bn2")
     return model
+
+
+def published(name: str) -> Published:
+    """Return the network `name` of `VARIANTS`, whose weights are in its package."""
+    network = load_efficientnet_lite(name)
+    file = weights_file(name)
+    described = transform(
+        size=VARIANTS[name].size,
+        interpolation="bicubic",
+        scale=1.0,
+        mean=[MEAN] * 3,
+        std=[STD] * 3,
+    )
+    return Published(_LastMap(network), file.name, file, described)
+
+
+class _LastMap(nn.Module):
+    """An EfficientNet-Lite that returns its last feature map."""
+
+    def __init__(self, classifier: EfficientNetLite) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.classifier.last_map(images)
 
 
 class _SameConv2d(nn.Conv2d):

@@ -132,8 +132,8 @@ def _weights() -> Iterator[Finding]:
     """Compare the CNNs' weights with the first digits of their checksum, which end their names."""
     import torch
 
-    from features.backbones import checksum_in
     from features.efficientnet_lite import VARIANTS, weights_file
+    from features.published import checksum_in
 
     downloaded = Path(torch.hub.get_dir(), "checkpoints").glob("*-????????.pth")
     for path in (*map(weights_file, sorted(VARIANTS)), *sorted(downloaded)):

@@ -16,7 +16,7 @@ import torch
 
 from decoder import caption, train
 from evaluation import report
-from features import backbones
+from features import torchvision_cnns
 from features.errors import UserError
 from pipeline import extract
 from tests.fuzz.readers import trained
@@ -149,9 +149,9 @@ def test_weights_from_the_net_that_hold_more_than_tensors_are_refused(
     """torchvision itself would run them: it checks eight digits of their checksum only."""
     marker, file = tmp_path / "marker", tmp_path / "weights.pth"
     file.write_bytes(pickled_by_torch(marker))
-    monkeypatch.setattr(backbones, "_download", lambda url: file)
+    monkeypatch.setattr(torchvision_cnns, "_download", lambda url: file)
     with pytest.raises(UserError, match="more in it than weights"):
-        backbones._torchvision("shufflenet_v2_x0_5")
+        torchvision_cnns.published("shufflenet_v2_x0_5")
     assert not marker.exists()
 
 

@@ -25,12 +25,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from features import efficientnet_lite
-from features.backbones import Backbone, load_backbone, until_last_map
+from features.backbones import Backbone, load_backbone
 from features.devices import choose_device
 from features.extraction import extract
 from features.images import read_picture
 from features.parts import PartWriter
 from features.rows import RowFormat
+from features.torchvision_cnns import until_last_map
 
 ALONE, STORED, PEERS = "CNN alone", "decode, CNN, store", "one at a time, eager, .npz"
 # Slow ways take a share of the pictures, or they would take all the time.

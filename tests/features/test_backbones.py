@@ -1,4 +1,6 @@
 import hashlib
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -11,10 +13,11 @@ import torchvision
 from PIL import Image
 from torch import Tensor, nn
 
-from features import backbones
-from features.backbones import Backbone, load_backbone, until_last_map
+from features import torchvision_cnns
+from features.backbones import Backbone, load_backbone
 from features.backends import Network, choose
 from features.errors import UserError
+from features.published import checksum_in
 
 CPU = torch.device("cpu")
 
@@ -61,7 +64,7 @@ def test_the_last_map_is_what_the_classifier_sees(name: str, head: Callable) -> 
     options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
     model = torchvision.models.get_model(name, weights=None, **options)
     size = torchvision.models.get_model_weights(name).DEFAULT.transforms().crop_size[0]
-    map_of = until_last_map(model, size)
+    map_of = torchvision_cnns.until_last_map(model, size)
     images = torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         map_ = map_of(images)
@@ -70,7 +73,7 @@ def test_the_last_map_is_what_the_classifier_sees(name: str, head: Callable) -> 
 
 
 def test_every_family_of_torchvision_cnns_is_tested() -> None:
-    known = [name for name in backbones.names() if not name.startswith("efficientnet_lite")]
+    known = torchvision_cnns.names()
     families = {torchvision.models.get_model_builder(name).__module__ for name in known}
     tested = {torchvision.models.get_model_builder(name).__module__ for name in FAMILIES}
     assert families == tested
@@ -78,15 +81,26 @@ def test_every_family_of_torchvision_cnns_is_tested() -> None:
 
 
 def test_published_weights_name_their_checksum() -> None:
-    for name in backbones.names():
-        if not name.startswith("efficientnet_lite"):
-            url = torchvision.models.get_model_weights(name).DEFAULT.url
-            assert len(backbones.checksum_in(url)) >= 8
+    for name in torchvision_cnns.names():
+        url = torchvision.models.get_model_weights(name).DEFAULT.url
+        assert len(checksum_in(url)) >= 8
 
 
 def test_an_unknown_backbone_is_told_the_nearest_name() -> None:
     with pytest.raises(UserError, match="unknown backbone 'resnet100': did you mean resnet101"):
         load_backbone("resnet100", 7, CPU)
+
+
+@pytest.mark.parametrize("stage", ["decoder.caption", "decoder.train", "pipeline.extract"])
+def test_a_stage_imports_torchvision_only_for_its_cnns(stage: str) -> None:
+    """It takes seconds, and the captions of a picture and the first step would wait for them."""
+    code = f"""
+import sys, torch, {stage}
+from features.backbones import load_backbone
+load_backbone("efficientnet_lite0", 7, torch.device("cpu"), "eager")
+assert "torchvision" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_grid_larger_than_the_last_map_is_refused() -> None:

@@ -14,9 +14,10 @@ import torchvision
 from torch import Tensor, nn
 
 from features import backends
-from features.backbones import load_backbone, until_last_map
+from features.backbones import load_backbone
 from features.backends import ONE_BY_ONE, TOLERANCE, Network, choose
 from features.errors import UserError
+from features.torchvision_cnns import until_last_map
 
 CPU = torch.device("cpu")
 IMAGENET = {"scale": 255.0, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
