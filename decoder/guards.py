@@ -42,8 +42,8 @@ def report(
             100 * share,
             100 * UNKNOWN_BOUND,
         )
-    for split in ("val", "test"):
-        if leaked := leaks(store, table, split):
+    for split, leaked in leaks(store, table).items():
+        if leaked:
             pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
             log.warning(
                 "%d %s images are pictures that are trained on under another id, so their scores "
@@ -87,44 +87,53 @@ def unknown_share(captions: Iterable[Sequence[int]]) -> float:
     return float((words == UNK).mean()) if len(words) else 0.0
 
 
-def leaks(store: FeatureStore, table: CaptionTable, split: str) -> dict[int, int]:
-    """Return the images of `split` whose picture is also a training image, and that image's id.
+def leaks(store: FeatureStore, table: CaptionTable) -> dict[str, dict[int, int]]:
+    """Return, for val and test, images whose picture is a training image too, and that one's id.
 
     Pictures are told apart by their stored pooled features, so that none is opened. A picture that
     was scaled or compressed anew is not found.
     """
-    held_out: dict[tuple[int, bytes], list[tuple[int, np.ndarray]]] = defaultdict(list)
-    for image, pooled in _pooled(store, table, split):
-        for piece in _pieces(pooled):
-            held_out[piece].append((image, pooled))
-    found: dict[int, int] = {}
-    for twin, pooled in _pooled(store, table, "train") if held_out else ():
-        for piece in _pieces(pooled):
-            for image, other in held_out.get(piece, ()):
-                if image not in found and _same(pooled, other):
-                    found[image] = twin
-    return dict(sorted(found.items()))
+    found: dict[str, dict[int, int]] = {"val": {}, "test": {}}
+    held_out: dict[int, list[tuple[str, int, np.ndarray]]] = defaultdict(list)
+    for split in found:
+        for ids, pooled_nC in _pooled(store, table, split):
+            keys, told = _pieces(pooled_nC)
+            for row, piece in np.argwhere(told).tolist():
+                held_out[int(keys[row, piece])].append((split, ids[row], pooled_nC[row]))
+    known = np.fromiter(held_out, np.uint64, len(held_out))
+    for ids, pooled_nC in _pooled(store, table, "train") if held_out else ():
+        keys, told = _pieces(pooled_nC)
+        for row, piece in np.argwhere(told & np.isin(keys, known)).tolist():
+            for split, image, other in held_out[int(keys[row, piece])]:
+                if image not in found[split] and _same(pooled_nC[row], other):
+                    found[split][image] = ids[row]
+    return {split: dict(sorted(pairs.items())) for split, pairs in found.items()}
 
 
 def _pooled(
     store: FeatureStore, table: CaptionTable, split: str
-) -> Iterator[tuple[int, np.ndarray]]:
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield the ids of some stored images of a split and their features, float32 [n, channels]."""
     stored = set(store.image_ids[store.status == STORED].tolist())
     ids = [image.id for image in table.images if image.split == split and image.id in stored]
     for start in range(0, len(ids), _ROWS):
         some = ids[start : start + _ROWS]
-        yield from zip(some, store.pooled(store.rows(some)), strict=True)
+        yield some, store.pooled(store.rows(some))
 
 
-def _pieces(pooled: np.ndarray) -> Iterator[tuple[int, bytes]]:
-    """Yield pieces of a pooled feature [channels], each with its place.
+def _pieces(pooled_nC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a number, uint64 [n, pieces], for each piece of features, and whether it tells them.
 
-    A piece that is mostly zeros, as many pictures have it, is left out.
+    A piece that is mostly zeros, as many pictures have it, does not.
     """
-    for start in np.linspace(0, max(0, len(pooled) - _PIECE), _PIECES, dtype=int).tolist():
-        piece = pooled[start : start + _PIECE]
-        if 2 * np.count_nonzero(piece) > len(piece):
-            yield start, piece.tobytes()
+    channels = pooled_nC.shape[1]
+    starts = np.linspace(0, max(0, channels - _PIECE), _PIECES, dtype=int)
+    places = starts[:, None] + np.arange(min(_PIECE, channels))
+    pieces = pooled_nC[:, places]
+    bits = np.ascontiguousarray(pieces).view(np.uint32)
+    multipliers = np.random.default_rng(0).integers(2**63, size=places.shape, dtype=np.uint64)
+    keys = (bits * (2 * multipliers + 1)).sum(-1, dtype=np.uint64)  # it wraps
+    return keys, 2 * np.count_nonzero(pieces, axis=-1) > places.shape[1]
 
 
 def _same(one: np.ndarray, other: np.ndarray) -> bool:

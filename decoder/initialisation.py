@@ -22,6 +22,8 @@ from pipeline.vocabulary import EOS, UNK
 MOST_IMAGES, MOST_GRIDS = 10_000, 200
 # Of the regression: a share of the channels' mean variance.
 RIDGE = 0.1
+# Correlations that are rounding errors.
+_ROUNDING = 1e-4
 
 
 @torch.no_grad()
@@ -46,8 +48,8 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     pooled_NC = training.pooled(some)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
-    shares_NW = _shares([training.captions[place] for place in some], len(count_V) - 1)
-    directions_CK = telling_directions(pooled_NC, shares_NW, -(-model.hidden // 2))
+    shares_WN = _shares([training.captions[place] for place in some], len(count_V) - 1)
+    directions_CK = telling_directions(pooled_NC, shares_WN, -(-model.hidden // 2))
     if directions_CK is None:
         return
     if model.reads_pooled:
@@ -57,36 +59,42 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
         _embed(model.region_embedding, directions_CK, grid_IRC.flatten(0, 1))
 
 
-def telling_directions(pooled_NC: Tensor, shares_NW: Tensor, count: int) -> Tensor | None:
+def telling_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tensor | None:
     """Return `count` random mixtures of the directions that tell most about the words, [C, K].
+
+    With L the Cholesky factor of the features' covariance, ridge included, and their covariance
+    with the words, the regression explains by its k-th direction what the k-th singular value of
+    inverse(L) @ cross says, and that direction is inverse(L).T times the left singular vector
+    (reduced-rank ridge regression, Mukherjee & Zhu 2011).
 
     Args:
         pooled_NC: float32, of mean 0.
-        shares_NW: float32, what share of an image's captions has the word.
+        shares_WN: float32, sparse, what share of an image's captions has the word.
         count: K.
 
     Returns:
         float32; None if no direction tells anything.
     """
-    words_NW = shares_NW - shares_NW.mean(0)
-    words_NW /= (words_NW.square().mean(0) + 1e-3).sqrt()  # which keeps the rarest ones small
-    covariance_CC = pooled_NC.T @ pooled_NC / len(pooled_NC)
+    images = len(pooled_NC)
+    covariance_CC = pooled_NC.T @ pooled_NC / images
     ridge = RIDGE * covariance_CC.diagonal().mean()
     if not 0 < ridge < math.inf:  # features that are not finite are named in training
         return None
     covariance_CC.diagonal().add_(ridge)
-    cross_CW = pooled_NC.T @ words_NW / len(pooled_NC)
-    map_CW = torch.linalg.solve(covariance_CC, cross_CW)
-    predicted_NW = pooled_NC @ map_CW
-    _, strength_K, basis_WK = torch.svd_lowrank(predicted_NW, min(count, *predicted_NW.shape))
-    real_K = strength_K > 1e-3 * strength_K[0]
+    factor_CC = torch.linalg.cholesky(covariance_CC)
+    mean_W, square_W = ((shares_WN**n).sum(1).to_dense() / images for n in (1, 2))
+    scale_W = images * (square_W - mean_W**2 + 1e-3).sqrt()  # + 1e-3 keeps the rarest words small
+    cross_CW = (shares_WN @ pooled_NC).T / scale_W
+    whitened_CW = torch.linalg.solve_triangular(factor_CC, cross_CW, upper=False)
+    basis_CK, strength_K, _ = torch.svd_lowrank(whitened_CW, min(count, *whitened_CW.shape))
+    real_K = strength_K > (1e-3 * strength_K[0]).clamp(min=_ROUNDING)
     if not real_K.any():
         return None
-    strength_K, basis_WK = strength_K[real_K], basis_WK[:, real_K]
+    strength_K, basis_CK = strength_K[real_K], basis_CK[:, real_K]
     # Of unit variance, but for the square root of how much each tells.
-    scale_K = math.sqrt(len(pooled_NC)) / (strength_K * strength_K[0]).sqrt()
+    scaled_CK = basis_CK * (strength_K / strength_K[0]).sqrt()
     mixing_KK = torch.linalg.qr(torch.randn(count, len(strength_K)))[0].T
-    return map_CW @ (basis_WK * scale_K) @ mixing_KK
+    return torch.linalg.solve_triangular(factor_CC.T, scaled_CK, upper=True) @ mixing_KK
 
 
 def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
@@ -100,9 +108,15 @@ def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
 
 
 def _shares(captions: list[list[list[int]]], words: int) -> Tensor:
-    """Return what share of each image's captions has each word that is not special, [N, W]."""
-    shares_NW = torch.zeros(len(captions), words)
-    for share_W, several in zip(shares_NW.numpy(), captions, strict=True):
-        for caption in several:
-            share_W[[token - EOS - 1 for token in set(caption) if token > EOS]] += 1 / len(several)
-    return shares_NW
+    """Return what share of each image's captions has each word that is not special, [W, N]."""
+    several = torch.tensor([len(of_image) for of_image in captions])
+    image_of_caption = torch.arange(len(captions)).repeat_interleave(several)
+    every = [caption for of_image in captions for caption in of_image]
+    caption = torch.arange(len(every)).repeat_interleave(torch.tensor([len(c) for c in every]))
+    word = torch.tensor([token for c in every for token in c]) - EOS - 1
+    pair = (caption * words + word)[word >= 0].unique()  # once for each caption that has it
+    image = image_of_caption[pair // words]
+    shape = words, len(captions)
+    return torch.sparse_coo_tensor(
+        torch.stack((pair % words, image)), 1 / several[image], shape, check_invariants=True
+    ).coalesce()

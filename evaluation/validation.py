@@ -4,6 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
@@ -33,11 +34,12 @@ class Validator:
     """
 
     def __init__(self, references: Captions, time_limit: float = 120.0) -> None:
-        """Tokenize `references`, the reference captions of each validation image."""
+        """Begin to tokenize `references`, the reference captions of each validation image."""
         self._captions = references
         self._time_limit = time_limit
         self._java = True
-        self._references = self._tokenize(references)
+        # Java takes a second, in which the caller can go on to its first step.
+        self._references = ThreadPoolExecutor(1).submit(self._tokenize, references)
         if len(references) == 1:
             log.warning("with one validation image CIDEr is always 0; it needs two or more")
 
@@ -54,9 +56,12 @@ class Validator:
         Raises:
             UserError: the image ids are not those of the references, or no reference has a word.
         """
+        references = self._references.result()
         tokens = self._tokenize({image: [caption] for image, caption in candidates.items()})
+        if not self._java:  # both sides alike
+            references = tokenize_without_java(self._captions)
         scores = score_tokens(
-            self._references,
+            references,
             {image: captions[0] for image, captions in tokens.items()},
             metrics=("CIDEr", "Bleu", "ROUGE_L"),
         ).corpus
@@ -69,7 +74,6 @@ class Validator:
             except (OSError, UserError) as error:
                 log.warning("validation goes on without the official tokenizer: %s", error)
                 self._java = False
-                self._references = tokenize_without_java(self._captions)
         return tokenize_without_java(captions)
 
 

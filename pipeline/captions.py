@@ -176,7 +176,7 @@ def _captions_by_image(annotations: list[dict[str, Any]]) -> dict[int, list[Capt
         if type(entry["tokens"]) is not list:
             raise TypeError(f"expected a list of tokens, found {entry['tokens']!r:.80}")
         # The same few thousand words come again and again; interned, each is in memory once.
-        tokens = tuple(sys.intern(token) for token in entry["tokens"])
+        tokens = tuple(map(sys.intern, entry["tokens"]))
         caption = Caption(_text(entry["caption"]), tokens)
         captions.setdefault(_id(entry["image_id"]), []).append(caption)
     return captions

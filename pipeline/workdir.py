@@ -154,8 +154,8 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
         )
         return
     yield ok(f"all rows of {store.path.name} match their checksums")
-    for split in ("val", "test"):
-        if leaked := guards.leaks(store, table, split):
+    for split, leaked in guards.leaks(store, table).items():
+        if leaked:
             pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
             yield warning(
                 f"{len(leaked)} {split} images are pictures that are trained on under another id: "
