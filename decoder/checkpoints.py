@@ -74,9 +74,10 @@ def load_weights(model: nn.Module, path: Path, device: torch.device | None = Non
     broken = [name for name, tensor in found.items() if not tensor.isfinite().all()]
     if broken:
         raise UserError(f"{path}: {first_few(broken, 3)} is not finite; the file is damaged")
-    if any(parameter.is_meta for parameter in model.parameters()):
-        model.to_empty(device=device)
-    model.load_state_dict(found)
+    whole = {name: tensor.to(expected[name].dtype) for name, tensor in found.items()}
+    # Assigned, for `to_empty` imports torch's compiler, which takes a second.
+    on_none = any(parameter.is_meta for parameter in model.parameters())
+    model.load_state_dict(whole, assign=on_none)
 
 
 def _shape(tensor: Tensor | None) -> str:
