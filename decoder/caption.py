@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from decoder.batches import SplitReader
 from decoder.captioner import Captioned, Captioner
 from decoder.confidence import comparable, mean_log_probability
 from decoder.listing import Listing, check_names, state_of
-from decoder.options import CaptionOptions
+from decoder.options import CaptionOptions, GenerateOptions
 from decoder.packaged import packaged
+from decoder.reranking import usual_writing
 from decoder.runs import RunFolder
 from decoder.telling import PictureWriter, Runs, identity
 from features.devices import choose_device
@@ -37,6 +39,8 @@ def caption(options: CaptionOptions) -> int:
     """Write captions for pictures and folders of pictures, for a page, or for a split."""
     folders = [RunFolder(path) for path in options.run or (packaged(),)]
     runs = [(run, getattr(run, options.weights)) for run in folders]
+    if len(runs) == 1 and options.generate == GenerateOptions():
+        options = replace(options, generate=usual_writing(folders[0]))
     if options.split is not None:
         return _caption_split(options, runs, options.split)
     if options.alt is not None:

@@ -72,7 +72,7 @@ class Captioner:
         self._frequencies = frequencies_of(first, self.vocabulary) if options.consensus else None
         self._reranker = None
         if options.rerank:
-            self._reranker = Reranker(first, self.vocabulary, self.config["features"])
+            self._reranker = Reranker.of(first, self.vocabulary, self.config["features"])
 
     def caption(self, features: Features) -> list[Captioned]:
         """Write a caption for each image of a batch.

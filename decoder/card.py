@@ -88,7 +88,7 @@ def markdown(
         "",
         f"- A decoder of {captioner['parameters']:,} parameters ({model['model']}, "
         f"{model['cell']} cells, hidden size {model['hidden']}) of {captioner['words']:,} words, "
-        "as float16.",
+        f"in {captioner['bits']} bits.",
         f"- It looks through {captioner['features']['backbone'].replace('+', ', ')}, trained on "
         "ImageNet and not in this folder; the fingerprint of the features that it must see is "
         f"`{captioner['fingerprint'][:16]}`.",

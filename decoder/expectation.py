@@ -4,22 +4,29 @@ CIDEr is, but for a penalty on length, the mean cosine of a caption's n-grams wi
 reference. So the score that a caption can expect follows from the expected n-grams of a reference,
 and those are a regression on the picture: here a linear one, from the pooled feature.
 
-Shape suffixes: N training images, I images, K candidates of each, C channels, W distinct n-grams of
-the training captions, P those of each training image, one after the other, X those of the
-candidates, U distinct ones among these.
+Shape suffixes: N training images, I images, K candidates of each, C channels, R rank, W distinct
+n-grams of the training captions, P those of each training image, one after the other, X those of
+the candidates, U distinct ones among these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoder import checkpoints
 from decoder.generate import Generated
+from decoder.regression import reduced_rank
 from decoder.reward import ORDERS, Frequencies, ngram_vectors, whole_captions
+from features.errors import UserError
 
 # Of the regression: a share of the channels' mean variance. Half or twice as much is as good.
 RIDGE = 0.1
+# What goes out with a captioner: so many directions, of the n-grams that most pictures have.
+RANK, NGRAMS = 384, 10_000
+EXPECTATION = "expectation.safetensors"
 
 
 class Expectation:
@@ -89,32 +96,137 @@ class Expectation:
         Returns:
             float64 [I, K], on the scale of 0 to 10; the regression may leave it.
         """
-        tokens_IKT = found.tokens_IKT.cpu()
-        images, count, _ = tokens_IKT.shape
-        vectors = ngram_vectors(whole_captions(tokens_IKT.flatten(0, 1)), self._frequencies)
-        place_X = torch.searchsorted(self._key_W, vectors.key).clamp(max=len(self._key_W) - 1)
-        known_X = self._key_W[place_X] == vectors.key
-        place_U, number_X = place_X[known_X].unique(return_inverse=True)
-        expected_UI = self._expected(place_U, self.shares(pooled_IC))
-        caption_X = vectors.caption[known_X]
-        agreement_X = vectors.value[known_X] * expected_UI[number_X, caption_X // count]
-        total_B = torch.zeros(images * count, dtype=torch.float64)
-        total_B.index_add_(0, caption_X, agreement_X)
-        return 10 / ORDERS * total_B.view(images, count)
+        share_NI = self.shares(pooled_IC).T.contiguous()
 
-    def _expected(self, place_U: Tensor, share_IN: Tensor) -> Tensor:
-        """Return what the n-grams at some places are expected to weigh in a reference, [U, I]."""
+        def expect(place_U: Tensor) -> Tensor:
+            return self._sums(place_U, share_NI)
+
+        return _cider(found, self._frequencies, self._key_W, expect)
+
+    def reduced(self, rank: int = RANK, ngrams: int = NGRAMS) -> "ReducedExpectation":
+        """Return nearly the same, which holds no training picture and none of its captions.
+
+        Args:
+            rank: R.
+            ngrams: how many it expects at all, those that most pictures have.
+        """
+        known = len(self._key_W)
+        place_U = self._first_W.diff().topk(min(ngrams, known)).indices.sort().values
+        images = len(self._scaled_NC)
+        found = reduced_rank(self._factor_CC, self._sums(place_U, self._scaled_NC).T, rank)
+        tensors = {
+            "key": self._key_W[place_U],
+            "mean": self._sums(place_U, torch.full((images, 1), 1 / images)).squeeze(1),
+            "words": found.words_WK * found.strength_K.sqrt(),
+            "directions": (found.directions_CK * found.strength_K.sqrt()).T.contiguous(),
+            "feature_mean": self._mean_C,
+            "feature_deviation": self._deviation_C,
+        }
+        return ReducedExpectation(tensors, self._frequencies)
+
+    def _sums(self, place_U: Tensor, of_image_NX: Tensor) -> Tensor:
+        """Return, for n-grams at some places, the sum over images of weight times `of_image`."""
         count_U = self._first_W[place_U + 1] - self._first_W[place_U]
         offset_U = count_U.cumsum(0) - count_U
         entries = torch.arange(int(count_U.sum()))
         entries += (self._first_W[place_U] - offset_U).repeat_interleave(count_U)
         return F.embedding_bag(
             self._image_P[entries],
-            share_IN.T.contiguous(),
+            of_image_NX,
             offset_U,
             mode="sum",
             per_sample_weights=self._value_P[entries],
         )
+
+
+class ReducedExpectation:
+    """A regression of low rank, as `Expectation.reduced` makes it.
+
+    Args:
+        tensors: "key" int64 [W], ascending; and as float32 "mean" [W], "words" [W, R], "directions"
+            [R, C], "feature_mean" and "feature_deviation" [C].
+        frequencies: in how many training images each n-gram occurs.
+
+    Raises:
+        ValueError: these do not fit together.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], frequencies: Frequencies) -> None:
+        key_W, (words, rank) = tensors["key"], tensors["words"].shape
+        channels = len(tensors["feature_mean"])
+        shapes = {
+            "key": (words,),
+            "mean": (words,),
+            "words": (words, rank),
+            "directions": (rank, channels),
+            "feature_mean": (channels,),
+            "feature_deviation": (channels,),
+        }
+        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if found != shapes or key_W.dtype != torch.int64 or not (key_W[1:] > key_W[:-1]).all():
+            raise ValueError(f"expected ascending n-grams and tensors of {shapes}, found {found}")
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            raise ValueError("expected finite numbers")
+        self._tensors = tensors
+        self._frequencies = frequencies
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return len(self._tensors["feature_mean"])
+
+    def cider(self, found: Generated, pooled_IC: Tensor) -> Tensor:
+        """Return what `Expectation.cider` does, nearly."""
+        of = self._tensors
+        scaled_IC = (_power_normalised(pooled_IC) - of["feature_mean"]) / of["feature_deviation"]
+        picture_RI = of["directions"] @ scaled_IC.T
+
+        def expect(place_U: Tensor) -> Tensor:
+            return of["words"][place_U] @ picture_RI + of["mean"][place_U, None]
+
+        return _cider(found, self._frequencies, of["key"], expect)
+
+    def save(self, path: Path, made_of: dict[str, str]) -> None:
+        """Write it in 8 bits, and what it belongs to, atomically."""
+        checkpoints.save(path, checkpoints.in_8_bits(self._tensors), made_of)
+
+    @staticmethod
+    def load(path: Path, made_of: dict[str, str], frequencies: Frequencies) -> "ReducedExpectation":
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: the file is damaged, or belongs to something else.
+        """
+        tensors, header = checkpoints.load(path, torch.device("cpu"))
+        try:
+            if header != made_of:
+                raise ValueError("it belongs to another captioner")
+            return ReducedExpectation(checkpoints.from_8_bits(tensors), frequencies)
+        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path} does not fit ({error!r:.200}); copy the whole folder again from where it "
+                "is from"
+            ) from error
+
+
+def _cider(
+    found: Generated,
+    frequencies: Frequencies,
+    key_W: Tensor,
+    expect: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Return `Expectation.cider`, given what n-grams at some places of `key_W` weigh, [U, I]."""
+    tokens_IKT = found.tokens_IKT.cpu()
+    images, count, _ = tokens_IKT.shape
+    vectors = ngram_vectors(whole_captions(tokens_IKT.flatten(0, 1)), frequencies)
+    place_X = torch.searchsorted(key_W, vectors.key).clamp(max=len(key_W) - 1)
+    known_X = key_W[place_X] == vectors.key
+    place_U, number_X = place_X[known_X].unique(return_inverse=True)
+    caption_X = vectors.caption[known_X]
+    agreement_X = vectors.value[known_X] * expect(place_U)[number_X, caption_X // count]
+    total_B = torch.zeros(images * count, dtype=torch.float64)
+    total_B.index_add_(0, caption_X, agreement_X)
+    return 10 / ORDERS * total_B.view(images, count)
 
 
 def _power_normalised(pooled: Tensor) -> Tensor:

@@ -15,8 +15,10 @@ import torch
 from decoder import card, checkpoints, confidence
 from decoder.captioner import Captioner
 from decoder.consensus import FREQUENCIES, count_frequencies, save_frequencies
+from decoder.expectation import EXPECTATION
 from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
+from decoder.reranking import expectation_of, made_of
 from decoder.runs import RunFolder
 from decoder.search_index import EMBEDDING, embedding_of
 from evaluation.results import read
@@ -40,7 +42,7 @@ def export(options: ExportOptions) -> None:
     run = RunFolder(options.run)
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
-    tensors, _ = checkpoints.load(weights, torch.device("cpu"))
+    tensors = checkpoints.from_8_bits(checkpoints.load(weights, torch.device("cpu"))[0])
     table = _table(run)
     _check_place(options.out, run)
 
@@ -51,12 +53,15 @@ def export(options: ExportOptions) -> None:
         # Under the names that a run has, so that whatever takes a run takes a captioner.
         shutil.copyfile(run.config, made.config)
         shutil.copyfile(run.vocabulary, made.vocabulary)
-        checkpoints.save(made.best, _halved(tensors, weights))
+        small = _halved(tensors, weights)
+        checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else small)
         if table is not None and not options.no_frequencies:
             frequencies = count_frequencies(table, captioner.vocabulary)
             save_frequencies(frequencies, new / FREQUENCIES)
         elif (run.path / FREQUENCIES).exists() and not options.no_frequencies:
             shutil.copyfile(run.path / FREQUENCIES, new / FREQUENCIES)
+        if options.rerank:
+            _write_expectation(run, captioner, new / EXPECTATION)
         about = _about(options, run, captioner, made.best, table)
         write_json(new / "captioner.json", about)
         write_atomically(new / "MODEL_CARD.md", card.markdown(about, captioner.config, table))
@@ -83,6 +88,21 @@ def _table(run: RunFolder) -> CaptionTable | None:
         return captions.load(file)
     print(f"export: {file} is not there, so the card cannot say what the run was trained on")
     return None
+
+
+def _write_expectation(run: RunFolder, captioner: Captioner, file: Path) -> None:
+    """Write what --rerank needs.
+
+    Raises:
+        UserError: the run's work directory, its captions or features are missing, or are others.
+    """
+    if (run.path / EXPECTATION).exists():  # a captioner already
+        shutil.copyfile(run.path / EXPECTATION, file)
+        return
+    features, vocabulary = captioner.config["features"], captioner.vocabulary
+    frequencies = count_frequencies(captions.load(run.work / "captions.json"), vocabulary)
+    whole = expectation_of(run, vocabulary, features, frequencies)
+    whole.reduced().save(file, made_of(vocabulary, fingerprint(features)))
 
 
 def _check_place(out: Path, run: RunFolder) -> None:
@@ -139,6 +159,8 @@ def _about(
         "weights": options.weights,
         "weights_sha256": hashlib.sha256(made.read_bytes()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in captioner.models[0].parameters()),
+        "bits": 8 if options.int8 else 16,
+        "reranks": options.rerank,
         "words": len(captioner.vocabulary),
         "dataset": None if table is None else table.dataset,
         "features": features,

@@ -95,7 +95,7 @@ def generate(
         return sample(model, memory, count, max_length, *drawing, forbidden)
     groups = (options.groups, options.diversity)
     return beam_search(
-        model, memory, options.beam, max_length, options.length_penalty, *groups, forbidden
+        model, memory, options.width, max_length, options.length_penalty, *groups, forbidden
     )
 
 

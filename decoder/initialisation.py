@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from decoder.batches import TrainingReader
 from decoder.models import Decoder
+from decoder.regression import reduced_rank
 from features.verification import spread
 from pipeline.vocabulary import EOS, UNK
 
@@ -31,7 +32,7 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     """Fit the image embeddings and the output's bias of a new model to the training set.
 
     The embeddings start as the directions of the pooled feature that tell most about the words of
-    the captions (reduced-rank regression, Izenman 1975), mixed at random, each with its opposite
+    the captions (`decoder.regression`), mixed at random, each with its opposite
     as another unit, since a ReLU passes one side only. Their units have mean 0 and variance 1 over
     pooled features, or over regions. The output's bias is the logarithm of the words' frequencies.
 
@@ -62,11 +63,6 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
 def telling_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tensor | None:
     """Return `count` random mixtures of the directions that tell most about the words, [C, K].
 
-    With L the Cholesky factor of the features' covariance, ridge included, and their covariance
-    with the words, the regression explains by its k-th direction what the k-th singular value of
-    inverse(L) @ cross says, and that direction is inverse(L).T times the left singular vector
-    (reduced-rank ridge regression, Mukherjee & Zhu 2011).
-
     Args:
         pooled_NC: float32, of mean 0.
         shares_WN: float32, sparse, what share of an image's captions has the word.
@@ -81,20 +77,18 @@ def telling_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tens
     if not 0 < ridge < math.inf:  # features that are not finite are named in training
         return None
     covariance_CC.diagonal().add_(ridge)
-    factor_CC = torch.linalg.cholesky(covariance_CC)
     mean_W, square_W = ((shares_WN**n).sum(1).to_dense() / images for n in (1, 2))
     scale_W = images * (square_W - mean_W**2 + 1e-3).sqrt()  # + 1e-3 keeps the rarest words small
     cross_CW = (shares_WN @ pooled_NC).T / scale_W
-    whitened_CW = torch.linalg.solve_triangular(factor_CC, cross_CW, upper=False)
-    basis_CK, strength_K, _ = torch.svd_lowrank(whitened_CW, min(count, *whitened_CW.shape))
+    factor_CC = torch.linalg.cholesky(covariance_CC)
+    directions_CK, strength_K, _ = reduced_rank(factor_CC, cross_CW, count)
     real_K = strength_K > (1e-3 * strength_K[0]).clamp(min=_ROUNDING)
     if not real_K.any():
         return None
-    strength_K, basis_CK = strength_K[real_K], basis_CK[:, real_K]
+    directions_CK, strength_K = directions_CK[:, real_K], strength_K[real_K]
     # Of unit variance, but for the square root of how much each tells.
-    scaled_CK = basis_CK * (strength_K / strength_K[0]).sqrt()
-    mixing_KK = torch.linalg.qr(torch.randn(count, len(strength_K)))[0].T
-    return torch.linalg.solve_triangular(factor_CC.T, scaled_CK, upper=True) @ mixing_KK
+    scaled_CK = directions_CK * (strength_K / strength_K[0]).sqrt()
+    return scaled_CK @ torch.linalg.qr(torch.randn(count, len(strength_K)))[0].T
 
 
 def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:

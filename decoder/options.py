@@ -156,8 +156,9 @@ class TrainOptions:
 class GenerateOptions:
     """How captions are chosen."""
 
-    beam: int = 5
-    """Width of the beam search; 1 is greedy."""
+    beam: int | None = None
+    """Width of the beam search; 1 is greedy. By default 5, and 20 with --rerank. A captioner that
+    can rerank does so if no option of writing is given."""
     length_penalty: float = 0.0
     """Captions are ranked by log-probability / length ** this; 0 does not normalise."""
     sample: bool = False
@@ -186,7 +187,7 @@ class GenerateOptions:
     """Choose, among the captions found, the one that agrees best with the others, with what people
     would write, as far as the training pictures and their captions tell, and with the picture, in
     the joint embedding of decoder.search; for a run in its work directory, where that is learnt at
-    the first time."""
+    the first time, or a captioner of decoder.export --rerank."""
     repeat_phrases: bool = False
     """Let a phrase be said twice on end, or with "and" between, as in "a hat and a hat"."""
     no_repeat_ngram: int = 0
@@ -199,8 +200,15 @@ class GenerateOptions:
     max_length: int = 0
     """Most words of a caption; 0 takes the longest that the run was trained on."""
 
+    @property
+    def width(self) -> int:
+        """Of the beam search."""
+        if self.beam is not None:
+            return self.beam
+        return 20 if self.rerank else 5
+
     def __post_init__(self) -> None:
-        _require(self.beam > 0, "--beam must be positive")
+        _require(self.width > 0, "--beam must be positive")
         _require(self.temperature > 0, "--temperature must be positive")
         _require(self.top_k >= 0, "--top-k must not be negative")
         _require(0 < self.top_p <= 1, "--top-p must be in (0, 1]")
@@ -217,20 +225,20 @@ class GenerateOptions:
             _require(self.groups == 1, "--groups is for the beam search, not for --sample")
         else:
             _require(
-                self.captions <= self.beam,
+                self.captions <= self.width,
                 f"--captions {self.captions} needs a --beam of at least {self.captions}, found "
-                f"{self.beam}",
+                f"{self.width}",
             )
         _require(
-            self.groups > 0 and self.beam % self.groups == 0,
-            f"--groups must divide --beam {self.beam}, found {self.groups}",
+            self.groups > 0 and self.width % self.groups == 0,
+            f"--groups must divide --beam {self.width}, found {self.groups}",
         )
         _require(self.diversity >= 0, "--diversity must not be negative")
         _require(
             not (self.consensus and self.rerank), "--rerank is more than --consensus; give one"
         )
         if self.consensus or self.rerank:
-            candidates = (self.samples or self.captions) if self.sample else self.beam
+            candidates = (self.samples or self.captions) if self.sample else self.width
             name = "consensus" if self.consensus else "rerank"
             _require(candidates > 2, f"--{name} chooses among a --beam, or --samples, of 3 or more")
         _require(
@@ -329,11 +337,22 @@ class ExportOptions:
     """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
     no_frequencies: bool = False
     """Leave out what --consensus needs to know of the training captions, 12 bytes an n-gram."""
+    int8: bool = False
+    """Write the decoder's matrices in 8 bits, at half the size."""
+    rerank: bool = False
+    """Put in what --rerank needs, 5 MB: a regression of what people wrote on the training pictures,
+    of which none is in it. The run must be in its work directory."""
     search: bool = False
     """Put in what decoder.search learnt, 3 MB, so that the captioner can search work directories
     that have no captions to learn from."""
     onnx: bool = False
     """Write the CNN and the decoder as ONNX too, in float32, with a README that shows the loop."""
+
+    def __post_init__(self) -> None:
+        _require(
+            not (self.rerank and self.no_frequencies),
+            "--rerank needs what --no-frequencies leaves out; give one",
+        )
 
 
 @dataclass(frozen=True)

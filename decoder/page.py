@@ -19,6 +19,7 @@ from decoder.captioner import Captioned, Captioner, features_of
 from decoder.confidence import load
 from decoder.finding import Found, Searcher
 from decoder.options import DemoOptions, GenerateOptions
+from decoder.reranking import usual_writing
 from decoder.runs import RunFolder
 from decoder.telling import Told, tell
 from evaluation.gallery import picture, shade
@@ -59,7 +60,7 @@ class Describer:
     """
 
     def __init__(self, run: RunFolder, unsure: float, device: torch.device) -> None:
-        self._captioner = Captioner([(run, run.best)], GenerateOptions(), device)
+        self._captioner = Captioner([(run, run.best)], usual_writing(run), device)
         self._diverse = Captioner([(run, run.best)], _DIVERSE, device)
         self._confidence = load(run.path)
         self._unsure = unsure

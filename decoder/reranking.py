@@ -18,12 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.batches import Features, SplitReader
-from decoder.consensus import count_frequencies, own_agreement
-from decoder.expectation import Expectation
+from decoder.consensus import count_frequencies, frequencies_of, own_agreement
+from decoder.embedding import JointEmbedding
+from decoder.expectation import EXPECTATION, Expectation, ReducedExpectation
 from decoder.generate import Generated
-from decoder.reward import all_words_encoded
-from decoder.runs import RunFolder
-from decoder.search_index import embedding_of
+from decoder.options import GenerateOptions
+from decoder.reward import Frequencies, all_words_encoded
+from decoder.runs import RunFolder, digest
+from decoder.search_index import EMBEDDING, embedding_of
 from features.errors import UserError
 from features.store import FeatureStore, fingerprint
 from pipeline import captions as tables
@@ -34,37 +36,67 @@ from pipeline.vocabulary import Vocabulary
 BY_EXPECTATION, BY_EMBEDDING = 20.0, 10.0
 
 
+def usual_writing(run: RunFolder) -> GenerateOptions:
+    """Return how a run or captioner writes if it is not told: as well as it can by itself."""
+    return GenerateOptions(rerank=(run.path / EXPECTATION).exists())
+
+
 class Reranker:
-    """Orders the candidates of an image; the pictures to compare with are a run's training images.
+    """Orders the candidates of an image.
 
     Args:
-        run: in its work directory; the embedding is learnt there if it is not there yet.
-        vocabulary: the run's.
-        description: of the features that the run was trained on.
-
-    Raises:
-        UserError: the work directory, its captions or features are missing, or are others.
+        frequencies: in how many training images each n-gram occurs.
+        expectation: what people would write of a picture.
+        embedding: of pictures and captions, or None to judge without.
     """
 
-    def __init__(self, run: RunFolder, vocabulary: Vocabulary, description: dict[str, Any]) -> None:
-        table_file, store_file = run.work / "captions.json", run.work / "features.h5"
-        if not (table_file.exists() and store_file.exists()):
+    def __init__(
+        self,
+        frequencies: Frequencies,
+        expectation: Expectation | ReducedExpectation,
+        embedding: JointEmbedding | None,
+    ) -> None:
+        self._frequencies = frequencies
+        self._expectation = expectation
+        self._embedding = embedding
+
+    @staticmethod
+    def of(run: RunFolder, vocabulary: Vocabulary, description: dict[str, Any]) -> "Reranker":
+        """Return that of a captioner that went out with one, or of a run in its work directory.
+
+        In a work directory the embedding is learnt if it is not there yet.
+
+        Args:
+            run: the run or captioner.
+            vocabulary: the run's.
+            description: of the features that the run was trained on.
+
+        Raises:
+            UserError: the captioner's files are damaged; or the work directory, its captions or
+                features are missing, or are others.
+        """
+        features = fingerprint(description)
+        reduced = run.path / EXPECTATION
+        if reduced.exists():
+            frequencies = frequencies_of(run, vocabulary)
+            expectation = ReducedExpectation.load(
+                reduced, made_of(vocabulary, features), frequencies
+            )
+            embedding = None
+            if (run.path / EMBEDDING).exists():
+                embedding = embedding_of(run, run.work, vocabulary, features).model
+            return Reranker(frequencies, expectation, embedding)
+        table = run.work / "captions.json"
+        if not (table.exists() and (run.work / "features.h5").exists()):
             raise UserError(
                 f"--rerank compares with the training pictures and their captions, but "
                 f"{run.work} has no captions.json and features.h5; use the run where it was "
-                "trained, or --consensus, which needs neither"
+                "trained, or a captioner that decoder.export --rerank made of it, or --consensus, "
+                "which needs neither"
             )
-        table, store = tables.load(table_file), FeatureStore(store_file)
-        store.expect(fingerprint(description), f"the run {run.path}", description)
-        self._frequencies = count_frequencies(table, vocabulary)
-        self._embedding = embedding_of(run, run.work, vocabulary, fingerprint(description))
-        # All of them, as they were counted, so that unknown words have the same ids.
-        told = [image for image in table.split("train") if image.captions]
-        encoded = all_words_encoded(told, vocabulary)
-        reader = SplitReader(store, table, "train", grid=False)
-        places = [place for place, image in enumerate(reader.images) if image.captions]
-        captions = [encoded[reader.images[place].id] for place in places]
-        self._expectation = Expectation(reader.pooled(places), captions, self._frequencies)
+        frequencies = count_frequencies(tables.load(table), vocabulary)
+        whole = expectation_of(run, vocabulary, description, frequencies)
+        return Reranker(frequencies, whole, embedding_of(run, run.work, vocabulary, features).model)
 
     def __call__(self, found: Generated, features: Features, views: int, drawn: bool) -> Generated:
         """Return the candidates, the best first.
@@ -86,10 +118,38 @@ class Reranker:
         """Return what the three judges say of each candidate, float64 [I, K]; args as above."""
         pooled_IVC = features.pooled_IC.cpu().unflatten(0, (-1, views))
         expected_IK = self._expectation.cider(found, pooled_IVC.mean(1))
-        picture_ID = F.normalize(self._embedding.model.pictures(pooled_IVC).mean(1))
-        tokens_BT = found.tokens_IKT.cpu().flatten(0, 1)
-        sentence_BD = self._embedding.model.sentences(tokens_BT)
-        sentence_IKD = sentence_BD.unflatten(0, found.log_probability_IK.shape)
-        cosine_IK = (sentence_IKD @ picture_ID[:, :, None]).squeeze(2).double()
+        cosine_IK = torch.zeros_like(expected_IK)
+        if self._embedding is not None:
+            picture_ID = F.normalize(self._embedding.pictures(pooled_IVC).mean(1))
+            sentence_BD = self._embedding.sentences(found.tokens_IKT.cpu().flatten(0, 1))
+            sentence_IKD = sentence_BD.unflatten(0, found.log_probability_IK.shape)
+            cosine_IK = (sentence_IKD @ picture_ID[:, :, None]).squeeze(2).double()
         own_IK = own_agreement(found, self._frequencies, drawn)
         return own_IK, expected_IK.to(own_IK.device), cosine_IK.to(own_IK.device)
+
+
+def expectation_of(
+    run: RunFolder,
+    vocabulary: Vocabulary,
+    description: dict[str, Any],
+    frequencies: Frequencies,
+) -> Expectation:
+    """Return what people would write, from the training pictures of the run's work directory.
+
+    Raises:
+        UserError: its captions or features are missing, or are others than the run's.
+    """
+    table, store = tables.load(run.work / "captions.json"), FeatureStore(run.work / "features.h5")
+    store.expect(fingerprint(description), f"the run {run.path}", description)
+    # All of them, as they were counted, so that unknown words have the same ids.
+    told = [image for image in table.split("train") if image.captions]
+    encoded = all_words_encoded(told, vocabulary)
+    reader = SplitReader(store, table, "train", grid=False)
+    places = [place for place, image in enumerate(reader.images) if image.captions]
+    captions = [encoded[reader.images[place].id] for place in places]
+    return Expectation(reader.pooled(places), captions, frequencies)
+
+
+def made_of(vocabulary: Vocabulary, features: str) -> dict[str, str]:
+    """Return what an exported expectation belongs to: words, and the features' fingerprint."""
+    return {"vocabulary": digest(vocabulary.words), "fingerprint": features}

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from decoder.captioner import Captioned, Captioner, caption_pictures
 from decoder.confidence import Confidence, comparable, load, mean_log_probability
+from decoder.expectation import EXPECTATION
 from decoder.options import CaptionOptions
 from decoder.runs import RunFolder
 from features.devices import choose_device
@@ -116,7 +117,8 @@ def identity(runs: Runs, options: CaptionOptions) -> str:
     said = json.dumps([asdict(options.generate), options.unsure, seed], sort_keys=True)
     digest = hashlib.sha256(said.encode())
     for run, weights in runs:
-        for file in (weights, run.config, run.vocabulary):
+        expectation = [run.path / EXPECTATION] if (run.path / EXPECTATION).exists() else []
+        for file in (weights, run.config, run.vocabulary, *expectation):
             try:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
             except OSError as error:

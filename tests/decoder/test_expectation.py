@@ -3,11 +3,14 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
-from decoder.expectation import RIDGE, Expectation
+from decoder import checkpoints
+from decoder.expectation import RIDGE, Expectation, ReducedExpectation
 from decoder.generate import Generated
 from decoder.reward import SIGMA, References
+from features.errors import UserError
 from pipeline.vocabulary import EOS, PAD
 from tests.decoder.test_consensus import official
 
@@ -88,3 +91,50 @@ def test_each_image_of_a_batch_has_its_own_expectation():
     apart = [expectation.cider(one, pooled_1C) for pooled_1C in pooled_IC.split(1)]
     torch.testing.assert_close(together, torch.cat(apart), atol=1e-6, rtol=0)
     assert (together[0] - together[1]).abs().min() > 1e-3
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_reduced_by_nothing_it_expects_the_same_and_8_bits_change_little(count, tmp_path):
+    torch.manual_seed(0)
+    told = training_captions(seed=4)
+    whole = expectation_of(torch.rand(IMAGES, CHANNELS), told)
+    found = candidates_of([c for several in told.values() for c in several])
+    pooled_IC = torch.rand(count, CHANNELS)
+    found = Generated(
+        found.tokens_IKT.repeat(count, 1, 1), found.log_probability_IK.repeat(count, 1)
+    )
+    reduced = whole.reduced(rank=CHANNELS)
+    expected_IK = whole.cider(found, pooled_IC)
+    torch.testing.assert_close(reduced.cider(found, pooled_IC), expected_IK, atol=1e-4, rtol=0)
+
+    file, made_of = tmp_path / "expectation.safetensors", {"vocabulary": "v", "fingerprint": "f"}
+    reduced.save(file, made_of)
+    frequencies = References(told).frequencies
+    again = ReducedExpectation.load(file, made_of, frequencies)
+    assert again.channels == CHANNELS
+    error_IK = again.cider(found, pooled_IC) - expected_IK
+    assert error_IK.abs().max() < 0.02 * expected_IK.abs().max()
+    with pytest.raises(UserError, match="belongs to another captioner"):
+        ReducedExpectation.load(file, {**made_of, "fingerprint": "g"}, frequencies)
+
+
+def test_reduced_to_few_n_grams_it_keeps_those_of_most_pictures():
+    usual, rare = EOS + 1, EOS + 2
+    told = {i: [[usual if i % 2 else rare + i, EOS]] for i in range(IMAGES)}
+    few = expectation_of(torch.ones(IMAGES, CHANNELS), told).reduced(ngrams=3)
+    candidates = candidates_of([[usual, EOS + 40, EOS], [rare, EOS + 40, EOS]])
+    (found_K,) = few.cider(candidates, torch.ones(1, CHANNELS))
+    assert found_K[0] > 0
+    assert found_K[1] == 0
+
+
+@pytest.mark.parametrize("name", ["key", "words", "words.scale", "directions", "feature_mean"])
+def test_a_damaged_file_is_refused(name, tmp_path):
+    told = training_captions(seed=6)
+    file = tmp_path / "expectation.safetensors"
+    expectation_of(torch.rand(IMAGES, CHANNELS), told).reduced().save(file, {})
+    tensors, header = checkpoints.load(file, torch.device("cpu"))
+    tensors[name] = tensors[name][1:].clone()
+    checkpoints.save(file, tensors, header)
+    with pytest.raises(UserError, match=r"expectation\.safetensors does not fit"):
+        ReducedExpectation.load(file, {}, References(told).frequencies)

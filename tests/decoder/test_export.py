@@ -71,6 +71,35 @@ def test_a_captioner_captions_as_its_run_does(run, exported, tmp_path, capsys):
     assert caption.main(["--run", str(alone), "--consensus", images]) == 0
 
 
+def test_it_reranks_without_the_training_pictures_unless_told_how_to_write(run, tmp_path, capsys):
+    out = tmp_path / "captioner"
+    assert export.main(["--run", str(run), "--out", str(out), "--int8", "--rerank"]) == 0
+    halved = run.joinpath("best.safetensors").stat().st_size / 2
+    assert out.joinpath("best.safetensors").stat().st_size < 0.6 * halved
+    assert "in 8 bits" in (out / "MODEL_CARD.md").read_text()
+    again = tmp_path / "again"
+    assert export.main(["--run", str(out), "--out", str(again), "--int8", "--rerank"]) == 0
+    for name in ("best.safetensors", "expectation.safetensors"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+
+    images = str(run.parents[1] / "images")
+    written = {}
+    for how in ([], ["--rerank", "--beam", "20"], ["--beam", "5"], ["--rerank", "--beam", "5"]):
+        capsys.readouterr()
+        assert caption.main(["--run", str(again), *how, images]) == 0
+        written[tuple(how)] = capsys.readouterr().out
+    assert written[()] == written["--rerank", "--beam", "20"] != written["--beam", "5"]
+    assert written["--rerank", "--beam", "5"] != written["--beam", "5"]
+
+    expectation = RunFolder(again).path / "expectation.safetensors"
+    expectation.write_bytes(expectation.read_bytes()[:-8])
+    assert caption.main(["--run", str(again), images]) == 2
+    assert "expectation.safetensors is not a whole safetensors file" in capsys.readouterr().err
+    options = ["--run", str(run), "--out", str(out), "--rerank", "--no-frequencies"]
+    assert export.main(options) == 2
+    assert "--rerank needs what --no-frequencies leaves out" in capsys.readouterr().err
+
+
 def test_the_same_run_gives_the_same_bytes_and_replaces_what_is_there(run, exported, tmp_path):
     out = tmp_path / "captioner"
     for _ in range(2):

@@ -27,7 +27,7 @@ def test_of_a_training_picture_its_own_caption_wins_against_those_of_others(work
     """The regression has seen it; the decoder finds all of the captions equally likely."""
     run = RunFolder(work / "runs" / "captioner")
     vocabulary = vocabularies.load(run.vocabulary)
-    reranker = Reranker(run, vocabulary, json.loads(run.config.read_text())["features"])
+    reranker = Reranker.of(run, vocabulary, json.loads(run.config.read_text())["features"])
     table, store = tables.load(work / "captions.json"), FeatureStore(work / "features.h5")
     reader = SplitReader(store, table, "train")
     told = [vocabulary.encode(image.captions[0].tokens) for image in reader.images]
