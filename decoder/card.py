@@ -92,6 +92,7 @@ def markdown(
         f"- It looks through {captioner['features']['backbone'].replace('+', ', ')}, trained on "
         "ImageNet and not in this folder; the fingerprint of the features that it must see is "
         f"`{captioner['fingerprint'][:16]}`.",
+        *_choice(captioner["reranks"]),
         "- Use: `python -m decoder.caption --run THIS_FOLDER photo.jpg`",
         "",
         "## Data",
@@ -135,6 +136,15 @@ def markdown(
         "- Uses that the terms of its data exclude.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _choice(reranks: bool) -> Iterable[str]:
+    if reranks:
+        yield (
+            "- Of the captions that it finds it takes the one that people would most likely have "
+            "written, as far as a regression of the training captions on their pictures tells, "
+            "which is in this folder."
+        )
 
 
 def _data(table: CaptionTable | None) -> Iterable[str]:

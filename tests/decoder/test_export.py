@@ -76,7 +76,9 @@ def test_it_reranks_without_the_training_pictures_unless_told_how_to_write(run, 
     assert export.main(["--run", str(run), "--out", str(out), "--int8", "--rerank"]) == 0
     halved = run.joinpath("best.safetensors").stat().st_size / 2
     assert out.joinpath("best.safetensors").stat().st_size < 0.6 * halved
-    assert "in 8 bits" in (out / "MODEL_CARD.md").read_text()
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "in 8 bits" in card
+    assert "a regression of the training captions on their pictures" in card
     again = tmp_path / "again"
     assert export.main(["--run", str(out), "--out", str(again), "--int8", "--rerank"]) == 0
     for name in ("best.safetensors", "expectation.safetensors"):
