@@ -165,15 +165,11 @@ class ReducedExpectation:
         found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         if found != shapes or key_W.dtype != torch.int64 or not (key_W[1:] > key_W[:-1]).all():
             raise ValueError(f"expected ascending n-grams and tensors of {shapes}, found {found}")
-        if not all(tensor.isfinite().all() for tensor in tensors.values()):
-            raise ValueError("expected finite numbers")
+        others = [tensor for name, tensor in tensors.items() if name != "key"]
+        if not all(one.dtype == torch.float32 and one.isfinite().all() for one in others):
+            raise ValueError("expected finite numbers of 32 bits")
         self._tensors = tensors
         self._frequencies = frequencies
-
-    @property
-    def channels(self) -> int:
-        """C."""
-        return len(self._tensors["feature_mean"])
 
     def cider(self, found: Generated, pooled_IC: Tensor) -> Tensor:
         """Return what `Expectation.cider` does, nearly."""
@@ -191,8 +187,10 @@ class ReducedExpectation:
         checkpoints.save(path, checkpoints.in_8_bits(self._tensors), made_of)
 
     @staticmethod
-    def load(path: Path, made_of: dict[str, str], frequencies: Frequencies) -> "ReducedExpectation":
-        """Read what `save` wrote.
+    def load(
+        path: Path, made_of: dict[str, str], frequencies: Frequencies, channels: int
+    ) -> "ReducedExpectation":
+        """Read what `save` wrote, for features of so many channels.
 
         Raises:
             UserError: the file is damaged, or belongs to something else.
@@ -201,6 +199,8 @@ class ReducedExpectation:
         try:
             if header != made_of:
                 raise ValueError("it belongs to another captioner")
+            if tensors["feature_mean"].shape != (channels,):
+                raise ValueError(f"expected {channels} channels")
             return ReducedExpectation(checkpoints.from_8_bits(tensors), frequencies)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(

@@ -80,7 +80,7 @@ class Reranker:
         if reduced.exists():
             frequencies = frequencies_of(run, vocabulary)
             expectation = ReducedExpectation.load(
-                reduced, made_of(vocabulary, features), frequencies
+                reduced, made_of(vocabulary, features), frequencies, description["channels"]
             )
             embedding = None
             if (run.path / EMBEDDING).exists():

@@ -110,12 +110,13 @@ def test_reduced_by_nothing_it_expects_the_same_and_8_bits_change_little(count, 
     file, made_of = tmp_path / "expectation.safetensors", {"vocabulary": "v", "fingerprint": "f"}
     reduced.save(file, made_of)
     frequencies = References(told).frequencies
-    again = ReducedExpectation.load(file, made_of, frequencies)
-    assert again.channels == CHANNELS
+    again = ReducedExpectation.load(file, made_of, frequencies, CHANNELS)
     error_IK = again.cider(found, pooled_IC) - expected_IK
     assert error_IK.abs().max() < 0.02 * expected_IK.abs().max()
     with pytest.raises(UserError, match="belongs to another captioner"):
-        ReducedExpectation.load(file, {**made_of, "fingerprint": "g"}, frequencies)
+        ReducedExpectation.load(file, {**made_of, "fingerprint": "g"}, frequencies, CHANNELS)
+    with pytest.raises(UserError, match="expected 5 channels"):
+        ReducedExpectation.load(file, made_of, frequencies, 5)
 
 
 def test_reduced_to_few_n_grams_it_keeps_those_of_most_pictures():
@@ -137,4 +138,4 @@ def test_a_damaged_file_is_refused(name, tmp_path):
     tensors[name] = tensors[name][1:].clone()
     checkpoints.save(file, tensors, header)
     with pytest.raises(UserError, match=r"expectation\.safetensors does not fit"):
-        ReducedExpectation.load(file, {}, References(told).frequencies)
+        ReducedExpectation.load(file, {}, References(told).frequencies, CHANNELS)

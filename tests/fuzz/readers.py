@@ -21,9 +21,11 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from decoder import caption, search, search_index, train
+from decoder import caption, checkpoints, search, search_index, train
 from decoder.batches import Features
-from decoder.generate import generate
+from decoder.consensus import count_frequencies
+from decoder.expectation import EXPECTATION, ReducedExpectation
+from decoder.generate import Generated, generate
 from decoder.listing import Listing, State
 from decoder.options import (
     CrossEntropyOptions,
@@ -32,6 +34,7 @@ from decoder.options import (
     ReinforceOptions,
     TrainOptions,
 )
+from decoder.reranking import expectation_of
 from decoder.runs import RunFolder, arguments_like, load_decoder
 from evaluation import recall, results, runs, score
 from evaluation.report import render
@@ -42,9 +45,11 @@ from features.rows import RowFormat
 from features.store import STORED, FeatureStore
 from features.verification import damaged
 from pipeline import captions, vocabulary
+from pipeline.command import read_json
 from pipeline.datasets import load_table
 from pipeline.download import _unpack
 from pipeline.options import PrepareOptions
+from pipeline.vocabulary import EOS, PAD
 from tests.fuzz.mutations import damage_bytes, damage_json, damage_text
 
 
@@ -384,12 +389,29 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     def reader(name: str, path: Path, use: Callable[[], object], damage: Callable) -> Reader:
         return Reader(name, in_place(path, use), [path.read_bytes()], damage)
 
+    description = read_json(run.config, "")["features"]
+    frequencies = count_frequencies(captions.load(copy / "captions.json"), vocabulary_of_run)
+    whole = expectation_of(run, vocabulary_of_run, description, frequencies)
+    whole.reduced(rank=8, ngrams=50).save(folder / EXPECTATION, {})
+    found = Generated(torch.tensor([[[5, 6, EOS]], [[7, EOS, PAD]]]), torch.zeros(2, 1))
+
+    def expect(path: Path) -> None:
+        reduced = ReducedExpectation.load(path, {}, frequencies, 1280)
+        reduced.cider(found, features.pooled_IC)
+
     embedding = (copy / "search" / search_index.EMBEDDING).read_bytes()
+    in_8_bits = checkpoints.in_8_bits(checkpoints.load(run.best, torch.device("cpu"))[0])
     ranking = (run.path / "ranking_val.npz").read_bytes()
     return [
         Reader("embedding", embed, [embedding], of_safetensors),
         Reader("ranking.npz", recall.read, [ranking], of_npz),
-        reader("weights", run.best, decode, of_safetensors),
+        Reader("expectation", expect, [(folder / EXPECTATION).read_bytes()], of_safetensors),
+        Reader(
+            "weights",
+            in_place(run.best, decode),
+            [run.best.read_bytes(), checkpoints.to_bytes(in_8_bits)],
+            of_safetensors,
+        ),
         reader("state", run.state, trainer.restore, of_safetensors),
         reader("config.json", run.config, decode, of_json),
         reader("vocabulary.json of a run", run.vocabulary, decode, of_json),

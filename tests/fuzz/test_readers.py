@@ -49,6 +49,7 @@ CASES = {
     "scores.json": 20,
     "attention.npz": 50,
     "embedding": 30,
+    "expectation": 50,
     "ranking.npz": 100,
     "listing .csv": 100,
     "listing .jsonl": 100,
