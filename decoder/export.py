@@ -53,8 +53,8 @@ def export(options: ExportOptions) -> None:
         # Under the names that a run has, so that whatever takes a run takes a captioner.
         shutil.copyfile(run.config, made.config)
         shutil.copyfile(run.vocabulary, made.vocabulary)
-        small = _halved(tensors, weights)
-        checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else small)
+        halved = _halved(tensors, weights)  # and refused if too large, for 8 bits too
+        checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else halved)
         if table is not None and not options.no_frequencies:
             frequencies = count_frequencies(table, captioner.vocabulary)
             save_frequencies(frequencies, new / FREQUENCIES)

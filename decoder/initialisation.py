@@ -32,9 +32,9 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     """Fit the image embeddings and the output's bias of a new model to the training set.
 
     The embeddings start as the directions of the pooled feature that tell most about the words of
-    the captions (`decoder.regression`), mixed at random, each with its opposite
-    as another unit, since a ReLU passes one side only. Their units have mean 0 and variance 1 over
-    pooled features, or over regions. The output's bias is the logarithm of the words' frequencies.
+    the captions (`decoder.regression`), mixed at random, each with its opposite as another unit,
+    since a ReLU passes one side only. Their units have mean 0 and variance 1 over pooled features,
+    or over regions. The output's bias is the logarithm of the words' frequencies.
 
     Takes some seconds, and random numbers from torch. A set of a single image changes the output
     only: nothing can be said of what differs.

@@ -341,7 +341,7 @@ class ExportOptions:
     """Write the decoder's matrices in 8 bits, at half the size."""
     rerank: bool = False
     """Put in what --rerank needs, 5 MB: a regression of what people wrote on the training pictures,
-    of which none is in it. The run must be in its work directory."""
+    of which none is in it. The run must be in its work directory, or such a captioner."""
     search: bool = False
     """Put in what decoder.search learnt, 3 MB, so that the captioner can search work directories
     that have no captions to learn from."""

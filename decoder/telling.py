@@ -117,8 +117,10 @@ def identity(runs: Runs, options: CaptionOptions) -> str:
     said = json.dumps([asdict(options.generate), options.unsure, seed], sort_keys=True)
     digest = hashlib.sha256(said.encode())
     for run, weights in runs:
-        expectation = [run.path / EXPECTATION] if (run.path / EXPECTATION).exists() else []
-        for file in (weights, run.config, run.vocabulary, *expectation):
+        files = [weights, run.config, run.vocabulary]
+        if (run.path / EXPECTATION).exists():
+            files.append(run.path / EXPECTATION)
+        for file in files:
             try:
                 digest.update(hashlib.sha256(file.read_bytes()).digest())
             except OSError as error:
