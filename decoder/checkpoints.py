@@ -120,16 +120,6 @@ def _shape(tensor: Tensor | None) -> str:
     return "none" if tensor is None else "x".join(map(str, tensor.shape))
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's state as named tensors."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"optimizer.{index}.{name}": tensor
-        for index, of_parameter in state.items()
-        for name, tensor in of_parameter.items()
-    }
-
-
 def restore(target: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Tensor]) -> None:
     """Copy into each tensor of `target` the one called `prefix` and its name.
 
@@ -137,30 +127,10 @@ def restore(target: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Ten
         ValueError: one is missing, or of another shape or type.
     """
     for name, into in target.items():
-        _expect(f"{prefix}{name}", into, tensors.get(f"{prefix}{name}"))
-        into.copy_(tensors[f"{prefix}{name}"])
-
-
-def restore_optimizer(optimizer: torch.optim.Adam, tensors: Mapping[str, Tensor]) -> None:
-    """Load what `optimizer_tensors` returned of an Adam, found among `tensors`.
-
-    Raises:
-        ValueError: one is missing, or of another shape or type.
-    """
-    whole = optimizer.state_dict()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if any(name.startswith("optimizer.") for name in tensors):  # none before the first step
-        for index, parameter in enumerate(parameters):
-            like = {"step": torch.tensor(0.0), "exp_avg": parameter, "exp_avg_sq": parameter}
-            for name, expected in like.items():
-                _expect(key := f"optimizer.{index}.{name}", expected, tensors.get(key))
-                whole["state"].setdefault(index, {})[name] = tensors[key]
-    optimizer.load_state_dict(whole)
-
-
-def _expect(name: str, expected: Tensor, found: Tensor | None) -> None:
-    if found is None or (found.shape, found.dtype) != (expected.shape, expected.dtype):
-        there = "nothing" if found is None else f"{found.dtype} {_shape(found)}"
-        raise ValueError(
-            f"expected {name} to be {expected.dtype} {_shape(expected)}, found {there}"
-        )
+        found = tensors.get(f"{prefix}{name}")
+        if found is None or (found.shape, found.dtype) != (into.shape, into.dtype):
+            there = "nothing" if found is None else f"{found.dtype} {_shape(found)}"
+            raise ValueError(
+                f"expected {prefix}{name} to be {into.dtype} {_shape(into)}, found {there}"
+            )
+        into.copy_(found)

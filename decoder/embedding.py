@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from decoder.adam import Adam
 from decoder.batches import pad
 from features.errors import UserError
 from pipeline.vocabulary import EOS
@@ -97,7 +98,7 @@ def learn(
         some = pooled_NVC[:: math.ceil(images / 10_000), 0].float()
         model.mean_C.copy_(some.mean(0))
         model.scale_C.copy_(some.std(0) + 1e-3)
-        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+        optimizer = Adam(model.parameters(), (0.9, 0.999))
         averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=_running_average)
         size = min(BATCH, images)
         steps = min(MOST_STEPS, max(LEAST_STEPS, PASSES * (images // size)))
@@ -113,11 +114,10 @@ def learn(
             loss = F.cross_entropy(cosine_BB / TEMPERATURE, own_B)
             loss = loss + F.cross_entropy(cosine_BB.T / TEMPERATURE, own_B)
             rate = LEARNING_RATE * min(1, (step + 1) / WARMUP_STEPS) * (1 - step / steps)
-            optimizer.param_groups[0]["lr"] = rate
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step()
+            optimizer.step(rate)
             averaged.update_parameters(model)
             progress(step + 1, steps)
         model.load_state_dict(averaged.module.state_dict())

@@ -27,6 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from decoder import checkpoints, events, together
+from decoder.adam import Adam
 from decoder.batches import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.generate import NotFinite, beam_search
 from decoder.initialisation import initialise
@@ -120,7 +121,7 @@ class Trainer:
         self.validator = validator
         self.device = next(model.parameters()).device
         self.progress = Progress()
-        self.optimizer = self._new_optimizer()
+        self.optimizer = Adam(self.model.parameters())
         self.average = self._weights()
         self._reward: MixedReward | None = None
         self._stop_requested = self._stopping = False
@@ -180,10 +181,8 @@ class Trainer:
         options, progress = self.options, self.progress
         own = [ranks.rank()] if ranks.rank() else []  # or all would drop and draw the same
         torch.manual_seed(_mix(options.seed, PHASES.index(phase), progress.step, *own))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._learning_rate(phase, progress.step, total_steps)
         result = self._loss(phase, batch, total_steps)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         stop = self._stop_requested
         result, self._stopping = together.backward(result, self.model, batch.idle, stop)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
@@ -193,7 +192,7 @@ class Trainer:
         if not (math.isfinite(loss) and math.isfinite(size)):
             found = f"the loss ({loss}) or its gradient (norm {size})"
             raise self._not_finite(f"{found} is not finite", batch.image_ids, batch.features)
-        self.optimizer.step()
+        self.optimizer.step(self._learning_rate(phase, progress.step, total_steps))
         decay = min(options.average, (1 + progress.step) / (10 + progress.step))
         with torch.no_grad():
             parameters = [parameter.detach() for parameter in self.model.parameters()]
@@ -412,16 +411,12 @@ class Trainer:
         old = self.progress
         if old.metrics:
             checkpoints.load_weights(self.model, self.run.best_xe)
-        self.optimizer = self._new_optimizer()
+        self.optimizer = Adam(self.model.parameters())
         self.average = self._weights()
         self.progress = Progress(phase=phase, best=old.best, metrics=old.metrics)
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: p.detach().clone() for name, p in self.model.named_parameters()}
-
-    def _new_optimizer(self) -> torch.optim.Adam:
-        # The learning rate is set at every step.
-        return torch.optim.Adam(self.model.parameters(), lr=0.0, betas=(0.9, 0.98), fused=True)
 
     # The state
 
@@ -429,7 +424,7 @@ class Trainer:
         """Return all that an exact resume needs: tensors, and a header for JSON."""
         tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
         tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        tensors |= checkpoints.optimizer_tensors(self.optimizer)
+        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.tensors.items()}
         return tensors, {"config": self.config, "progress": asdict(self.progress)}
 
     def save(self) -> None:
@@ -487,7 +482,7 @@ class Trainer:
         try:
             checkpoints.restore(self.model.state_dict(), "model.", tensors)
             checkpoints.restore(self.average, "average.", tensors)
-            checkpoints.restore_optimizer(self.optimizer, tensors)
+            checkpoints.restore(self.optimizer.tensors, "optimizer.", tensors)
         except ValueError as error:
             raise UserError(
                 f"{self.run.state} is not a run's state: {error}; start anew with --force"

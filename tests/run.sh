@@ -9,4 +9,5 @@ install test
 .venv/bin/ruff format --config tests/ruff.toml --check .
 .venv/bin/ruff check --config tests/ruff.toml .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# A process for each core, so one thread in each; more processes make more of what tests share anew.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from decoder import models
+from decoder.adam import Adam
 from decoder.batches import Batch, Features, pad
 from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
@@ -35,7 +36,7 @@ def losses(name: str, phase: str) -> list[float]:
     model_name, cell = name.split("-")
     options = ModelOptions(model=model_name, cell=cell, hidden=48, attention=40, dropout=0.5)
     model = models.build(options, WORDS, CHANNELS).train(phase == "xe")
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)  # as in training
+    optimizer = Adam(model.parameters(), (0.9, 0.999))
     found = []
     for step in range(STEPS):
         torch.manual_seed(step)
@@ -49,7 +50,7 @@ def losses(name: str, phase: str) -> list[float]:
             loss = (advantage_S[drawn.sample_P] * drawn.surprise_P).mean()
         optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        optimizer.step(0.01)
         found.append(loss.item())
     return found
 

@@ -250,12 +250,13 @@ class Usage(NamedTuple):
     ("content", "message"),
     [
         (b"no archive", "cannot be unpacked"),
-        (zipped({"x": ""}).replace(b"x", b"\0"), "cannot be unpacked"),  # a file without a name
+        (zipped({"x": ""}).replace(b"x", b"\0"), "cannot be unpacked"),
         (zipped({"x" * 300: ""}), "File name too long"),
         (zipped({"é": ""}).replace("é".encode(), b"\xff\xff"), "cannot be unpacked"),
         (zipped(TEXT).replace(b"A dog", b"A cat"), "cannot be unpacked"),
         (zipped({"readme.txt": "?"}), "expected Flickr8k.token.txt in it"),
     ],
+    ids=["no archive", "no name", "long name", "name not UTF-8", "wrong checksum", "no captions"],
 )
 def test_archive_that_is_damaged_leaves_nothing_half_unpacked(
     fetch: Callable,

@@ -1,0 +1,52 @@
+"""The optimizer, against that of torch."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from decoder.adam import Adam
+from tests.decoder.conftest import SMALL
+
+
+def test_it_takes_the_steps_of_torchs_own():
+    """One weight has a gradient at some of the steps only, as that of a part that is not used."""
+    torch.manual_seed(0)
+    ours = [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7))]
+    theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]
+    one = Adam(ours, (0.9, 0.98))
+    other = torch.optim.Adam(theirs, betas=(0.9, 0.98), fused=True)
+    for step in range(6):
+        one.zero_grad()
+        other.zero_grad()
+        for weight, same in list(zip(ours, theirs, strict=True))[: 1 + step % 2]:
+            weight.grad = torch.randn_like(weight)
+            same.grad = weight.grad.clone()
+        one.step(0.1 / (1 + step))
+        other.param_groups[0]["lr"] = 0.1 / (1 + step)
+        other.step()
+        assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
+
+
+def test_training_starts_without_what_takes_seconds_to_import(work: Path):
+    arguments = [
+        "--work",
+        str(work),
+        "--run",
+        "small",
+        *SMALL,
+        "--xe.epochs",
+        "1",
+        "--rl.epochs",
+        "1",
+    ]
+    code = f"""
+import sys
+from decoder import train
+assert train.main({arguments!r}) == 0
+slow = {{"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}} & sys.modules.keys()
+assert not slow, slow
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
