@@ -25,8 +25,8 @@ class Adam:
         self._state = [
             {
                 "step": torch.zeros((), device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter, requires_grad=False),
-                "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
             }
             for parameter in self.parameters
         ]
@@ -49,14 +49,14 @@ class Adam:
     def step(self, learning_rate: float) -> None:
         """Change the parameters by their gradients."""
         pairs = zip(self.parameters, self._state, strict=True)
-        taught = [(p, state) for p, state in pairs if p.grad is not None]
+        taught = [(p, p.grad, state) for p, state in pairs if p.grad is not None]
         adam(
-            [parameter for parameter, _ in taught],
-            [parameter.grad for parameter, _ in taught if parameter.grad is not None],
-            [state["exp_avg"] for _, state in taught],
-            [state["exp_avg_sq"] for _, state in taught],
+            [parameter for parameter, _, _ in taught],
+            [gradient for _, gradient, _ in taught],
+            [state["exp_avg"] for _, _, state in taught],
+            [state["exp_avg_sq"] for _, _, state in taught],
             [],
-            [state["step"] for _, state in taught],
+            [state["step"] for _, _, state in taught],
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],

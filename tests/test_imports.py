@@ -1,9 +1,12 @@
-"""Imports run one way: features <- pipeline <- evaluation <- decoder."""
+"""Imports run one way, features <- pipeline <- evaluation <- decoder, and are not slow in vain."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("features", "pipeline", "evaluation", "decoder")
@@ -89,3 +92,27 @@ def test_modules_run_with_m_define_no_classes(package):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         if "__main__" in ast.dump(tree):
             assert not [node.name for node in tree.body if isinstance(node, ast.ClassDef)], file
+
+
+SLOW = {"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}
+
+
+def assert_imports_nothing_slow(stage: str, arguments: list[str]) -> None:
+    """Run a stage in a process of its own: each of `SLOW` takes a second or more."""
+    code = f"""
+import sys
+from decoder import {stage}
+assert {stage}.main({arguments!r}) == 0
+assert not (slow := {SLOW!r} & sys.modules.keys()), slow
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_picture_is_captioned_without_slow_imports(tmp_path: Path) -> None:
+    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "noise.png")
+    assert_imports_nothing_slow("caption", [str(tmp_path / "noise.png")])
+
+
+def test_both_phases_train_without_slow_imports(work: Path) -> None:
+    options = ["--run", "small", "--hidden", "16", "--xe.epochs", "1", "--rl.epochs", "1"]
+    assert_imports_nothing_slow("train", ["--work", str(work), *options])

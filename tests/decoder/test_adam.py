@@ -1,14 +1,9 @@
 """The optimizer, against that of torch."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import torch
 from torch import nn
 
 from decoder.adam import Adam
-from tests.decoder.conftest import SMALL
 
 
 def test_it_takes_the_steps_of_torchs_own():
@@ -28,25 +23,3 @@ def test_it_takes_the_steps_of_torchs_own():
         other.param_groups[0]["lr"] = 0.1 / (1 + step)
         other.step()
         assert all(torch.equal(*pair) for pair in zip(ours, theirs, strict=True))
-
-
-def test_training_starts_without_what_takes_seconds_to_import(work: Path):
-    arguments = [
-        "--work",
-        str(work),
-        "--run",
-        "small",
-        *SMALL,
-        "--xe.epochs",
-        "1",
-        "--rl.epochs",
-        "1",
-    ]
-    code = f"""
-import sys
-from decoder import train
-assert train.main({arguments!r}) == 0
-slow = {{"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}} & sys.modules.keys()
-assert not slow, slow
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)

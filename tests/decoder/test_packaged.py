@@ -6,8 +6,6 @@ import os
 import subprocess
 import sys
 
-from PIL import Image
-
 from decoder import caption
 from decoder.packaged import packaged
 from evaluation.validation import Validator
@@ -41,18 +39,6 @@ def test_a_photograph_is_captioned_without_a_run_and_from_any_folder(flickr8k, t
     assert told["path"] == str(photo)
     assert len(told["caption"].split()) >= 4
     assert 0 <= told["confidence"] <= 1
-
-
-def test_a_picture_is_captioned_without_what_takes_seconds_to_import(tmp_path):
-    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "noise.png")
-    code = f"""
-import sys
-from decoder import caption
-assert caption.main([{str(tmp_path / "noise.png")!r}]) == 0
-slow = {{"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}} & sys.modules.keys()
-assert not slow, slow
-"""
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_captions_of_photographs_not_trained_on_agree_with_people(flickr8k, tmp_path, capsys):
