@@ -384,10 +384,10 @@ class Trainer:
         Raises:
             UserError: the model's scores are not finite numbers.
         """
-        longest = self.vocabulary.max_length
+        longest, penalty = self.vocabulary.max_length, self.options.length_penalty
         try:
             memory = model.encode(features.to(self.device))
-            found = [beam_search(model, memory, width, longest) for width in self.widths]
+            found = [beam_search(model, memory, width, longest, penalty) for width in self.widths]
         except NotFinite as error:
             ids = torch.tensor([image.id for image in images])
             raise self._not_finite(f"{error}, in validation,", ids, features) from error
