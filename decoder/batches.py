@@ -179,6 +179,16 @@ class SplitReader:
             yield [self.images[i] for i in chosen], features
 
 
+def expect_captions(reader: SplitReader) -> None:
+    """Raise UserError if an image of the split has no caption."""
+    silent = [image.id for image in reader.images if not image.captions]
+    if silent:
+        raise UserError(
+            f"{len(silent)} {reader.split} images have no caption: {first_few(silent)}; "
+            "python -m pipeline.prepare leaves such images out"
+        )
+
+
 class TrainingReader(SplitReader):
     """Shuffled training batches. Batch n of epoch e is a function of the seed, e and n alone.
 
@@ -196,12 +206,7 @@ class TrainingReader(SplitReader):
         grid: bool = True,
     ) -> None:
         super().__init__(store, table, "train", grid)
-        silent = [image.id for image in self.images if not image.captions]
-        if silent:
-            raise UserError(
-                f"{len(silent)} training images have no caption: {first_few(silent)}; "
-                "python -m pipeline.prepare leaves such images out"
-            )
+        expect_captions(self)
         self.captions = [
             [vocabulary.encode(caption.tokens) for caption in image.captions]
             for image in self.images

@@ -23,7 +23,7 @@ from decoder.options import CaptionOptions, GenerateOptions
 from decoder.packaged import packaged
 from decoder.reranking import usual_writing
 from decoder.runs import RunFolder
-from decoder.telling import PictureWriter, Runs, identity
+from decoder.telling import PictureWriter, Runs, identity, read_by
 from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.store import FeatureStore, fingerprint
@@ -55,8 +55,7 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
     out = options.out or run.path / f"captions_{split}{suffix}.json"
     name = out.stem.removeprefix("captions_")
     attention_path = out.with_name(f"attention_{name}.npz")
-    inputs = [table_path, store_path]
-    inputs += (path for one, weights in runs for path in (weights, one.config))
+    inputs = [table_path, store_path, *read_by(runs, options.generate)]
     stamp = Stamp(out.parent, f"caption-{name}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
@@ -88,7 +87,9 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
             found = [several[0] for several in captions_of_images]
             for image, (best, *others) in zip(images, captions_of_images, strict=True):
                 result: dict[str, Any] = {"image_id": image.id, "caption": best.text}
-                if comparable(captioner):  # decoder.export learns from it how sure captions are
+                if comparable(
+                    captioner, run
+                ):  # decoder.export learns from it how sure captions are
                     result["mean_log_probability"] = mean_log_probability(best)
                 if options.generate.captions > 1:
                     result["alternatives"] = [other.text for other in others]

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evaluation.validation import tokenize_without_java
-from pipeline.captions import CaptionTable
 
 # Terms as the data sets' makers give them.
 _TERMS = {
@@ -67,15 +66,12 @@ def claims(
     return counts
 
 
-def markdown(
-    captioner: Mapping[str, Any], config: Mapping[str, Any], table: CaptionTable | None
-) -> str:
+def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Return the card.
 
     Args:
         captioner: what captioner.json says.
         config: the run's config.
-        table: the captions it was trained on, None if they are not there any more.
     """
     options = config["options"]
     model = options["decoder"]
@@ -97,7 +93,7 @@ def markdown(
         "",
         "## Data",
         "",
-        *_data(table),
+        *_data(captioner["data"]),
         "",
         "## Training",
         "",
@@ -147,14 +143,13 @@ def _choice(reranks: bool) -> Iterable[str]:
         )
 
 
-def _data(table: CaptionTable | None) -> Iterable[str]:
-    if table is None:
+def _data(data: Mapping[str, Any] | None) -> Iterable[str]:
+    if data is None:
         yield "- Not known: the captions were not there when this captioner was made."
         return
-    train = table.split("train")
-    count = sum(len(image.captions) for image in train)
-    yield f"- Trained on {table.dataset}: {len(train):,} images with {count:,} captions by people."
-    yield f"- Terms of {table.dataset}: {_TERMS.get(table.dataset, _UNKNOWN_TERMS)}."
+    dataset, images, captions = data["dataset"], data["images"], data["captions"]
+    yield f"- Trained on {dataset}: {images:,} images with {captions:,} captions by people."
+    yield f"- Terms of {dataset}: {_TERMS.get(dataset, _UNKNOWN_TERMS)}."
     yield "- None of its images or captions are in this folder."
 
 

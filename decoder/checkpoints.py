@@ -120,17 +120,16 @@ def _shape(tensor: Tensor | None) -> str:
     return "none" if tensor is None else "x".join(map(str, tensor.shape))
 
 
-def restore(target: Mapping[str, Tensor], prefix: str, tensors: Mapping[str, Tensor]) -> None:
-    """Copy into each tensor of `target` the one called `prefix` and its name.
+def restore(target: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Copy into each tensor of `target` the one of its name.
 
     Raises:
-        ValueError: one is missing, or of another shape or type.
+        ValueError: one is missing, or of another shape or type; then none was copied.
     """
     for name, into in target.items():
-        found = tensors.get(f"{prefix}{name}")
+        found = tensors.get(name)
         if found is None or (found.shape, found.dtype) != (into.shape, into.dtype):
             there = "nothing" if found is None else f"{found.dtype} {_shape(found)}"
-            raise ValueError(
-                f"expected {prefix}{name} to be {into.dtype} {_shape(into)}, found {there}"
-            )
-        into.copy_(found)
+            raise ValueError(f"expected {name} to be {into.dtype} {_shape(into)}, found {there}")
+    for name, into in target.items():
+        into.copy_(tensors[name])

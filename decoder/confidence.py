@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from decoder.captioner import Captioned, Captioner
+from decoder.reranking import usual_writing
+from decoder.runs import RunFolder
 from features.errors import UserError
 from pipeline.command import read_json
 
@@ -43,10 +45,14 @@ def mean_log_probability(caption: Captioned) -> float:
     return caption.log_probability / (len(caption.ids) + 1)
 
 
-def comparable(captioner: Captioner) -> bool:
-    """Whether log-probabilities are those of one decoder, as the validation captions' were."""
-    options = captioner.options
-    return len(captioner.models) == 1 and options.views == 1 and not options.sample
+def comparable(captioner: Captioner, run: RunFolder) -> bool:
+    """Whether log-probabilities mean what they meant for the run's own validation captions.
+
+    So they do if one decoder wrote, and what chose among the captions found is what usually does.
+    """
+    options, usual = captioner.options, usual_writing(run)
+    chosen = (options.rerank, options.consensus) == (usual.rerank, usual.consensus)
+    return chosen and len(captioner.models) == 1 and options.views == 1 and not options.sample
 
 
 def fit(mean_log_probabilities: Sequence[float], ciders: Sequence[float]) -> Confidence | None:

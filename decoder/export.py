@@ -1,6 +1,7 @@
 """Stage `export`: from a run to a captioner, a folder that stands alone."""
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -18,7 +19,7 @@ from decoder.consensus import FREQUENCIES, count_frequencies, save_frequencies
 from decoder.expectation import EXPECTATION
 from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
-from decoder.reranking import expectation_of, made_of
+from decoder.reranking import expectation_of, made_of, usual_writing
 from decoder.runs import RunFolder
 from decoder.search_index import EMBEDDING, embedding_of
 from evaluation.results import read
@@ -28,7 +29,7 @@ from pipeline import captions
 from pipeline.captions import CaptionTable
 from pipeline.command import make_folder, read_json, write_atomically, write_json
 from pipeline.command import run as run_command
-from pipeline.stamps import changed_inputs
+from pipeline.stamps import changed_inputs, recorded_options
 
 FORMAT = 1
 # Of the scores: all but those of each image.
@@ -55,16 +56,16 @@ def export(options: ExportOptions) -> None:
         shutil.copyfile(run.vocabulary, made.vocabulary)
         halved = _halved(tensors, weights)  # and refused if too large, for 8 bits too
         checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else halved)
-        if table is not None and not options.no_frequencies:
+        if (run.path / FREQUENCIES).exists() and not options.no_frequencies:  # a captioner already
+            shutil.copyfile(run.path / FREQUENCIES, new / FREQUENCIES)
+        elif table is not None and not options.no_frequencies:
             frequencies = count_frequencies(table, captioner.vocabulary)
             save_frequencies(frequencies, new / FREQUENCIES)
-        elif (run.path / FREQUENCIES).exists() and not options.no_frequencies:
-            shutil.copyfile(run.path / FREQUENCIES, new / FREQUENCIES)
         if options.rerank:
             _write_expectation(run, captioner, new / EXPECTATION)
         about = _about(options, run, captioner, made.best, table)
         write_json(new / "captioner.json", about)
-        write_atomically(new / "MODEL_CARD.md", card.markdown(about, captioner.config, table))
+        write_atomically(new / "MODEL_CARD.md", card.markdown(about, captioner.config))
         if options.search:
             features = captioner.config["features"]
             embedding = embedding_of(run, run.work, captioner.vocabulary, fingerprint(features))
@@ -86,7 +87,8 @@ def _table(run: RunFolder) -> CaptionTable | None:
     file = run.work / "captions.json"
     if file.exists():
         return captions.load(file)
-    print(f"export: {file} is not there, so the card cannot say what the run was trained on")
+    if not _of_captioner(run).exists():
+        print(f"export: {file} is not there, so the card cannot say what the run was trained on")
     return None
 
 
@@ -139,20 +141,9 @@ def _about(
     table: CaptionTable | None,
 ) -> dict[str, Any]:
     """Return what captioner.json says."""
-    scores = _scores(run, options.weights)
+    file = _of_captioner(run)
+    before = read_json(file, confidence.MADE_BY) if file.exists() else None
     features = captioner.config["features"]
-    written: dict[int, str] = {}
-    learnt = None
-    if "val" in scores:
-        file = _captions_file(run, "val", options.weights)
-        written = read(file)
-        learnt = _confidence(file, scores["val"]["per_image"]["CIDEr"])
-    claims = {}
-    if written and table is not None:
-        references = {
-            image.id: [caption.text for caption in image.captions] for image in table.split("val")
-        }
-        claims = card.claims(written, references)
     return {
         "format": FORMAT,
         "name": run.path.resolve().name,
@@ -162,30 +153,74 @@ def _about(
         "bits": 8 if options.int8 else 16,
         "reranks": options.rerank,
         "words": len(captioner.vocabulary),
-        "dataset": None if table is None else table.dataset,
+        "data": _data(table) if before is None else before.get("data"),
         "features": features,
         "fingerprint": captioner.config["fingerprint"],
-        "scores": {
-            split: {name: record[name] for name in _KEPT} for split, record in scores.items()
-        },
-        "confidence": learnt,
-        "claims": claims,
+        **_judged(options, run, table, before),
     }
+
+
+def _of_captioner(run: RunFolder) -> Path:
+    """Return the file that a captioner has and a run has not."""
+    return run.path / "captioner.json"
+
+
+def _data(table: CaptionTable | None) -> dict[str, Any] | None:
+    """Return what was trained on, None if that is not known."""
+    if table is None:
+        return None
+    train = table.split("train")
+    count = sum(len(image.captions) for image in train)
+    return {"dataset": table.dataset, "images": len(train), "captions": count}
+
+
+def _judged(
+    options: ExportOptions,
+    run: RunFolder,
+    table: CaptionTable | None,
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return scores, confidence and what captions claim; those of before if none are new."""
+    written_alike = options.rerank == usual_writing(run).rerank
+    if not written_alike:
+        print(
+            "export: the card has no scores and captions no confidence, for with --rerank and "
+            f"without, captions are others; with --out {run.path.parent}/NAME in the work "
+            "directory, caption and score that as a run, then export it again"
+        )
+    scores = _scores(run, options.weights, before is None) if written_alike else {}
+    if not scores and written_alike and before is not None:
+        return {name: before[name] for name in ("scores", "confidence", "claims") if name in before}
+    learnt, claims = None, {}
+    if "val" in scores:
+        file = _captions_file(run, "val", options.weights)
+        learnt = _confidence(file, scores["val"]["per_image"]["CIDEr"])
+        if table is not None:
+            val = table.split("val")
+            told = {image.id: [caption.text for caption in image.captions] for image in val}
+            claims = card.claims(read(file), told)
+    kept = {split: {name: record[name] for name in _KEPT} for split, record in scores.items()}
+    return {"scores": kept, "confidence": learnt, "claims": claims}
 
 
 def _captions_file(run: RunFolder, split: str, weights: str) -> Path:
     return run.path / f"captions_{split}{'_xe' if weights == 'best_xe' else ''}.json"
 
 
-def _scores(run: RunFolder, weights: str) -> dict[str, Any]:
-    """Return the scores of the run's captions of val and test, those that are up to date."""
+def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
+    """Return the scores of the run's captions of val and test that are up to date.
+
+    Those are left out that were not written as the captioner will write. If they are `expected`,
+    it is said that there are none.
+    """
+    usual = json.loads(json.dumps(asdict(usual_writing(run))))
     found = {}
     for split in ("val", "test"):
         captions_file = _captions_file(run, split, weights)
         name = captions_file.stem.removeprefix("captions_")
         file = run.path / f"scores_{name}.json"
         if not file.exists():
-            if split == "val":
+            if split == "val" and expected:
                 print(
                     f"export: {file} is not there, so the card has no scores of {split} and "
                     f"captions no confidence; python -m decoder.caption --run {run.path} --split "
@@ -197,6 +232,13 @@ def _scores(run: RunFolder, weights: str) -> dict[str, Any]:
             print(
                 f"export: {file} is left out, for it was made before {old[0]} changed; caption "
                 "and score again"
+            )
+            continue
+        recorded = recorded_options(run.path, stages[0])
+        if recorded is not None and recorded.get("generate") != usual:
+            print(
+                f"export: {file} is left out, for its captions were written by other options than "
+                "the captioner has; caption without any, and score again"
             )
             continue
         found[split] = _read_scores(file)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decoder.batches import Features, pad
+from decoder.captioner import backbone_of, features_of
 from decoder.embedding import TEMPERATURE
 from decoder.likelihood import log_likelihood
 from decoder.models import Memory
@@ -153,9 +154,6 @@ class Searcher:
         captions = list(different.values())
         if not captions:
             raise UserError("there are no captions to search among")
-        # Imported here: torchvision, which the CNNs come from, would double the time of a search.
-        from decoder.captioner import backbone_of, features_of
-
         features = features_of(backbone_of(self._description, self._device), picture)
         with torch.inference_mode():
             vector_1D = self._embedding.model.pictures(features.pooled_IC)

@@ -31,6 +31,8 @@ MADE_BY = "python -m decoder.train"
 _NOT_DESCRIBED = ("work", "run", "like", "dry_run", "device", "save_minutes", "resume", "force")
 # Parts of config.json that may change while a run is continued: the last digits depend on them.
 NOT_THE_RUN = ("versions", "machine")
+# Of options that runs had not yet, what was in effect.
+_FORMER_OPTIONS = {"length_penalty": 0.0}
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
 OptionsClass = TypeVar("OptionsClass")
@@ -166,6 +168,11 @@ def differences(old: Any, new: Any, besides: Iterable[str] = (), name: str = "")
     return [] if old == new else [f"{name} ({old} then, {new} now)"]
 
 
+def with_former_options(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's config with the options that came after it, as they were in effect then."""
+    return {**config, "options": {**_FORMER_OPTIONS, **config["options"]}}
+
+
 def arguments_like(folder: Path) -> list[str]:
     """Return the command line that trains the run in `folder` again, without its --run.
 
@@ -175,7 +182,7 @@ def arguments_like(folder: Path) -> list[str]:
     run = RunFolder(folder)
     options = read_json(run.config, MADE_BY)
     try:
-        values = dict(options["options"])
+        values = with_former_options(options)["options"]
         values |= {f"xe.{k}": v for k, v in dict(values.pop("xe")).items()}
         values |= {f"rl.{k}": v for k, v in dict(values.pop("rl")).items()}
         values |= dict(values.pop("decoder"))

@@ -67,6 +67,13 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
         )
     source = run.work if (run.work / "captions.json").exists() else work
     table_file = source / "captions.json"
+    nothing = (
+        f"a search is learnt from training captions, and neither {run.path} nor {work} has any; "
+        "name a run that still lies in the work directory it was trained in, or a captioner of "
+        "decoder.export --search"
+    )
+    if not table_file.exists():
+        raise UserError(nothing)
     made_of = {
         "vocabulary": digest(vocabulary.words),
         "fingerprint": fingerprint,
@@ -77,10 +84,7 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
         return found
     table = tables.load(table_file)
     if not any(image.split == "train" and image.captions for image in table.images):
-        raise UserError(
-            f"a search is learnt from training captions, and neither {run.path} nor {work} has "
-            "any; name a run that still lies in the work directory it was trained in"
-        )
+        raise UserError(nothing)
     store = FeatureStore(source / "features.h5")
     store.expect(fingerprint, f"the run {run.path}")
     reader = SplitReader(store, table, "train")

@@ -12,9 +12,11 @@ from tqdm import tqdm
 
 from decoder.captioner import Captioned, Captioner, caption_pictures
 from decoder.confidence import Confidence, comparable, load, mean_log_probability
+from decoder.consensus import FREQUENCIES
 from decoder.expectation import EXPECTATION
-from decoder.options import CaptionOptions
+from decoder.options import CaptionOptions, GenerateOptions
 from decoder.runs import RunFolder
+from decoder.search_index import EMBEDDING
 from features.devices import choose_device
 from features.errors import UserError
 from features.images import PictureError
@@ -86,7 +88,8 @@ class PictureWriter:
         options = self._options
         torch.manual_seed(options.seed)
         captioner = Captioner(self._runs, options.generate, choose_device(options.device))
-        confidence = load(self._runs[0][0].path) if comparable(captioner) else None
+        first = self._runs[0][0]
+        confidence = load(first.path) if comparable(captioner, first) else None
         total = before + len(paths)
         with tqdm(
             total=total, initial=before, desc="caption", unit="image", disable=quiet or None
@@ -116,13 +119,22 @@ def identity(runs: Runs, options: CaptionOptions) -> str:
     seed = options.seed if options.generate.sample else None
     said = json.dumps([asdict(options.generate), options.unsure, seed], sort_keys=True)
     digest = hashlib.sha256(said.encode())
-    for run, weights in runs:
-        files = [weights, run.config, run.vocabulary]
-        if (run.path / EXPECTATION).exists():
-            files.append(run.path / EXPECTATION)
-        for file in files:
-            try:
-                digest.update(hashlib.sha256(file.read_bytes()).digest())
-            except OSError as error:
-                raise UserError(f"cannot read {file}: {error.strerror}") from error
+    for file in read_by(runs, options.generate):
+        try:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
     return digest.hexdigest()[:12]
+
+
+def read_by(runs: Runs, options: GenerateOptions) -> list[Path]:
+    """Return the files by which runs write: others write other captions.
+
+    Not among them are the features of a work directory, which with `--rerank` decide, too.
+    """
+    files = [file for run, weights in runs for file in (weights, run.config, run.vocabulary)]
+    if options.consensus or options.rerank:
+        first = runs[0][0]
+        own = [first.path / name for name in (FREQUENCIES, EXPECTATION, EMBEDDING)]
+        files += [file for file in own if file.exists()] or [first.work / "captions.json"]
+    return files

@@ -10,10 +10,18 @@ from typing import Any
 import torch
 
 from decoder import guards, models, together
-from decoder.batches import SplitReader, TrainingReader
+from decoder.batches import SplitReader, TrainingReader, expect_captions
 from decoder.estimate import estimate
 from decoder.options import TrainOptions
-from decoder.runs import MADE_BY, RunFolder, arguments_like, describe, differences, locked
+from decoder.runs import (
+    MADE_BY,
+    RunFolder,
+    arguments_like,
+    describe,
+    differences,
+    locked,
+    with_former_options,
+)
 from decoder.training import PHASE_NAMES, Stopped, Trainer
 from evaluation.validation import Validator
 from features import ranks
@@ -95,6 +103,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
         store, table, words, options.batch_size, options.seed, grid=model.attends
     )
     validation = SplitReader(store, table, "val", grid=model.attends)
+    expect_captions(validation)
     first = ranks.rank() == 0
     if first:
         _report_left_out(training, validation)
@@ -138,7 +147,8 @@ def _report_unlike(config: dict[str, Any], like: Path | None) -> None:
     """Say in what a run that is to repeat another differs from it."""
     if like is None:
         return
-    unlike = differences(read_json(RunFolder(like).config, MADE_BY), config)
+    before = with_former_options(read_json(RunFolder(like).config, MADE_BY))
+    unlike = differences(before, config)
     for difference in unlike:
         print(f"train: unlike {like}: {difference}")
     if not unlike:

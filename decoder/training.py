@@ -29,13 +29,19 @@ from tqdm import tqdm
 from decoder import checkpoints, events, together
 from decoder.adam import Adam
 from decoder.batches import Batch, Features, SplitReader, TrainingReader, on_device
+from decoder.constraints import constraints
 from decoder.generate import NotFinite, beam_search
 from decoder.initialisation import initialise
 from decoder.models import Decoder
 from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce
-from decoder.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
+from decoder.options import (
+    CrossEntropyOptions,
+    GenerateOptions,
+    ReinforceOptions,
+    TrainOptions,
+)
 from decoder.reward import all_words_encoded
-from decoder.runs import NOT_THE_RUN, RunFolder, differences
+from decoder.runs import NOT_THE_RUN, RunFolder, differences, with_former_options
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features import ranks
@@ -124,6 +130,8 @@ class Trainer:
         self.optimizer = Adam(self.model.parameters())
         self.average = self._weights()
         self._reward: MixedReward | None = None
+        # Validation captions are written as decoder.caption writes.
+        self._forbidden = constraints(GenerateOptions(), vocabulary, vocabulary.max_length)
         self._stop_requested = self._stopping = False
         self._saved_at = time.monotonic()
 
@@ -139,6 +147,8 @@ class Trainer:
         handlers = {
             s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)
         }
+        if self.validator is not None:
+            self.validator.begin()
         try:
             for phase in PHASES[PHASES.index(self.progress.phase) :]:
                 if phase != self.progress.phase:
@@ -385,9 +395,13 @@ class Trainer:
             UserError: the model's scores are not finite numbers.
         """
         longest, penalty = self.vocabulary.max_length, self.options.length_penalty
+        forbidden = self._forbidden
         try:
             memory = model.encode(features.to(self.device))
-            found = [beam_search(model, memory, width, longest, penalty) for width in self.widths]
+            found = [
+                beam_search(model, memory, width, longest, penalty, forbidden=forbidden)
+                for width in self.widths
+            ]
         except NotFinite as error:
             ids = torch.tensor([image.id for image in images])
             raise self._not_finite(f"{error}, in validation,", ids, features) from error
@@ -467,7 +481,8 @@ class Trainer:
         """
         tensors, header = checkpoints.load(self.run.state, self.device)
         try:
-            changed = differences(header["config"], self.config, besides=NOT_THE_RUN)
+            saved = with_former_options(header["config"])
+            changed = differences(saved, self.config, besides=NOT_THE_RUN)
             progress = Progress(**header["progress"])
             _check_progress(progress)
         except (KeyError, TypeError, ValueError) as error:
@@ -480,9 +495,7 @@ class Trainer:
                 "those to continue it, or start anew with --force"
             )
         try:
-            checkpoints.restore(self.model.state_dict(), "model.", tensors)
-            checkpoints.restore(self.average, "average.", tensors)
-            checkpoints.restore(self.optimizer.tensors, "optimizer.", tensors)
+            checkpoints.restore(self.state()[0], tensors)
         except ValueError as error:
             raise UserError(
                 f"{self.run.state} is not a run's state: {error}; start anew with --force"

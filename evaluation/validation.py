@@ -4,7 +4,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
 
@@ -34,14 +34,18 @@ class Validator:
     """
 
     def __init__(self, references: Captions, time_limit: float = 120.0) -> None:
-        """Begin to tokenize `references`, the reference captions of each validation image."""
+        """Take `references`, the reference captions of each validation image."""
         self._captions = references
         self._time_limit = time_limit
         self._java = True
-        # Java takes a second, in which the caller can go on to its first step.
-        self._references = ThreadPoolExecutor(1).submit(self._tokenize, references)
+        self._references: Future[dict[int, list[str]]] | None = None
         if len(references) == 1:
             log.warning("with one validation image CIDEr is always 0; it needs two or more")
+
+    def begin(self) -> None:
+        """Begin to tokenize the references: Java takes a second, which is time for first steps."""
+        if self._references is None:
+            self._references = ThreadPoolExecutor(1).submit(self._tokenize, self._captions)
 
     @property
     def tokenizer(self) -> str:
@@ -56,6 +60,8 @@ class Validator:
         Raises:
             UserError: the image ids are not those of the references, or no reference has a word.
         """
+        self.begin()
+        assert self._references is not None
         references = self._references.result()
         tokens = self._tokenize({image: [caption] for image, caption in candidates.items()})
         if not self._java:  # both sides alike

@@ -59,10 +59,6 @@ class CaptionTable:
             raise UserError(f"the data set {self.dataset} has no split {name!r}; it has {there}")
         return images
 
-    def held_out_split(self) -> str:
-        """Return the split to report on: test, or val where the test split is absent."""
-        return "test" if any(image.split == "test" for image in self.images) else "val"
-
     def path(self, image: Image) -> Path:
         """Return where the picture of `image` lies."""
         return self.root / image.file_name

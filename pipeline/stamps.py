@@ -73,6 +73,15 @@ class Stamp:
         return {self._name(path): _state(path) for path in paths}
 
 
+def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
+    """Return the options with which a stage of `folder` was finished, None if that is not known."""
+    try:
+        options = json.loads((folder / ".done" / f"{stage}.json").read_text())["options"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return options if isinstance(options, dict) else None
+
+
 def changed_inputs(folder: Path, stage: str) -> list[str]:
     """Return the files that changed since the stage of `folder` that made something from them."""
     try:

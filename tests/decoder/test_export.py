@@ -154,6 +154,57 @@ def test_scores_of_other_weights_do_not_get_into_the_card(run, tmp_path, capsys)
     assert json.loads((tmp_path / "out" / "captioner.json").read_text())["scores"] == {}
 
 
+def test_a_captioner_that_reranks_is_judged_by_what_it_writes_itself(
+    run, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(confidence, "LEAST", 2)  # of the few validation images here
+    work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
+    made, out = work / "runs" / "made", tmp_path / "out"
+    first = ["--run", str(work / "runs" / "captioner"), "--out", str(made), "--rerank"]
+    assert export.main(first) == 0
+    assert "with --rerank and without, captions are others" in capsys.readouterr().out
+    about = json.loads((made / "captioner.json").read_text())
+    assert (about["scores"], about["confidence"]) == ({}, None)
+
+    assert caption.main(["--run", str(made), "--split", "val"]) == 0
+    results = str(made / "captions_val.json")
+    assert score.main(["--captions", str(work / "captions.json"), "--results", results]) == 0
+    assert export.main(["--run", str(made), "--out", str(out), "--rerank"]) == 0
+    about = json.loads((out / "captioner.json").read_text())
+    cider = json.loads((made / "scores_val.json").read_text())["corpus"]["CIDEr"]
+    assert about["scores"]["val"]["corpus"]["CIDEr"] == cider
+    assert about["confidence"] is not None
+
+    picture = str(next((work / "images").iterdir()))
+    for how, known in (([], True), (["--rerank"], True), (["--beam", "5"], False)):
+        capsys.readouterr()
+        assert caption.main(["--run", str(out), "--json", *how, picture]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["confidence"] is not None) is known
+
+    assert caption.main(["--run", str(made), "--split", "val"]) == 0
+    assert "unchanged, skipped" in capsys.readouterr().out
+    shutil.copy(made / "vocabulary.json", made / "expectation.safetensors")
+    assert caption.main(["--run", str(made), "--split", "val"]) == 2, "it decides the captions, too"
+
+
+def test_a_captioner_exported_elsewhere_keeps_what_is_known_of_it(run, exported, tmp_path, capsys):
+    other = Path(shutil.copytree(run.parents[1], tmp_path / "other"))
+    table = json.loads((other / "captions.json").read_text())
+    table["info"]["dataset"] = "mine"
+    table["annotations"] = [{**a, "tokens": ["red"]} for a in table["annotations"]]
+    (other / "captions.json").write_text(json.dumps(table))
+    shutil.rmtree(other / "runs")
+    for place in (other / "runs" / "captioner", tmp_path / "alone" / "captioner"):
+        shutil.copytree(exported, place)
+        out = tmp_path / "out"
+        assert export.main(["--run", str(place), "--out", str(out)]) == 0
+        expected = {k: v for k, v in contents(exported).items() if not k.startswith("onnx")}
+        assert contents(out) == expected
+    assert export.main(["--run", str(place), "--out", str(out), "--search"]) == 2
+    assert "a search is learnt from training captions" in capsys.readouterr().err
+
+
 def test_claims_are_counted_as_people_confirm_them():
     captions = {1: "a red dog", 2: "two dogs in the snow", 3: "a woman in blue and red"}
     references = {

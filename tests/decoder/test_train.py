@@ -1,15 +1,17 @@
 """Training through its command line: both phases, and mistakes that users make."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoder import caption, train
-from decoder.runs import RunFolder, locked
+from decoder import caption, checkpoints, train
+from decoder.runs import RunFolder, arguments_like, locked
 from decoder.training import learning_rate
+from evaluation import score
 from pipeline import extract, prepare
 from tests.decoder.conftest import BOTH_PHASES, SMALL
 
@@ -121,6 +123,55 @@ def test_a_state_that_is_none_is_refused_and_never_deleted(work, capsys):
         assert run_train(work, *options, "--resume") == 2
         assert expected in capsys.readouterr().err
         assert state.read_bytes() == content
+
+
+def test_a_state_that_fits_in_part_leaves_nothing_of_itself_in_the_run_that_starts_anew(
+    trained, work, capsys
+):
+    run = RunFolder(Path(shutil.copytree(trained / "runs" / "small", work / "runs" / "small")))
+    tensors, header = checkpoints.load(run.state, torch.device("cpu"))
+    whole = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+    checkpoints.save(run.state, whole, header)
+    (run.path / ".done" / "train.json").unlink()
+    assert run_train(work, *BOTH_PHASES, "--resume", "--force") == 0
+    assert "starting anew" in capsys.readouterr().out
+    assert without_times(metrics(work)) == without_times(metrics(trained))
+
+
+def test_a_run_from_before_an_option_is_continued_with_what_was_in_effect_then(trained, work):
+    run = RunFolder(Path(shutil.copytree(trained / "runs" / "small", work / "runs" / "small")))
+    tensors, header = checkpoints.load(run.state, torch.device("cpu"))
+    del header["config"]["options"]["length_penalty"]
+    checkpoints.save(run.state, tensors, header)
+    (run.path / ".done" / "train.json").unlink()
+    assert run_train(work, *BOTH_PHASES, "--resume") == 2
+    assert run_train(work, *BOTH_PHASES, "--resume", "--length-penalty", "0") == 0
+
+    run.config.write_text(json.dumps(header["config"]))
+    assert "--length-penalty=0.0" in arguments_like(run.path)
+
+
+def test_validation_scores_what_the_best_weights_write_on_the_command_line(captioner, tmp_path):
+    run, out = captioner / "runs" / "captioner", tmp_path / "captions_val.json"
+    stage = ["--run", str(run), "--split", "val", "--beam", "2", "--out", str(out)]
+    assert caption.main(stage) == 0
+    files = ["--captions", str(captioner / "captions.json"), "--results", str(out)]
+    assert score.main(files) == 0
+    found = json.loads((tmp_path / "scores_val.json").read_text())["corpus"]["CIDEr"]
+    best = max(line["val"]["CIDEr"] for line in metrics(captioner, "captioner"))
+    assert found == pytest.approx(best)
+
+
+def test_a_validation_image_without_a_caption_is_named_before_anything_is_trained(work, capsys):
+    file = work / "captions.json"
+    table = json.loads(file.read_text())
+    silent = next(image["id"] for image in table["images"] if image["split"] == "val")
+    table["annotations"] = [a for a in table["annotations"] if a["image_id"] != silent]
+    file.write_text(json.dumps(table))
+    for options in ([], ["--dry-run"]):
+        assert run_train(work, *BOTH_PHASES, *options) == 2
+        assert f"1 val images have no caption: {silent}" in capsys.readouterr().err
+    assert not (work / "runs" / "small" / "state").exists()
 
 
 def test_changed_captions_are_not_taken_as_trained(work, capsys):

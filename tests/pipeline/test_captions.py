@@ -41,7 +41,6 @@ def test_work_directory_with_its_own_pictures_can_move(tmp_path: Path) -> None:
 def test_split_that_is_not_there_is_refused_with_those_that_are() -> None:
     table = CaptionTable("pets", Path(), (DOG, CAT))
     assert table.split("val") == [CAT]
-    assert table.held_out_split() == "val"
     with pytest.raises(UserError, match=r"no split 'test'; it has train \(1\), val \(1\)"):
         table.split("test")
 
