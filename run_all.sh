@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # From pictures to scored captions and a report:
 #
-#     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--download] [--images N] [--work WORK]
-#                  [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
+#     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--download] [--skip-missing] [--images N]
+#                  [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder; DIR is where
@@ -20,7 +20,7 @@ dataset=shapes source=() features=() work= preset=
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
-        --download) source+=("$1"); shift ;;
+        --download | --skip-missing) source+=("$1"); shift ;;
         --root | --captions | --images | --min-count | --max-length | --work | --preset | \
             --backbone | --grid | --views | --dtype)
             [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 2; }

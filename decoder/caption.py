@@ -19,7 +19,7 @@ from decoder.batches import SplitReader
 from decoder.captioner import Captioned, Captioner
 from decoder.confidence import comparable, mean_log_probability
 from decoder.listing import Listing, check_names, state_of
-from decoder.options import CaptionOptions, GenerateOptions
+from decoder.options import CaptionOptions
 from decoder.packaged import packaged
 from decoder.reranking import usual_writing
 from decoder.runs import RunFolder
@@ -33,14 +33,15 @@ from pipeline.command import write_atomically, write_json
 from pipeline.stamps import Stamp
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+PICTURE_SUFFIXES |= {".heic", ".heif"}  # which cannot be read, but must not be passed over
 
 
 def caption(options: CaptionOptions) -> int:
     """Write captions for pictures and folders of pictures, for a page, or for a split."""
     folders = [RunFolder(path) for path in options.run or (packaged(),)]
     runs = [(run, getattr(run, options.weights)) for run in folders]
-    if len(runs) == 1 and options.generate == GenerateOptions():
-        options = replace(options, generate=usual_writing(folders[0]))
+    if len(runs) == 1:
+        options = replace(options, generate=usual_writing(folders[0], options.generate))
     if options.split is not None:
         return _caption_split(options, runs, options.split)
     if options.alt is not None:
@@ -176,9 +177,16 @@ def _write_sidecars(options: CaptionOptions, runs: Runs, paths: list[Path], kind
     missing = [path for path in paths if options.force or sidecars.may_write(path, kind)]
     there = [path for path in paths if path not in set(missing)]
     writer = PictureWriter(runs, options)
+    empty: list[str] = []
     for path, (best, *_) in writer.each(missing, len(there)):
-        sidecars.write(path, kind, best.standing_alone)
-    print(f"caption: {writer.written} sidecars written, {len(there)} were there")
+        if best.sentence:
+            sidecars.write(path, kind, best.standing_alone)
+        else:
+            empty.append(str(path))
+    print(
+        f"caption: {writer.written - len(empty)} sidecars written, {len(there)} were there"
+        + (f"; {len(empty)} captions are empty and have none: {first_few(empty)}" if empty else "")
+    )
     if old := [str(path) for path in there if sidecars.is_older(path, kind)]:
         print(
             f"caption: {len(old)} of these are older than their pictures and perhaps not ours: "
@@ -190,6 +198,11 @@ def _write_sidecars(options: CaptionOptions, runs: Runs, paths: list[Path], kind
 
 def _caption_page(options: CaptionOptions, runs: Runs, file: Path) -> int:
     out = options.out or file.with_name(f"{file.stem}.alt{file.suffix}")
+    if file.suffix.lower() in PICTURE_SUFFIXES:
+        raise UserError(
+            f"--alt takes an HTML page, found {file}; a picture is captioned by its name alone, "
+            "without --alt"
+        )
     try:
         content = file.read_bytes()
         page = Page(content)
@@ -246,7 +259,7 @@ def _pictures(given: Iterable[Path]) -> Iterable[Path]:
     """Yield the files given, and the pictures in the folders given and below them, sorted."""
     for path in given:
         if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a name that is too long
-            inside = sorted(path.rglob("*"))
+            inside = sorted(path.rglob("[!.]*"))  # "._photo.jpg" is what macOS notes of photo.jpg
             yield from (p for p in inside if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
         else:
             yield path

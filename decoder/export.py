@@ -274,7 +274,7 @@ def _confidence(file: Path, ciders: Mapping[str, float | None]) -> dict[str, Any
     if learnt is None:
         print(
             f"export: captions will have no confidence: {file} has {len(entries)} scored captions "
-            "with a log-probability, which is too few, or all are alike; caption again with --force"
+            f"with a log-probability, and {confidence.LEAST} are needed, good ones and others"
         )
         return None
     return {**asdict(learnt), "table": confidence.table(learnt, entries)}

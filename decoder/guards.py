@@ -18,12 +18,34 @@ log = logging.getLogger(__name__)
 # Of the words in the training captions. Flickr8k has 2 % with the default --min-count.
 UNKNOWN_BOUND = 0.10
 
+# 240 pictures with a caption each wrote word salad after 48 steps, and sentences after 480.
+FEW_STEPS = 300
+
 _ROWS = 1024  # rows of the store read at a time
 # The same picture does not always have the same features to the last bit: these depend on how many
 # pictures went through the CNN with it (one stored value in 200 differs, by one bit). So a picture
 # is known by any of several short pieces of its pooled feature, and then compared as a whole.
 _PIECES, _PIECE = 8, 16  # channels in a piece
 _SAME = 0.01  # largest distance of two features of one picture, relative to their size
+
+
+def report_few_steps(steps: int, images: int) -> None:
+    """Warn of a phase of cross-entropy in which sentences can hardly be learnt.
+
+    Args:
+        steps: of the phase, in all.
+        images: that are trained on.
+    """
+    if 0 < steps < FEW_STEPS:
+        log.warning(
+            "%d training images make %d steps of cross-entropy in all, in which a decoder hardly "
+            "learns to write sentences. Train longer, as by --batch-size 10 --xe.epochs %d, and on "
+            "more pictures if you can; python -m decoder.caption without --run writes with a "
+            "captioner that is trained already",
+            images,
+            steps,
+            -(-2 * FEW_STEPS // -(-images // 10)),
+        )
 
 
 def report(
@@ -37,8 +59,9 @@ def report(
     if share > UNKNOWN_BOUND:
         log.warning(
             "%.1f %% of the words in the training captions are unknown (expected at most %.0f %%): "
-            "the decoder learns sentences with holes. Is vocabulary.json of another data set? "
-            "python -m pipeline.prepare makes it anew; a smaller --min-count keeps more words",
+            "the decoder learns sentences with holes. In a small data set few words are frequent: "
+            "python -m pipeline.prepare with a smaller --min-count keeps more. Or vocabulary.json "
+            "is of another data set: it makes that anew",
             100 * share,
             100 * UNKNOWN_BOUND,
         )

@@ -165,7 +165,7 @@ class GenerateOptions:
 
     beam: int | None = None
     """Width of the beam search; 1 is greedy. By default 5, and 20 with --rerank. A captioner that
-    can rerank does so if no option of writing is given."""
+    can rerank does so unless --beam, --sample, --consensus or --groups are given."""
     length_penalty: float = LENGTH_PENALTY
     """Captions are ranked by log-probability / length ** this; with 0 short ones win, with 1 long
     ones do."""
@@ -309,7 +309,11 @@ class CaptionOptions:
 
     def __post_init__(self) -> None:
         given = sum((self.split is not None, self.alt is not None, bool(self.pictures)))
-        _require(given == 1, "expected the paths of pictures, or --split NAME, or --alt PAGE")
+        _require(
+            given == 1,
+            "expected the paths of pictures, or --split NAME, or --alt PAGE, found "
+            + ("none of them" if given == 0 else "several of them"),
+        )
         if self.pictures and self.out is not None:
             _require(
                 self.out.suffix.lower() in (".csv", ".jsonl"),

@@ -38,9 +38,10 @@ _CAUTION = (
 _CSS = """
 .caption { font-size: 1.5em; margin: 0 0 .3em }
 .result img.whole { max-width: 100%; border-radius: 6px }
-.words, .found { display: flex; flex-wrap: wrap; gap: 12px; padding: 0; list-style: none }
-.words li, .found li { margin: 0; max-width: 100% }
-.words li { width: 150px } .found li { width: 200px }
+.words, .found { display: grid; gap: 12px; padding: 0; list-style: none }
+.words { grid-template-columns: repeat(auto-fill, minmax(100px, 1fr)) }
+.found { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)) }
+.words li, .found li { margin: 0 }
 .words .look { position: relative; line-height: 0 }
 .words img, .found img { width: 100%; border-radius: 4px }
 .words .shade { position: absolute; inset: 0; height: 100% }
@@ -138,9 +139,7 @@ def blocks(describer: Describer, searcher: Searcher | None) -> Any:
     """Return the page as Gradio's Blocks. One visitor at a time uses the models, others queue."""
     import gradio as gr
 
-    def describe(path: str | None) -> str:
-        if path is None:
-            return ""
+    def describe(path: str) -> str:
         try:
             return describer.describe(Path(path))
         except PictureError as error:
@@ -164,7 +163,8 @@ def blocks(describer: Describer, searcher: Searcher | None) -> Any:
         with gr.Tab("Caption a picture"):
             file = gr.File(label="Picture", file_types=["image"], elem_id="picture")
             told = gr.HTML(elem_id="told", html_template=_LIVE)
-            gr.on([file.upload, file.clear], describe, file, told, **one)
+            # The file goes again, which makes room for the next picture.
+            gr.on([file.upload], lambda path: (describe(path), None), file, [told, file], **one)
         if searcher is not None:
             with gr.Tab("Search"):
                 count = len(searcher.images)

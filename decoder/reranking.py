@@ -11,6 +11,7 @@ another source:
 Shape suffixes: I images, V views, C channels, K candidates of each, D of the embedding.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -36,9 +37,15 @@ from pipeline.vocabulary import Vocabulary
 BY_EXPECTATION, BY_EMBEDDING = 20.0, 10.0
 
 
-def usual_writing(run: RunFolder) -> GenerateOptions:
-    """Return how a run or captioner writes if it is not told: as well as it can by itself."""
-    return GenerateOptions(rerank=(run.path / EXPECTATION).exists())
+def usual_writing(run: RunFolder, options: GenerateOptions | None = None) -> GenerateOptions:
+    """Return `options` with how a run or captioner chooses if they do not say: as well as it can.
+
+    A width of the beam, too, says how to choose.
+    """
+    options = options or GenerateOptions()
+    told = options.sample or options.consensus or options.groups > 1 or options.beam is not None
+    able = (run.path / EXPECTATION).exists()
+    return options if told or not able else replace(options, rerank=True)
 
 
 class Reranker:

@@ -108,6 +108,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     if first:
         _report_left_out(training, validation)
         guards.report(store, table, training.captions)
+        guards.report_few_steps(options.xe.epochs * training.batches_per_epoch, len(training))
         guards.report_precision(options.precision, device)
 
     used = {"train": training.images, "val": validation.images}

@@ -27,6 +27,7 @@ _one_large_at_a_time = threading.Lock()  # however many threads decode
 # No network here looks at more than 600 x 600, so a JPEG whose shorter side is at least twice this
 # is decoded at a half, a quarter or an eighth of its size, which costs a fraction of the time.
 ENOUGH = 640
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # ISO/IEC 23008-12
 _PILLOW = r"PIL\."  # its modules, as a pattern
 
 
@@ -61,7 +62,7 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError("not a picture, or of an unknown format") from error
+        raise PictureError(_unknown(source)) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"more than {MAX_JPEG_PIXELS:,} pixels") from error
     except MemoryError as error:
@@ -70,6 +71,17 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
         raise PictureError(error.strerror or str(error)) from error
     except Exception as error:  # Pillow's decoders raise anything at all on a damaged file
         raise PictureError(f"damaged ({type(error).__name__}: {error})") from error
+
+
+def _unknown(source: str | Path | bytes | BinaryIO) -> str:
+    """Return why Pillow does not know what a picture is."""
+    start = source[:12] if isinstance(source, bytes) else b""
+    if isinstance(source, (str, Path)):
+        with Path(source).open("rb") as file:
+            start = file.read(12)
+    if start[4:8] == b"ftyp" and start[8:] in _HEIC:
+        return "HEIC, as phones write it, which is not read here: convert it to JPEG"
+    return "not a picture, or of an unknown format"
 
 
 def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:

@@ -1,5 +1,6 @@
 """What every reader of a data set returns, and what the readers share."""
 
+import codecs
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -48,18 +49,24 @@ class Reading:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark.
+    """Return the text of a UTF-8 file, with or without a byte order mark, or of UTF-16 with one.
 
     Raises:
-        UserError: the file is missing, unreadable or not UTF-8.
+        UserError: the file is missing, unreadable or neither.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        content = path.read_bytes()
+        if content.startswith(b"PK\3\4"):
+            raise UserError(
+                f"{path} is no text but an archive or a spreadsheet; save it as CSV in UTF-8"
+            )
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        return content.decode("utf-16" if wide else "utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{path}, line {line}: expected UTF-8, found the byte "
-            f"0x{error.object[error.start]:02x}; convert it, as in: iconv -f latin1 -t utf-8"
+            f"0x{error.object[error.start]:02x}; convert it, as in: iconv -f cp1252 -t utf-8"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -59,6 +59,12 @@ def test_only_images_without_alt_get_one_and_every_other_byte_stays(captioner, s
     assert "5 images needed none, 4 are on the net or outside" in out
 
 
+def test_a_picture_is_not_taken_for_a_page(captioner, site, capsys):
+    assert told(captioner, site / "plain.png") == 2
+    assert "--alt takes an HTML page" in capsys.readouterr().err
+    assert not (site / "plain.alt.png").exists()
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "utf-8"])
 def test_pages_in_other_encodings_come_out_in_them(captioner, site, encoding):
     page = site / "page.html"

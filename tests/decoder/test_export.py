@@ -86,12 +86,15 @@ def test_it_reranks_without_the_training_pictures_unless_told_how_to_write(run, 
 
     images = str(run.parents[1] / "images")
     written = {}
-    for how in ([], ["--rerank", "--beam", "20"], ["--beam", "5"], ["--rerank", "--beam", "5"]):
+    rule = ["--max-length", "6"]
+    ways = ([], ["--rerank", "--beam", "20"], ["--beam", "5"], ["--rerank", "--beam", "5"])
+    for how in (*ways, rule, ["--rerank", *rule]):
         capsys.readouterr()
         assert caption.main(["--run", str(again), *how, images]) == 0
         written[tuple(how)] = capsys.readouterr().out
     assert written[()] == written["--rerank", "--beam", "20"] != written["--beam", "5"]
     assert written["--rerank", "--beam", "5"] != written["--beam", "5"]
+    assert written[tuple(rule)] == written["--rerank", *rule] != written[()]
 
     expectation = RunFolder(again).path / "expectation.safetensors"
     expectation.write_bytes(expectation.read_bytes()[:-8])

@@ -163,6 +163,19 @@ def test_a_single_training_image_is_reported(work: Path, trained: Train) -> None
     assert "With one training image CIDEr-D is always 0" in found[0]
 
 
+def test_a_training_of_few_steps_is_reported_with_one_that_has_more(
+    trained: Train, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = "steps of cross-entropy in all"
+    (found,) = [text for text in trained("--xe.epochs", "1", "--rl.epochs", "0") if few in text]
+    match = re.search(r"(\d+) training images .* --batch-size 10 --xe.epochs (\d+),", found)
+    assert match
+    caplog.clear()
+    steps = -(-int(match[1]) // 10) * int(match[2])
+    guards.report_few_steps(steps, int(match[1]))
+    assert not caplog.records
+
+
 def test_a_vocabulary_that_lacks_many_words_is_reported(work: Path, trained: Train) -> None:
     assert not [text for text in trained("--rl.epochs", "1") if "unknown" in text]
     words = vocabulary.load(work / "vocabulary.json")

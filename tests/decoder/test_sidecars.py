@@ -44,6 +44,17 @@ def test_each_picture_gets_its_caption_beside_it_as_text(captioner, album, capsy
     assert found == expected
 
 
+def test_what_phones_and_macs_leave_beside_pictures_is_named_or_left_alone(
+    captioner, album, capsys
+):
+    (album / "._one.png").write_bytes(b"\0\5\x16\7")
+    assert write(captioner, "txt", str(album)) == 0
+    (album / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
+    assert write(captioner, "txt", str(album)) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert "IMG_1.HEIC: HEIC" in error
+
+
 def test_xmp_holds_the_caption_as_the_description(captioner, album, capsys):
     expected = printed(captioner, album, capsys)
     assert write(captioner, "xmp", str(album)) == 0

@@ -254,6 +254,8 @@ def test_captions_that_are_not_utf8_are_refused_by_line(prepare: Callable, root:
     outcome = prepare("folder")
     assert outcome.status == 2
     assert "captions.csv, line 2: expected UTF-8, found the byte 0xe9" in outcome.err
+    (root / "captions.csv").write_bytes(b"PK\3\4 as an .xlsx begins")
+    assert "an archive or a spreadsheet; save it as CSV" in prepare("folder").err
 
 
 def test_unknown_data_set_suggests_the_nearest(prepare: Callable) -> None:

@@ -371,6 +371,9 @@ CSV = "file_name,caption\na.jpg,A dog\nb/c.jpg,A cat\nb/c.jpg,Cats\n"
 )
 def test_folder_reads_csv_and_jsonl(prepare: Callable, root: Path, file: str, content: str) -> None:
     touch(root / "a.jpg", root / "b" / "c.jpg")
+    for encoding in ("utf-8", "utf-16"):  # which is what Excel calls Unicode text
+        (root / file).write_bytes(content.removeprefix("\ufeff").encode(encoding))
+        assert prepare("folder").texts == {"a.jpg": ["A dog"], "b/c.jpg": ["A cat", "Cats"]}
     (root / file).write_bytes(content.encode())
     assert prepare("folder").texts == {"a.jpg": ["A dog"], "b/c.jpg": ["A cat", "Cats"]}
 
