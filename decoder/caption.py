@@ -259,8 +259,10 @@ def _pictures(given: Iterable[Path]) -> Iterable[Path]:
     """Yield the files given, and the pictures in the folders given and below them, sorted."""
     for path in given:
         if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a name that is too long
-            inside = sorted(path.rglob("[!.]*"))  # "._photo.jpg" is what macOS notes of photo.jpg
-            yield from (p for p in inside if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+            for inside in sorted(path.rglob("*")):
+                picture = inside.suffix.lower() in PICTURE_SUFFIXES and inside.is_file()
+                if picture and not inside.name.startswith("._"):  # in which macOS keeps notes
+                    yield inside
         else:
             yield path
 

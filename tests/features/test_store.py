@@ -146,11 +146,14 @@ def test_a_store_may_be_of_failures_only(make: Callable, tmp_path: Path) -> None
 def test_expect_names_the_fields_that_differ(path: Path) -> None:
     store = FeatureStore(path)
     store.expect(fingerprint(DESCRIPTION), "the run")
-    other = DESCRIPTION | {"backbone": "large", "channels": 8}
-    with pytest.raises(
-        UserError, match=r"the run .*backbone small instead of large, channels 4 in"
+    for unlike, named in (
+        ({"channels": 8}, "the run .*channels 4 instead of 8; extract"),
+        # All else follows from that.
+        ({"backbone": "large", "channels": 8}, "the run .*: backbone small instead of large; ext"),
     ):
-        store.expect(fingerprint(other), "the run", other)
+        other = DESCRIPTION | unlike
+        with pytest.raises(UserError, match=named):
+            store.expect(fingerprint(other), "the run", other)
 
 
 def test_the_fingerprint_is_of_the_features_not_of_the_file(make: Callable, tmp_path: Path) -> None:
