@@ -79,6 +79,7 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
     if reader.left_out:
         print(f"caption: {reader.left_out} images left out, their features could not be extracted")
 
+    tells_how_sure = comparable(captioner, run)  # decoder.export learns from these captions
     results: list[dict[str, Any]] = []
     written: list[Captioned] = []
     looked: list[np.ndarray] = []
@@ -88,9 +89,7 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
             found = [several[0] for several in captions_of_images]
             for image, (best, *others) in zip(images, captions_of_images, strict=True):
                 result: dict[str, Any] = {"image_id": image.id, "caption": best.text}
-                if comparable(
-                    captioner, run
-                ):  # decoder.export learns from it how sure captions are
+                if tells_how_sure:
                     result["mean_log_probability"] = mean_log_probability(best)
                 if options.generate.captions > 1:
                     result["alternatives"] = [other.text for other in others]

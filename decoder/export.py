@@ -34,6 +34,7 @@ from pipeline.stamps import changed_inputs, recorded_options
 FORMAT = 1
 # Of the scores: all but those of each image.
 _KEPT = ("images", "corpus", "intervals", "confidence", "diagnostics")
+_JUDGED = ("scores", "confidence", "claims")
 _SCORE = "python -m evaluation.score"
 _MAX_FLOAT16 = torch.finfo(torch.float16).max
 
@@ -65,7 +66,7 @@ def export(options: ExportOptions) -> None:
             _write_expectation(run, captioner, new / EXPECTATION)
         about = _about(options, run, captioner, made.best, table)
         write_json(new / "captioner.json", about)
-        write_atomically(new / "MODEL_CARD.md", card.markdown(about, captioner.config))
+        write_atomically(new / "MODEL_CARD.md", _card(about, captioner.config, run))
         if options.search:
             features = captioner.config["features"]
             embedding = embedding_of(run, run.work, captioner.vocabulary, fingerprint(features))
@@ -80,6 +81,21 @@ def export(options: ExportOptions) -> None:
     print(
         f"export: {options.out}, {as_size(size)}, of which the decoder's weights are "
         f"{as_size(RunFolder(options.out).best.stat().st_size)}"
+    )
+
+
+def _card(about: Mapping[str, Any], config: Mapping[str, Any], run: RunFolder) -> str:
+    try:
+        return card.markdown(about, config)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        # All of it is made here and checked, but for what a captioner says of itself.
+        raise _damaged(run, error) from error
+
+
+def _damaged(run: RunFolder, error: Exception) -> UserError:
+    return UserError(
+        f"{_of_captioner(run)} is not a captioner's ({error!r:.200}); copy the whole folder again "
+        "from where it is from"
     )
 
 
@@ -141,8 +157,7 @@ def _about(
     table: CaptionTable | None,
 ) -> dict[str, Any]:
     """Return what captioner.json says."""
-    file = _of_captioner(run)
-    before = read_json(file, confidence.MADE_BY) if file.exists() else None
+    before = _before(run)
     features = captioner.config["features"]
     return {
         "format": FORMAT,
@@ -153,7 +168,7 @@ def _about(
         "bits": 8 if options.int8 else 16,
         "reranks": options.rerank,
         "words": len(captioner.vocabulary),
-        "data": _data(table) if before is None else before.get("data"),
+        "data": _data(table) if before is None else before["data"],
         "features": features,
         "fingerprint": captioner.config["fingerprint"],
         **_judged(options, run, table, before),
@@ -163,6 +178,26 @@ def _about(
 def _of_captioner(run: RunFolder) -> Path:
     """Return the file that a captioner has and a run has not."""
     return run.path / "captioner.json"
+
+
+def _before(run: RunFolder) -> dict[str, Any] | None:
+    """Return what a captioner says of itself, None of a run.
+
+    Raises:
+        UserError: it is damaged, or of other weights.
+    """
+    file = _of_captioner(run)
+    if not file.exists():
+        return None
+    content = read_json(file, confidence.MADE_BY)
+    try:
+        # Version 0.2 did not say how much was trained on.
+        known = {"data": content.get("data"), **{name: content[name] for name in _JUDGED}}
+        if content["weights_sha256"] != hashlib.sha256(run.best.read_bytes()).hexdigest():
+            raise ValueError(f"it belongs to other weights than {run.best.name}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(run, error) from error
+    return known
 
 
 def _data(table: CaptionTable | None) -> dict[str, Any] | None:
@@ -181,16 +216,16 @@ def _judged(
     before: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return scores, confidence and what captions claim; those of before if none are new."""
-    written_alike = options.rerank == usual_writing(run).rerank
-    if not written_alike:
+    if options.rerank != usual_writing(run).rerank:
         print(
             "export: the card has no scores and captions no confidence, for with --rerank and "
             f"without, captions are others; with --out {run.path.parent}/NAME in the work "
             "directory, caption and score that as a run, then export it again"
         )
-    scores = _scores(run, options.weights, before is None) if written_alike else {}
-    if not scores and written_alike and before is not None:
-        return {name: before[name] for name in ("scores", "confidence", "claims") if name in before}
+        return dict(zip(_JUDGED, ({}, None, {}), strict=True))
+    scores = _scores(run, options.weights, expected=before is None)
+    if not scores and before is not None:
+        return {name: before[name] for name in _JUDGED}
     learnt, claims = None, {}
     if "val" in scores:
         file = _captions_file(run, "val", options.weights)
@@ -200,7 +235,7 @@ def _judged(
             told = {image.id: [caption.text for caption in image.captions] for image in val}
             claims = card.claims(read(file), told)
     kept = {split: {name: record[name] for name in _KEPT} for split, record in scores.items()}
-    return {"scores": kept, "confidence": learnt, "claims": claims}
+    return dict(zip(_JUDGED, (kept, learnt, claims), strict=True))
 
 
 def _captions_file(run: RunFolder, split: str, weights: str) -> Path:

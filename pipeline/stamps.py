@@ -76,10 +76,9 @@ class Stamp:
 def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
     """Return the options with which a stage of `folder` was finished, None if that is not known."""
     try:
-        options = json.loads((folder / ".done" / f"{stage}.json").read_text())["options"]
+        return dict(json.loads((folder / ".done" / f"{stage}.json").read_text())["options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return options if isinstance(options, dict) else None
 
 
 def changed_inputs(folder: Path, stage: str) -> list[str]:

@@ -206,6 +206,11 @@ def test_a_captioner_exported_elsewhere_keeps_what_is_known_of_it(run, exported,
         assert contents(out) == expected
     assert export.main(["--run", str(place), "--out", str(out), "--search"]) == 2
     assert "a search is learnt from training captions" in capsys.readouterr().err
+    about = json.loads((place / "captioner.json").read_text())
+    for damaged in ([], about | {"weights_sha256": "0"}, about | {"scores": {"val": 1}}):
+        (place / "captioner.json").write_text(json.dumps(damaged))
+        assert export.main(["--run", str(place), "--out", str(out)]) == 2
+        assert "captioner.json is not a captioner's" in capsys.readouterr().err
 
 
 def test_claims_are_counted_as_people_confirm_them():
