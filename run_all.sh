@@ -51,12 +51,13 @@ stage pipeline.extract --work "$work" "${extract[@]}" "${features[@]}"
 stage decoder.train --work "$work" --run "$dataset" --resume --force "${train[@]}" "$@"
 split=$(grep -Eq '"split": ?"test"' "$work/captions.json" && echo test || echo val)
 caption_and_score() {
-    stage decoder.caption --run "$run" --split "$split" --weights "$1" --out "$run/captions_$split$2.json" "${@:3}"
-    stage evaluation.score --captions "$work/captions.json" --results "$run/captions_$split$2.json" --partial
+    stage decoder.caption --run "$run" --split "$split" --out "$run/captions_$split$1.json" "${@:2}"
+    stage evaluation.score --captions "$work/captions.json" --results "$run/captions_$split$1.json" --partial
 }
 if [[ -f $run/best_xe.safetensors ]] && grep -q '"phase": "rl"' "$run/metrics.jsonl"; then
-    caption_and_score best_xe _xe  # before REINFORCE, to compare
+    caption_and_score _xe --weights best_xe  # before REINFORCE, to compare
+    [[ ${#best[@]} -eq 0 ]] || best+=(--weights both)
 fi
-caption_and_score best ""
-[[ ${#best[@]} -eq 0 ]] || caption_and_score best _reranked "${best[@]}"
+caption_and_score ""
+[[ ${#best[@]} -eq 0 ]] || caption_and_score _reranked "${best[@]}"
 stage evaluation.report --run "$run" --split "$split"

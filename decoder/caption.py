@@ -39,8 +39,9 @@ PICTURE_SUFFIXES |= {".heic", ".heif"}  # which cannot be read, but must not be 
 def caption(options: CaptionOptions) -> int:
     """Write captions for pictures and folders of pictures, for a page, or for a split."""
     folders = [RunFolder(path) for path in options.run or (packaged(),)]
-    runs = [(run, getattr(run, options.weights)) for run in folders]
-    if len(runs) == 1:
+    weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
+    runs = [(run, getattr(run, name)) for run in folders for name in weights]
+    if len(folders) == 1:
         options = replace(options, generate=usual_writing(folders[0], options.generate))
     if options.split is not None:
         return _caption_split(options, runs, options.split)
@@ -52,7 +53,7 @@ def caption(options: CaptionOptions) -> int:
 def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
     run, _ = runs[0]
     table_path, store_path = run.work / "captions.json", run.work / "features.h5"
-    suffix = "_xe" if options.weights == "best_xe" else ""
+    suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
     out = options.out or run.path / f"captions_{split}{suffix}.json"
     name = out.stem.removeprefix("captions_")
     attention_path = out.with_name(f"attention_{name}.npz")

@@ -232,6 +232,7 @@ class GenerateOptions:
                 f"--captions {self.captions} cannot be chosen of --samples {self.samples}",
             )
             _require(self.groups == 1, "--groups is for the beam search, not for --sample")
+            _require(self.beam is None, "--beam is for the search, not for --sample; see --samples")
         else:
             _require(
                 self.captions <= self.width,
@@ -279,8 +280,9 @@ class CaptionOptions:
     marked by data-alt-generated. Pictures are looked for below the page's folder, or --site."""
     site: Path | None = None
     """With --alt: the folder of the web site, which "/" stands for in the page."""
-    weights: Literal["best", "best_xe"] = "best"
-    """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
+    weights: Literal["best", "best_xe", "both"] = "best"
+    """The weights with the best validation CIDEr of all, or of the cross-entropy phase; or both
+    together, as if they were two runs."""
     out: Path | None = None
     """Write the captions here: of pictures to a .csv or .jsonl file, to which only the pictures are
     added that it has not yet, so that an interrupted run goes on; of --split as COCO results; of

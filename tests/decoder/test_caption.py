@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from decoder import caption
@@ -123,6 +124,19 @@ def test_captions_written_elsewhere_leave_the_others_alone(captioner, tmp_path):
     assert caption.main(stage) == 0
     assert len(json.loads(out.read_text())) == len(json.loads(before[run / "captions_val.json"]))
     assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--sample", "--beam", "3"], "--beam is for the search"),
+        (["--sample", "--groups", "2", "--samples", "4"], "--groups is for the beam search"),
+        (["--top-k", "9"], "--top-k and --top-p need --sample"),
+    ],
+)
+def test_options_without_effect_are_refused(options, said, capsys):
+    assert caption.main(["picture.jpg", *options]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_ways_of_writing_are_chosen_on_the_command_line(captioner, tmp_path):

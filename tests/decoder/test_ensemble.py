@@ -175,6 +175,17 @@ def test_several_runs_caption_a_split_and_pictures_alike(two_runs, tmp_path, cap
     assert agreeing >= len(expected) - 1, "float rounding may tip one beam, not more"
 
 
+def test_both_weights_of_a_run_write_as_two_runs_would(captioner, tmp_path):
+    run = captioner / "runs" / "captioner"
+    before = Path(shutil.copytree(run, run.with_name("before")))
+    shutil.copy(run / "best_xe.safetensors", before / "best.safetensors")
+    out = tmp_path / "two.json"
+    two = ["--run", str(run), "--run", str(before), "--split", "val", "--out", str(out)]
+    assert caption.main(two) == 0
+    assert caption.main(["--run", str(run), "--split", "val", "--weights", "both"]) == 0
+    assert json.loads((run / "captions_val_both.json").read_text()) == json.loads(out.read_text())
+
+
 def test_several_captions_of_a_picture_differ_and_come_best_first(two_runs, capsys):
     picture = str(next((two_runs[0].parents[1] / "images").iterdir()))
     several = ["--run", str(two_runs[0]), "--captions", "3", picture]
