@@ -21,14 +21,13 @@ from torch import Tensor, nn
 from decoder.batches import Features, PackedWords
 from decoder.options import ModelOptions
 from decoder.recurrence import (
+    PLAIN,
+    Operations,
     RecurrentLinear,
     Rows,
     Shared,
     WordTable,
-    attend,
-    gru,
     keys_of,
-    lstm,
     regions_of,
     zeros,
 )
@@ -43,6 +42,8 @@ class LSTMCell(nn.Module):
     With `maxout` the cell's input is the larger of two linear units instead of a tanh, as in Att2in
     (Rennie et al. 2017, section 3.2).
     """
+
+    operations: Operations = PLAIN
 
     def __init__(self, hidden: int, maxout: bool = False) -> None:
         super().__init__()
@@ -60,7 +61,8 @@ class LSTMCell(nn.Module):
 
     def forward(self, inputs_BG: Tensor, state: State) -> State:
         hidden_BH, cell_BH = state
-        return lstm(self.recurrent(hidden_BH, inputs_BG), self.bias, cell_BH, self.maxout)
+        gates_BG = self.recurrent(hidden_BH, inputs_BG)
+        return self.operations.lstm(gates_BG, self.bias, cell_BH, self.maxout)
 
 
 class GRUCell(nn.Module):
@@ -69,6 +71,8 @@ class GRUCell(nn.Module):
     As in torch, the reset gate is applied after the recurrent product, not before it, so that one
     product serves all three gates. `maxout` is defined for the LSTM only and does nothing here.
     """
+
+    operations: Operations = PLAIN
 
     def __init__(self, hidden: int, maxout: bool = False) -> None:
         super().__init__()
@@ -82,7 +86,8 @@ class GRUCell(nn.Module):
 
     def forward(self, inputs_BG: Tensor, state: State) -> State:
         (hidden_BH,) = state
-        return (gru(inputs_BG, self.recurrent(hidden_BH), self.bias, hidden_BH),)
+        recurrent_BG = self.recurrent(hidden_BH)
+        return (self.operations.gru(inputs_BG, recurrent_BG, self.bias, hidden_BH),)
 
 
 CELLS: dict[str, type[LSTMCell] | type[GRUCell]] = {"lstm": LSTMCell, "gru": GRUCell}
@@ -131,6 +136,7 @@ class Decoder(nn.Module, ABC):
     reads_pooled = True
     attends = True
     maxout = False
+    operations: Operations = PLAIN
     first_cell: LSTMCell | GRUCell
 
     def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
@@ -159,6 +165,12 @@ class Decoder(nn.Module, ABC):
         """Enter training or evaluation mode, as whoever changes the weights does."""
         self._word_table.forget()
         return super().train(mode)
+
+    def use(self, operations: Operations) -> None:
+        """Take the steps by these operations from now on."""
+        for module in self.modules():
+            if isinstance(module, (Decoder, LSTMCell, GRUCell)):
+                module.operations = operations
 
     @abstractmethod
     def before(self, memory: Memory, image_B: Tensor) -> State:
@@ -204,7 +216,8 @@ class Decoder(nn.Module, ABC):
             The attended feature [B, H] and the weights [B, R], which sum to 1.
         """
         query_BA = self.attention_query(state_BH)
-        return attend(query_BA, memory.keys_IRA, memory.regions_IRH, self.attention_score, rows)
+        keys, regions, score_A = memory.keys_IRA, memory.regions_IRH, self.attention_score
+        return self.operations.attend(query_BA, keys, regions, score_A, rows)
 
     def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
         """Return the share in the first cell's gates, [n, G], of all that is known before the loop.

@@ -126,6 +126,9 @@ class TrainOptions:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the products in training: bfloat16 gives other numbers, and is faster on GPUs and on
     processors that have instructions for it; on others it is many times slower."""
+    compile: bool = False
+    """Fuse the small operations of a step by torch's compiler, which rounds otherwise, takes up to
+    a minute at the start and needs a C++ compiler. Meant for GPUs, and not measured on one yet."""
     seed: int = 1
     """Fixes the initial weights, the order of the images, dropout and the samples."""
     device: str = "auto"

@@ -12,7 +12,7 @@ and one those of the attention, in place and on as much at a time as the process
 Shape suffixes as in `decoder.models`; n captions of one image.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -394,7 +394,7 @@ def _at_least_float32(tensor: Tensor) -> Tensor:
 
 def keys_of(tensor_IRA: Tensor) -> Shared:
     """Return what `attend` compares queries with: exp(-2 key) where it goes image by image."""
-    exponent = -2 if _image_by_image(tensor_IRA) else None
+    exponent = -2 if image_by_image(tensor_IRA) else None
     return Shared(_at_least_float32(tensor_IRA), exponent)
 
 
@@ -422,7 +422,7 @@ def attend(
     Returns:
         The averages [B, H], and the weights [B, R], through which no gradient goes.
     """
-    if not _image_by_image(query_BA):
+    if not image_by_image(query_BA):
         return attend_at_once(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
     return _Attend.apply(
         query_BA.to(score_A.dtype),
@@ -435,9 +435,20 @@ def attend(
     )
 
 
-def _image_by_image(tensor: Tensor) -> bool:
+def image_by_image(tensor: Tensor) -> bool:
     """Whether attention goes image by image: it does on a CPU."""
     return tensor.device.type == "cpu"
+
+
+class Operations(NamedTuple):
+    """The functions of a step that have gradients of their own; `decoder.compiled` has others."""
+
+    lstm: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    gru: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    attend: Callable[[Tensor, Shared, Shared, Tensor, Rows], tuple[Tensor, Tensor]]
+
+
+PLAIN = Operations(lstm, gru, attend)
 
 
 def attend_at_once(

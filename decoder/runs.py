@@ -28,7 +28,17 @@ from pipeline.vocabulary import Vocabulary
 
 MADE_BY = "python -m decoder.train"
 # Where and how a run is trained, not what it is; it may be continued with others.
-_NOT_DESCRIBED = ("work", "run", "like", "dry_run", "device", "save_minutes", "resume", "force")
+_NOT_DESCRIBED = (
+    "work",
+    "run",
+    "like",
+    "dry_run",
+    "device",
+    "compile",
+    "save_minutes",
+    "resume",
+    "force",
+)
 # Parts of config.json that may change while a run is continued: the last digits depend on them.
 NOT_THE_RUN = ("versions", "machine")
 # Of options that runs had not yet, what was in effect.
@@ -137,6 +147,7 @@ def describe(
         },
         "machine": {
             "device": str(next(model.parameters()).device),
+            "compile": options.compile,
             "threads": torch.get_num_threads(),
             "processes": ranks.world(),
             "processor": platform.machine(),
@@ -170,7 +181,8 @@ def differences(old: Any, new: Any, besides: Iterable[str] = (), name: str = "")
 
 def with_former_options(config: dict[str, Any]) -> dict[str, Any]:
     """Return a run's config with the options that came after it, as they were in effect then."""
-    return {**config, "options": {**_FORMER_OPTIONS, **config["options"]}}
+    machine = {"compile": False, **config.get("machine", {})}
+    return {**config, "options": {**_FORMER_OPTIONS, **config["options"]}, "machine": machine}
 
 
 def arguments_like(folder: Path) -> list[str]:

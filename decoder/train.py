@@ -11,6 +11,7 @@ import torch
 
 from decoder import guards, models, together
 from decoder.batches import SplitReader, TrainingReader, expect_captions
+from decoder.compiled import compiled
 from decoder.estimate import estimate
 from decoder.options import TrainOptions
 from decoder.runs import (
@@ -99,6 +100,8 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     torch.manual_seed(options.seed)
     device = ranks.own_device(choose_device(options.device))
     model = models.build(options.decoder, len(words), store.description["channels"]).to(device)
+    if options.compile:
+        model.use(compiled(device))
     training = TrainingReader(
         store, table, words, options.batch_size, options.seed, grid=model.attends
     )

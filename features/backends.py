@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from features.errors import UserError
+from features.errors import UserError, first_line
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -130,12 +130,13 @@ def choose(
         try:
             return candidate, _start(candidate, network, size, device, batch_size)
         except Exception as error:  # exporters, compilers and runtimes raise anything at all
-            _log.info("%s cannot run the network here (%s)", candidate, _short(error))
+            _log.info("%s cannot run the network here (%s)", candidate, first_line(error))
     try:
         return names[-1], _start(names[-1], network, size, device, batch_size)
     except Exception as error:
         raise UserError(
-            f"--backend {names[-1]} cannot run the network here ({_short(error)}); leave it to auto"
+            f"--backend {names[-1]} cannot run the network here ({first_line(error)}); leave it to "
+            "auto"
         ) from error
 
 
@@ -262,8 +263,3 @@ def _openvino(model: bytes) -> RunOne:
         return [found[0], found[1]]
 
     return run_one
-
-
-def _short(error: Exception) -> str:
-    """Return an error's first line, or its type if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

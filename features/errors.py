@@ -25,3 +25,8 @@ def first_few(items: Iterable[object], most: int = 5) -> str:
     listed = [str(item) for item in items]
     rest = len(listed) - most
     return ", ".join(listed[:most]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def first_line(error: Exception) -> str:
+    """Return an error's first line, or its type if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

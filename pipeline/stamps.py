@@ -20,6 +20,7 @@ _WITHOUT_EFFECT = {
     "resume",
     "save_minutes",
     "device",
+    "compile",
     "download",
     "mirror",
     "like",

@@ -1,6 +1,7 @@
 """How fast decoders train and write, as shares of what the machine's matrix products reach.
 
     .venv/bin/python -m tests.benchmarks.training [--work WORK] [--models updown] [--phases xe rl]
+        [--compile]
 
 Every row counts the operations that the model itself needs (no padding, no repetition) and compares
 their rate with that of a large float32 product, measured between the steps. The decoder is
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 
 from decoder import models
 from decoder.batches import TrainingReader
+from decoder.compiled import compiled
 from decoder.generate import beam_search
 from decoder.models import Decoder
 from decoder.options import ModelOptions, ReinforceOptions, TrainOptions
@@ -94,6 +96,7 @@ def main(
     rounds: int = 5,
     hidden: int = 512,
     device: str = "cpu",
+    compile: bool = False,
     cpu_time: bool = False,
     json: bool = False,
     first_step: Path | None = None,
@@ -109,6 +112,7 @@ def main(
         rounds: how often each way has its turn.
         hidden: size of the recurrent state and of the attention.
         device: where to run.
+        compile: train with --compile too, which compiles for up to a minute before.
         cpu_time: measure the processor's time instead of the clock's, on a machine that others use;
             for one thread only.
         json: print JSON instead of the table.
@@ -127,7 +131,7 @@ def main(
             for phase in phases
             if phase != "start"
             for way in ways_of(
-                folder, Path(scratch), name, cell, count, phase, hidden, device, clock
+                folder, Path(scratch), name, cell, count, phase, hidden, device, clock, compile
             )
         ]
         peak = take_turns(ways, rounds, clock, torch.device(device))
@@ -162,11 +166,16 @@ def _print(found: dict[str, Any]) -> None:
             f"{share} | {line['outside']:.2%} | {line['memory_mb']:.0f} MB |"
         )
     seconds = {(w["phase"], w["model"], w["images"]): w["seconds"] for w in found["ways"]}
-    for phase, model, images in seconds:
+    for (phase, model, images), taken in seconds.items():
         plain = seconds.get((f"{phase}, plain", model, images))
         if plain is not None:
-            times = plain / seconds[phase, model, images]
+            times = plain / taken
             print(f"\n{phase}, {model}, {images} images: {times:.2f} times the plain one", end="")
+        fused = seconds.get((f"{phase}, compiled", model, images))
+        if fused is not None:
+            print(
+                f"\n{phase}, {model}, {images} images: compiled {taken / fused:.3f} times", end=""
+            )
     print()
 
 
@@ -217,8 +226,9 @@ def ways_of(
     hidden: int = 512,
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
+    compile: bool = False,
 ) -> Iterator[Way]:
-    """Yield the ways of doing a phase: REINFORCE has one for each baseline."""
+    """Yield the ways of doing a phase: REINFORCE has one for each baseline, training two."""
     label = f"{name} {cell}"
     for baseline in ("greedy", "mean") if phase == "rl" else ("mean",):
         options = TrainOptions(
@@ -235,6 +245,11 @@ def ways_of(
         else:
             title = f"rl, {baseline}" if phase == "rl" else phase
             yield _training(trainer, title, label, images, phase, clock)
+            if compile:
+                fused = _trainer(options, scratch)
+                fused.model.use(compiled(fused.device))
+                torch._dynamo.config.recompile_limit = 99  # of all ways, not of one training
+                yield _training(fused, f"{title}, compiled", label, images, phase, clock)
     if phase == "xe" and (name, cell) == ("updown", "lstm"):
         yield _plainly(trainer, label, images)
 

@@ -8,6 +8,7 @@ import torch
 from decoder import models
 from decoder.adam import Adam
 from decoder.batches import Batch, on_device
+from decoder.compiled import compiled
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
 from decoder.reward import CiderD
@@ -35,12 +36,16 @@ def build(name: str, dropout: float) -> models.Decoder:
 
 
 @EVERY_MODEL
-def test_gradients_are_those_of_the_cpu(name: str, batch: Batch) -> None:
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_gradients_are_those_of_the_cpu(name: str, compile: bool, batch: Batch) -> None:
     model = build(name, dropout=0.0)
     cross_entropy(model, batch).loss.backward()
     expected = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     model.cuda()
+    if compile:
+        model.use(compiled(torch.device("cuda")))
     cross_entropy(model, batch.to(torch.device("cuda"))).loss.backward()
     for parameter, other in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad.cpu(), other, rtol=1e-4, atol=1e-5)

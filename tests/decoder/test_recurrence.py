@@ -4,12 +4,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoder import models, recurrence
+from decoder import compiled, models, recurrence
 from decoder.adam import Adam
 from decoder.batches import Batch
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
-from decoder.recurrence import Rows, WordTable, attend, attend_at_once, keys_of, regions_of
+from decoder.recurrence import (
+    Rows,
+    WordTable,
+    attend,
+    attend_at_once,
+    gru,
+    keys_of,
+    lstm,
+    regions_of,
+)
 from tests.decoder.conftest import CHANNELS, WORDS
 
 # Rows of four images in any order: of the second there is none.
@@ -57,6 +66,30 @@ def test_large_keys_and_queries_that_cancel_lose_nothing():
     wanted = torch.autograd.grad(expected.sum(), exact)
     for gradient, other in zip(found, wanted, strict=True):
         torch.testing.assert_close(gradient, other.float(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("formula", "by_hand", "shapes"),
+    [
+        (lambda *t: compiled.lstm(*t, False), lambda *t: lstm(*t, False), [(7, 20), (20,), (7, 5)]),
+        (lambda *t: compiled.lstm(*t, True), lambda *t: lstm(*t, True), [(7, 25), (25,), (7, 5)]),
+        (
+            lambda *t: (compiled.gru(*t),),
+            lambda *t: (gru(*t),),
+            [(7, 15), (7, 15), (15,), (7, 5)],
+        ),
+    ],
+)
+def test_gradients_of_cells_written_by_hand_are_those_of_the_formulas_that_are_compiled(
+    formula, by_hand, shapes
+):
+    torch.manual_seed(0)
+    inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    found, wanted = by_hand(*inputs), formula(*inputs)
+    torch.testing.assert_close(found, wanted)
+    directions = [torch.randn_like(output) for output in wanted]
+    of = [torch.autograd.grad(outputs, inputs, directions) for outputs in (found, wanted)]
+    torch.testing.assert_close(*of)
 
 
 @pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])

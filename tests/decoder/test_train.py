@@ -2,13 +2,16 @@
 
 import json
 import shutil
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoder import caption, checkpoints, train
+from decoder import caption, checkpoints, compiled, recurrence, train
+from decoder.options import ModelOptions, TrainOptions
 from decoder.runs import RunFolder, arguments_like, locked
 from decoder.training import learning_rate
 from evaluation import score
@@ -149,6 +152,67 @@ def test_a_run_from_before_an_option_is_continued_with_what_was_in_effect_then(t
 
     run.config.write_text(json.dumps(header["config"]))
     assert "--length-penalty=0.0" in arguments_like(run.path)
+
+
+COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+
+
+@COMPILES
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_compiled_steps_have_the_loss_and_gradient_of_those_that_are_not(
+    extracted_shapes, monkeypatch
+):
+    """In both phases, down to the last step, in which a single caption may be left."""
+    torch._dynamo.reset()
+    for module in (recurrence, compiled):  # so that attention is compiled, too, as on a GPU
+        monkeypatch.setattr(module, "image_by_image", lambda tensor: False)
+    decoder = ModelOptions(hidden=24, attention=16)
+    options = TrainOptions(extracted_shapes, "none", decoder, batch_size=4)
+    found = []
+    for compile in (False, True):
+        trainer = train._trainer(replace(options, compile=compile), RunFolder(Path("none")))
+        found.append([])
+        for phase in ("xe", "rl"):
+            for batch in islice(trainer.training.epoch(phase, 0), 3):
+                torch.manual_seed(0)
+                loss = trainer._loss(phase, batch, 10).loss
+                trainer.optimizer.zero_grad()
+                loss.backward()
+                found[-1] += [loss.detach(), *(p.grad for p in trainer.model.parameters())]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert 1 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 10  # not one a size
+
+
+@COMPILES
+@pytest.mark.filterwarnings("ignore")
+def test_a_run_goes_on_compiled_and_is_the_same_when_it_has_ended(trained, work, capsys):
+    run = RunFolder(Path(shutil.copytree(trained / "runs" / "small", work / "runs" / "small")))
+    config = json.loads(run.config.read_text())
+    assert config["machine"].pop("compile") is False
+    run.config.write_text(json.dumps(config))  # as before there was such an option
+    assert run_train(work, *BOTH_PHASES, "--compile", "--resume") == 0
+    assert "continuing" in capsys.readouterr().out
+    options = ["--xe.epochs", "1", "--rl.epochs", "0", "--like", str(run.path)]
+    assert run_train(work, *options, "--compile", run="other") == 0
+    assert "machine.compile (False then, True now)" in capsys.readouterr().out
+    assert metrics(work, "other")[0]["loss"] == pytest.approx(metrics(trained)[0]["loss"], abs=0.1)
+    assert run_train(work, *options, run="other") == 0
+    assert "unchanged, skipped" in capsys.readouterr().out
+
+
+def test_without_a_compiler_compile_says_what_to_do_before_anything_is_written(
+    work, monkeypatch, capsys
+):
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
+    assert run_train(work, *SMALL, "--compile") == 2
+    error = capsys.readouterr().err
+    assert "--compile needs a C++ compiler" in error
+    assert "install g++, or leave out --compile" in error
+    assert "Traceback" not in error
+    assert not list((work / "runs" / "small").iterdir())
 
 
 def test_validation_scores_what_the_best_weights_write_on_the_command_line(captioner, tmp_path):
