@@ -9,6 +9,7 @@ It is imported only where it is asked for, for that takes two seconds.
 Shape suffixes as in `decoder.models`.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ def compiled(device: torch.device) -> Operations:
     Raises:
         UserError: nothing can be compiled for this device here.
     """
+    # It would tell CPU users of a CUDA that it does not find.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         point = torch.ones(2, device=device, requires_grad=True)
         _compile(_trial)(point).sum().backward()

@@ -127,8 +127,9 @@ class TrainOptions:
     """Of the products in training: bfloat16 gives other numbers, and is faster on GPUs and on
     processors that have instructions for it; on others it is many times slower."""
     compile: bool = False
-    """Fuse the small operations of a step by torch's compiler, which rounds otherwise, takes up to
-    a minute at the start and needs a C++ compiler. Meant for GPUs, and not measured on one yet."""
+    """Fuse the small operations of a step by torch's compiler, which changes last digits. Meant for
+    GPUs, not measured on one yet, no faster on a CPU; compiling takes some 15 s at first. Needs a
+    C++ compiler, and on a GPU Triton."""
     seed: int = 1
     """Fixes the initial weights, the order of the images, dropout and the samples."""
     device: str = "auto"
