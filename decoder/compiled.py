@@ -4,7 +4,7 @@ Here the formulas are written plainly; the compiler finds their gradients, and m
 the many small operations of each. The loop over the steps, and the gradients that are summed after
 it, stay as `decoder.recurrence` has them: they are no graph that a compiler could follow.
 
-It is imported only where it is asked for, for that takes two seconds.
+The compiler takes two seconds to import, and is imported as the first of them is compiled.
 
 Shape suffixes as in `decoder.models`.
 """
