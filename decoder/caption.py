@@ -41,6 +41,12 @@ def caption(options: CaptionOptions) -> int:
     folders = [RunFolder(path) for path in options.run or (packaged(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     runs = [(run, getattr(run, name)) for run in folders for name in weights]
+    for run in folders:
+        if "best_xe" in weights and run.best.exists() and not run.best_xe.exists():
+            raise UserError(
+                f"{run.path} holds no weights from before REINFORCE, as no captioner does that "
+                "decoder.export made; leave out --weights"
+            )
     if len(folders) == 1:
         options = replace(options, generate=usual_writing(folders[0], options.generate))
     if options.split is not None:

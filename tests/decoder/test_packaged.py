@@ -41,6 +41,12 @@ def test_a_photograph_is_captioned_without_a_run_and_from_any_folder(flickr8k, t
     assert 0 <= told["confidence"] <= 1
 
 
+def test_weights_that_it_does_not_hold_are_refused(capsys):
+    for weights in ("best_xe", "both"):
+        assert caption.main(["photo.jpg", "--weights", weights]) == 2
+        assert "holds no weights from before REINFORCE" in capsys.readouterr().err
+
+
 def test_captions_of_photographs_not_trained_on_agree_with_people(flickr8k, tmp_path, capsys):
     """Of 60 validation pictures: broken weights, words or features would score about nothing."""
     arguments = ["--dataset", "flickr8k", "--root", str(flickr8k), "--work", str(tmp_path)]
