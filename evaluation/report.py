@@ -98,6 +98,7 @@ def _card(run: Run, ciders: dict[int, float], image: Image) -> dict[str, Any]:
         "file_name": image.file_name,
         "caption": run.captions[image.id],
         "before": run.captions_before.get(image.id),
+        "reranked": run.captions_reranked.get(image.id),
         "references": [caption.text for caption in image.captions],
         "cider": ciders.get(image.id),
     }
@@ -108,6 +109,7 @@ def _score_rows(run: Run) -> list[dict[str, Any]]:
     if run.scores is None:
         return []
     before = run.scores_before.corpus if run.scores_before else {}
+    reranked = run.scores_reranked.corpus if run.scores_reranked else {}
     rows = []
     for name, value in run.scores.corpus.items():
         low, high = run.scores.intervals.get(name, (value, value))
@@ -119,6 +121,7 @@ def _score_rows(run: Run) -> list[dict[str, Any]]:
                 "high": high,
                 "scale": max(1.0, math.ceil(high * 2) / 2),
                 "before": before.get(name),
+                "reranked": reranked.get(name),
             }
         )
     return rows

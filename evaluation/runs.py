@@ -56,8 +56,11 @@ class Run:
     captions: dict[int, str]
     captions_before: dict[int, str]
     """From before REINFORCE."""
+    captions_reranked: dict[int, str]
+    """Those of run_all.sh's last stage, where the preset has one."""
     scores: Scored | None
     scores_before: Scored | None
+    scores_reranked: Scored | None
     looks: dict[int, Looks]
     commands: list[str]
     """The commands that made it."""
@@ -66,7 +69,8 @@ class Run:
 def inputs(folder: Path, split: str) -> list[Path]:
     """Return the files that `load` reads, those that may be absent included."""
     names = ["config.json", "metrics.jsonl"]
-    names += [f"{kind}_{split}{of}.json" for kind in ("captions", "scores") for of in ("", "_xe")]
+    ways = ("", "_xe", "_reranked")
+    names += [f"{kind}_{split}{way}.json" for kind in ("captions", "scores") for way in ways]
     names += [f"attention_{split}.npz"]
     return [folder.parent.parent / "captions.json", *(folder / name for name in names)]
 
@@ -94,9 +98,8 @@ def load(folder: Path, split: str) -> Run:
     Raises:
         UserError: a file that must be there is not, or one does not hold what it should.
     """
-    table_path, config, metrics, written, before, scores, scores_before, attention = inputs(
-        folder, split
-    )
+    table_path, config, metrics, *files, attention = inputs(folder, split)
+    written, before, reranked, scores, scores_before, scores_reranked = files
     table = captions.load(table_path)
     made_with = _load_config(config)
     run = Run(
@@ -107,8 +110,10 @@ def load(folder: Path, split: str) -> Run:
         _load_epochs(metrics),
         results.read(written),
         results.read(before) if before.exists() else {},
+        results.read(reranked) if reranked.exists() else {},
         _load_scores(scores),
         _load_scores(scores_before),
+        _load_scores(scores_reranked),
         _load_attention(attention),
         commands.commands(folder, split, made_with["options"]),
     )

@@ -104,6 +104,23 @@ def test_the_page_shows_the_run_and_needs_nothing_but_itself(finished, capsys):
     assert all(svg["aria-label"] for svg in page.all("svg"))
 
 
+def test_captions_that_were_reranked_stand_beside_the_others(
+    finished, write_results, written, capsys
+):
+    assert main(["--run", str(finished)]) == 0
+    assert "eranked" not in Page(finished / "report.html").text
+    write_results(written | {7: "a better dog"}, "captions_val_reranked.json")
+    scores = json.loads((finished / "scores_val.json").read_text())
+    scores["corpus"]["CIDEr"] = 1.345
+    (finished / "scores_val_reranked.json").write_text(json.dumps(scores))
+    assert main(["--run", str(finished)]) == 0
+    assert "unchanged" not in capsys.readouterr().out
+    page = Page(finished / "report.html")
+    assert "1.134 before REINFORCE 1.345 reranked" in page.text
+    assert "Reranked: “a better dog”" in page.text
+    assert "The same reranked" in page.text
+
+
 def test_the_page_has_what_repeats_the_run(finished):
     config = json.loads((finished / "config.json").read_text())
     config |= {
