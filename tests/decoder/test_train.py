@@ -200,14 +200,12 @@ def test_a_run_goes_on_compiled_and_is_the_same_when_it_has_ended(trained, work,
     assert "unchanged, skipped" in capsys.readouterr().out
 
 
-def test_without_a_compiler_compile_says_what_to_do_before_anything_is_written(
-    work, monkeypatch, capsys
-):
+def test_without_a_compiler_compile_says_what_to_do_before_anything_is_written(work, capsys):
     from torch._inductor import config
 
     torch._dynamo.reset()
-    monkeypatch.setattr(config.cpp, "cxx", ("no-such-compiler",))
-    assert run_train(work, *SMALL, "--compile") == 2
+    with config.patch({"cpp.cxx": ("no-such-compiler",)}):  # restores it, as monkeypatch does not
+        assert run_train(work, *SMALL, "--compile") == 2
     error = capsys.readouterr().err
     assert "--compile needs a C++ compiler" in error
     assert "install g++, or leave out --compile" in error
