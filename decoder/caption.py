@@ -44,8 +44,8 @@ def caption(options: CaptionOptions) -> int:
     for run in folders:
         if "best_xe" in weights and run.best.exists() and not run.best_xe.exists():
             raise UserError(
-                f"{run.path} holds no weights from before REINFORCE, as no captioner does that "
-                "decoder.export made; leave out --weights"
+                f"{run.path} holds no weights from before REINFORCE; nor does any captioner that "
+                "decoder.export makes: leave out --weights"
             )
     if len(folders) == 1:
         options = replace(options, generate=usual_writing(folders[0], options.generate))

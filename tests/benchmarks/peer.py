@@ -61,14 +61,17 @@ def main(
     """
     torch.set_num_threads(threads)
     folder = None if run is None else RunFolder(run)
-    hidden = 512 if folder is None else read_json(folder.config, "")["options"]["decoder"]["hidden"]
+    sizes = {"hidden": 512, "attention": 512}
+    if folder is not None:
+        options = read_json(folder.config, "")["options"]["decoder"]
+        sizes = {name: options[name] for name in sizes}
     with tempfile.TemporaryDirectory() as scratch:
         work = made(Path(scratch), 4 * max(images)) if folder is None else folder.work
         every = [
             way
             for count in images
             for phase in ("xe", "rl", "beam")
-            for way in ways_of(work, Path(scratch), "updown", "lstm", count, phase, hidden)
+            for way in ways_of(work, Path(scratch), "updown", "lstm", count, phase, **sizes)
         ]
         for way in every if folder is not None else ():
             checkpoints.load_weights(way.trainer.model, folder.best)

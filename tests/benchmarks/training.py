@@ -227,14 +227,20 @@ def ways_of(
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
     compile: bool = False,
+    attention: int | None = None,
 ) -> Iterator[Way]:
-    """Yield the ways of doing a phase: REINFORCE has one for each baseline, training two."""
+    """Yield the ways of doing a phase: REINFORCE has one for each baseline.
+
+    With `compile` there is one more of each. Without `attention` it is as wide as the state.
+    """
     label = f"{name} {cell}"
     for baseline in ("greedy", "mean") if phase == "rl" else ("mean",):
         options = TrainOptions(
             work=folder,
             run="benchmark",
-            decoder=ModelOptions(model=name, cell=cell, hidden=hidden, attention=hidden),
+            decoder=ModelOptions(
+                model=name, cell=cell, hidden=hidden, attention=attention or hidden
+            ),
             rl=ReinforceOptions(baseline=baseline),
             batch_size=images,
             device=device,
