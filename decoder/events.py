@@ -5,10 +5,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.record_writer import RecordWriter
-
 from pipeline.command import write_atomically
 
 
@@ -21,6 +17,11 @@ def write(folder: Path, step: int, scalars: Mapping[str, float]) -> None:
     Raises:
         UserError: it cannot be written.
     """
+    # Here, for importing them takes a while, and a training should start at once.
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
     now = time.time()
     values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
     content = io.BytesIO()

@@ -4,11 +4,12 @@ Shape suffixes as in `decoder.models`; S samples (K for each image).
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from decoder.batches import Batch, PackedWords, pack
 from decoder.generate import NotFinite, draw_words, greedy
@@ -147,8 +148,8 @@ def draw(
 ) -> Drawn:
     """Draw `count` samples for each image and keep the graph of their log-probabilities.
 
-    The steps that choose the words are those whose gradient is taken: nothing is read again. Only
-    samples that have not ended are computed.
+    The steps that choose the words are those whose gradient is taken: nothing is computed again.
+    Samples that have ended are not computed.
 
     Args:
         choose: what to write instead of what is drawn, for tests: from probabilities [B, V], the
@@ -163,6 +164,7 @@ def draw(
     tokens_ST = torch.full((len(image_B), max_length), PAD, device=device)
     words_B = torch.full_like(image_B, BOS)
     outputs: list[Tensor] = []
+    probabilities: list[Tensor] = []
     samples: list[Tensor] = []
     with model.recorded():
         state = model.before(memory, image_B)
@@ -172,8 +174,9 @@ def draw(
             outputs.append(state[0])
             samples.append(sample_B)
             with torch.no_grad():
-                probability_BV = (model.output(state[0]) / temperature).float().softmax(-1)
-                chosen_B = (choose or _at_random)(probability_BV, sample_B, t)
+                logits_BV = model.output(state[0])
+                probabilities.append((logits_BV.float() / temperature).softmax(-1))
+                chosen_B = (choose or _at_random)(probabilities[-1], sample_B, t)
             words_B = chosen_B + EOS
             tokens_ST[sample_B, t] = words_B
             going = (words_B != EOS).nonzero().squeeze(1)
@@ -182,10 +185,53 @@ def draw(
             if len(going) < len(words_B):
                 words_B, image_B, sample_B = words_B[going], image_B[going], sample_B[going]
                 state = tuple(tensor.index_select(0, going) for tensor in state)
-    logits_PV = (model.output(torch.cat(outputs)) / temperature).float()
     chosen_P = torch.cat([tokens_ST[of_step, t] for t, of_step in enumerate(samples)]) - EOS
-    surprise_P = F.cross_entropy(logits_PV, chosen_P, reduction="none")
+    surprise_P = _Surprise.apply(
+        torch.cat(outputs),
+        model.output.weight,
+        model.output.bias,
+        torch.cat(probabilities),
+        chosen_P,
+        temperature,
+        logits_BV.dtype,
+    )
     return Drawn(tokens_ST, torch.cat(samples), surprise_P)
+
+
+class _Surprise(torch.autograd.Function):
+    """Minus the log-probability of the words chosen, from the probabilities they were drawn by.
+
+    Its gradient in the logits is (probability - chosen) / temperature, so that the projection onto
+    the words need not be computed a second time.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        output_PH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor,
+        probability_PV: Tensor,
+        chosen_P: Tensor,
+        temperature: float,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(output_PH, weight_VH, probability_PV, chosen_P)
+        ctx.temperature, ctx.dtype = temperature, dtype
+        return -probability_PV.gather(1, chosen_P[:, None]).squeeze(1).log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_P: Tensor) -> tuple[Tensor | None, ...]:
+        output_PH, weight_VH, probability_PV, chosen_P = ctx.saved_tensors
+        gradient_P1 = gradient_P[:, None] / ctx.temperature
+        to_logits_PV = probability_PV * gradient_P1
+        to_logits_PV.scatter_add_(1, chosen_P[:, None], -gradient_P1)
+        to_bias_V = to_logits_PV.sum(0)
+        to_logits_PV = to_logits_PV.to(ctx.dtype)  # of the products, as under autocast
+        to_output_PH = (to_logits_PV @ weight_VH.to(ctx.dtype)).to(output_PH.dtype)
+        to_weight_VH = (to_logits_PV.T @ output_PH.to(ctx.dtype)).to(weight_VH.dtype)
+        return to_output_PH, to_weight_VH, to_bias_V, None, None, None, None
 
 
 def _at_random(probability_BV: Tensor, sample_B: Tensor, t: int) -> Tensor:

@@ -147,8 +147,6 @@ class Trainer:
         handlers = {
             s: signal.signal(s, self._request_stop) for s in (signal.SIGINT, signal.SIGTERM)
         }
-        if self.validator is not None:
-            self.validator.begin()
         try:
             for phase in PHASES[PHASES.index(self.progress.phase) :]:
                 if phase != self.progress.phase:
@@ -170,6 +168,8 @@ class Trainer:
                 batches = self.training.epoch(phase, progress.epoch, progress.batch)
                 for batch in on_device(batches, self.device):
                     self.step(phase, batch, total)
+                    if self.validator is not None:
+                        self.validator.begin()  # Java takes a core, which the first step needs
                     bar.set_postfix_str(self._running_means(), refresh=False)
                     bar.update()
                     now = time.perf_counter()  # so that waiting for the features counts too

@@ -1,5 +1,6 @@
 """What every stage's command line shares: options from a dataclass, errors without traceback."""
 
+import gc
 import io
 import json
 import logging
@@ -38,6 +39,7 @@ def run(
     if isinstance(sys.stdout, io.TextIOWrapper):
         # So that a log shows how far a stage is, and a file name that is not UTF-8 can be printed.
         sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    gc.freeze()  # what was imported stays: no search for garbage needs to go through it
     try:
         options = tyro.cli(
             options_class,
@@ -59,6 +61,8 @@ def run(
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return 130
+    finally:
+        gc.unfreeze()
 
 
 def make_folder(path: Path) -> None:

@@ -1,7 +1,7 @@
 """How fast decoders train and write, as shares of what the machine's matrix products reach.
 
     .venv/bin/python -m tests.benchmarks.training [--work WORK] [--models updown] [--phases xe rl]
-        [--compile]
+        [--compile] [--profile]
 
 Every row counts the operations that the model itself needs (no padding, no repetition) and compares
 their rate with that of a large float32 product, measured between the steps. The decoder is
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -51,6 +52,7 @@ Phase = Literal["xe", "rl", "beam", "start"]
 BEAM, LONGEST, WORDS = 5, 20, 2600
 GRID, CHANNELS = [7, 7], 1280
 CPU = torch.device("cpu")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::addmv", "aten::addmv_", "aten::bmm")
 SIDE = 1024  # of the square matrices whose product is the machine's peak
 
 
@@ -99,6 +101,7 @@ def main(
     compile: bool = False,
     cpu_time: bool = False,
     json: bool = False,
+    profile: bool = False,
     first_step: Path | None = None,
 ) -> None:
     """Print a table of rates.
@@ -116,6 +119,7 @@ def main(
         cpu_time: measure the processor's time instead of the clock's, on a machine that others use;
             for one thread only.
         json: print JSON instead of the table.
+        profile: say, too, which operations each spends its time in.
         first_step: train in this work directory up to the first step, as the phase "start" does.
     """
     if first_step is not None:
@@ -142,6 +146,7 @@ def main(
                 _start(folder, cpu_time) for _ in range(rounds if "start" in phases else 0)
             ],
             "ways": [way.line() for way in ways],
+            "profiles": [_profile(way) for way in ways] if profile else [],
         }
     _print_json(found) if json else _print(found)
 
@@ -177,6 +182,9 @@ def _print(found: dict[str, Any]) -> None:
                 f"\n{phase}, {model}, {images} images: compiled {taken / fused:.3f} times", end=""
             )
     print()
+    for line, shares in zip(found["ways"], found["profiles"], strict=False):
+        told = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+        print(f"\n{line['phase']}, {line['model']}, {line['images']} images: {told}")
 
 
 def take_turns(
@@ -214,6 +222,22 @@ def take_turns(
                 way.shares.append(done["operations"] / seconds / max(before, peaks[-1]))
                 way.memory = max(way.memory, _peak_memory() - resident)
     return median(peaks)
+
+
+def _profile(way: Way) -> dict[str, float]:
+    """Do it once; return the share of its time that each of torch's operations takes by itself.
+
+    Products are one operation, and those of less than a hundredth another one.
+    """
+    with torch.profiler.profile() as found:
+        way.run()
+    times: Counter[str] = Counter()
+    for event in found.key_averages():
+        name = "products" if event.key in PRODUCTS else event.key.removeprefix("aten::")
+        times[name] += event.self_cpu_time_total
+    total = times.total()
+    shares = {name: time / total for name, time in times.most_common() if time >= total / 100}
+    return {**shares, "others": 1 - sum(shares.values())}
 
 
 def ways_of(
@@ -312,11 +336,11 @@ def _training(
         outside[0] += clock() - started
         words = [int((tokens != PAD).sum()) for tokens in (sampled or [batch.tokens_BT])]
         model, count = trainer.model, len((sampled or [batch.tokens_BT])[0])
-        # Written words are computed forward once; words that are learned, forward and backward.
-        done = 3 * _of_words(model, words[0], count) + _of_images(model, images, True)
-        if phase == "rl":
-            greedy = len(sampled[1]) if len(sampled) > 1 else 0
-            done += _of_words(model, sum(words), count + greedy)
+        # Twice as much backward as forward; the greedy captions are written, but not learned.
+        done = 3 * _of_words(model, words[0], count, phase == "rl")
+        done += _of_images(model, images, True)
+        if len(sampled) > 1:
+            done += _of_words(model, words[1], len(sampled[1]), True)
         last.update(operations=done, count=count if phase == "xe" else images)
 
     def done() -> dict[str, float]:
@@ -330,7 +354,7 @@ def _searching(trainer: Trainer, label: str, images: int) -> Way:
     places = list(range(min(images, len(trainer.training))))
     features = trainer.training.features(places).to(trainer.device)
     words = len(places) * BEAM * (longest + 1)
-    done = _of_words(model, words, len(places) * BEAM) + _of_images(model, images, False)
+    done = _of_words(model, words, len(places) * BEAM, True) + _of_images(model, images, False)
 
     @torch.inference_mode()
     def run() -> None:
@@ -359,14 +383,17 @@ def _plainly(trainer: Trainer, label: str, images: int) -> Way:
     return Way("xe, plain", label, images, run, lambda: found, trainer)
 
 
-def _of_words(model: Decoder, words: int, captions: int) -> float:
-    """Return the operations of reading words forward; the state before a first word is zero."""
+def _of_words(model: Decoder, words: int, captions: int, looked_up: bool) -> float:
+    """Return the operations of reading words forward; the state before a first word is zero.
+
+    Without dropout what the gates get of a word is `looked_up`, and needs none.
+    """
     recurrent = {"first_cell.recurrent", "second_cell.recurrent", "written_gates"}
     each = later = 0
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         once = ("word_embedding", "pooled_embedding", "image_gates", "region_", "attention_key")
-        if weight is None or name.startswith(once):
+        if weight is None or name.startswith(once) or (looked_up and name == "word_gates"):
             continue
         later += weight.numel() * (name in recurrent)
         each += weight.numel() * (name not in recurrent)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from decoder import compiled, models, recurrence
 from decoder.adam import Adam
 from decoder.batches import Batch
-from decoder.objectives import cross_entropy
+from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
 from decoder.recurrence import (
     Rows,
@@ -92,17 +92,33 @@ def test_gradients_of_cells_written_by_hand_are_those_of_the_formulas_that_are_c
     torch.testing.assert_close(*of)
 
 
+def sampled(model: models.Decoder, batch: Batch) -> Tensor:
+    """A loss of REINFORCE on samples that do not depend on the model's probabilities."""
+
+    def choose(probability_BV: Tensor, sample_B: Tensor, t: int) -> Tensor:
+        return (sample_B + t) % probability_BV.shape[1]
+
+    drawn = draw(model, model.encode(batch.features), 3, 5, 0.7, choose)
+    return (drawn.surprise_P * (1 + drawn.sample_P % 2)).mean()
+
+
+def taught(model: models.Decoder, batch: Batch) -> Tensor:
+    """A loss of teacher forcing."""
+    return cross_entropy(model, batch).loss
+
+
+@pytest.mark.parametrize("objective", [taught, sampled])
 @pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-def test_in_bfloat16_the_gradient_points_the_same_way(name, cell, batch: Batch):
+def test_in_bfloat16_the_gradient_points_the_same_way(name, cell, objective, batch: Batch):
     torch.manual_seed(1)
     options = ModelOptions(model=name, cell=cell, hidden=16, attention=12, dropout=0.0)
-    model = models.build(options, WORDS, CHANNELS)
+    model = models.build(options, WORDS, CHANNELS).train(objective is taught)
     gradients = []
     for enabled in (False, True):
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            loss = cross_entropy(model, batch).loss
+            loss = objective(model, batch)
         loss.backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
         assert gradients[-1].dtype == torch.float32

@@ -1,10 +1,12 @@
 """Training through its command line: both phases, and mistakes that users make."""
 
+import gc
 import json
 import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from safetensors.torch import load_file
 from decoder import caption, checkpoints, compiled, recurrence, train
 from decoder.options import ModelOptions, TrainOptions
 from decoder.runs import RunFolder, arguments_like, locked
-from decoder.training import learning_rate
+from decoder.training import Trainer, learning_rate
 from evaluation import score
 from pipeline import extract, prepare
 from tests.decoder.conftest import BOTH_PHASES, SMALL
@@ -60,6 +62,22 @@ def test_cross_entropy_lowers_the_loss_and_fitted_weights_begin_lower(trained, w
     first, second = metrics(work)
     assert second["loss"] < first["loss"] - 0.1
     assert metrics(trained)[0]["loss"] < first["loss"] - 0.1
+
+
+def test_nothing_that_can_wait_holds_up_the_first_step(work, monkeypatch):
+    """Java, which takes a core, begins after it; modules are not searched for garbage."""
+    seen: list[tuple[bool, bool]] = []
+    step = Trainer.step
+
+    def watched(trainer: Trainer, *arguments: Any) -> None:
+        assert trainer.validator is not None
+        seen.append((trainer.validator._references is not None, gc.get_freeze_count() > 0))
+        step(trainer, *arguments)
+
+    monkeypatch.setattr(Trainer, "step", watched)
+    assert run_train(work, *SMALL, "--xe.epochs", "1", "--rl.epochs", "0") == 0
+    assert seen[:2] == [(False, True), (True, True)]
+    assert gc.get_freeze_count() == 0
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, work):

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# All figures of the README's section on speed, in one run: two hours on two cores, which need to be idle.
+#   tests/benchmarks/speed.sh PEER WORK RUN
+# PEER: a clone, see tests/benchmarks/peer.py. WORK: a work directory with the features of Flickr8k.
+# RUN: an Up-Down with LSTM cells, trained, in its own work directory.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+peer=$(realpath "$1") work=$(realpath "$2") run=$(realpath "$3")
+
+benchmark() {
+    printf '\n$ %s -m tests.benchmarks.%s\n' "${OMP_NUM_THREADS:+OMP_NUM_THREADS=$OMP_NUM_THREADS }python" "$*"
+    .venv/bin/python -W ignore -m "tests.benchmarks.$1" "${@:2}"
+}
+
+grep -m 1 'model name' /proc/cpuinfo
+benchmark training --rounds 2
+OMP_NUM_THREADS=1 benchmark training --models updown --cells lstm --phases xe rl beam --rounds 3 --profile
+benchmark training --phases start --rounds 3 --work "$work"
+benchmark growth
+OMP_NUM_THREADS=1 benchmark peer --clone "$peer" --rounds 3
+OMP_NUM_THREADS=1 benchmark peer --clone "$peer" --rounds 3 --run "$run"
+benchmark processes --images 50 --rounds 1
+benchmark speedrun --work "$work" --epochs 10 --rl 5
