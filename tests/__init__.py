@@ -1,0 +1,1 @@
+import features  # noqa: F401 - before torch, see there

@@ -1,6 +1,7 @@
 """Imports run one way, features <- pipeline <- evaluation <- decoder, and are not slow in vain."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -116,3 +117,21 @@ def test_a_picture_is_captioned_without_slow_imports(tmp_path: Path) -> None:
 def test_both_phases_train_without_slow_imports(work: Path) -> None:
     options = ["--run", "small", "--hidden", "16", "--xe.epochs", "1", "--rl.epochs", "1"]
     assert_imports_nothing_slow("train", ["--work", str(work), *options])
+
+
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+@pytest.mark.parametrize("stage", ["decoder.train", "decoder.caption", "pipeline.extract"])
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(stage: str, policy: str | None):
+    """Awake, they take the cores from what they wait for, beside any other work."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
+    # Imported in the order in which `python -m` imports.
+    code = f"import importlib, os; importlib.import_module({stage!r}); "
+    code += "print(os.environ['OMP_WAIT_POLICY'])"
+    environment["OMP_DISPLAY_ENV"] = "verbose"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.split() == [policy or "PASSIVE"]
+    if policy is None and "GOMP_SPINCOUNT" in done.stderr:  # GNU's OpenMP, and it was in time
+        assert "GOMP_SPINCOUNT = '0'" in done.stderr

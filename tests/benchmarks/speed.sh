@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# All figures of the README's section on speed, in one run: two hours on two cores, which need to be idle.
+# The figures of the README's section on speed, in one run: forty minutes on two cores, which need to be
+# idle. The time to quality, another hour and a half, is tests/benchmarks/speedrun.py.
 #   tests/benchmarks/speed.sh PEER WORK RUN
 # PEER: a clone, see tests/benchmarks/peer.py. WORK: a work directory with the features of Flickr8k.
 # RUN: an Up-Down with LSTM cells, trained, in its own work directory.
@@ -18,7 +19,7 @@ benchmark training --rounds 2
 OMP_NUM_THREADS=1 benchmark training --models updown --cells lstm --phases xe rl beam --rounds 3 --profile
 benchmark training --phases start --rounds 3 --work "$work"
 benchmark growth
+benchmark company
 OMP_NUM_THREADS=1 benchmark peer --clone "$peer" --rounds 3
 OMP_NUM_THREADS=1 benchmark peer --clone "$peer" --rounds 3 --run "$run"
 benchmark processes --images 50 --rounds 1
-benchmark speedrun --work "$work" --epochs 10 --rl 5
