@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The figures of the README's section on speed, in one run: forty minutes on two cores, which need to be
+# The figures of the README's section on speed, in one run: 45 minutes on two cores, which need to be
 # idle. The time to quality, another hour and a half, is tests/benchmarks/speedrun.py.
 #   tests/benchmarks/speed.sh PEER WORK RUN
 # PEER: a clone, see tests/benchmarks/peer.py. WORK: a work directory with the features of Flickr8k.

@@ -162,6 +162,8 @@ def _print(found: dict[str, Any]) -> None:
     )
     if found["start_to_first_step"]:
         print(f"start to first step: {median(found['start_to_first_step']):.1f} s")
+    if not found["ways"]:
+        return
     print("\n| what | model | images | captions/s or images/s | of the peak | outside | memory |")
     print("|---|---|---|---|---|---|---|")
     for line in found["ways"]:
