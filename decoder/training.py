@@ -169,7 +169,7 @@ class Trainer:
                 for batch in on_device(batches, self.device):
                     self.step(phase, batch, total)
                     if self.validator is not None:
-                        self.validator.begin()  # Java takes a core, which the first step needs
+                        self.validator.begin()  # not before: Java takes a core
                     bar.set_postfix_str(self._running_means(), refresh=False)
                     bar.update()
                     now = time.perf_counter()  # so that waiting for the features counts too

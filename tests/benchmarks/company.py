@@ -7,7 +7,6 @@ one core busy, and beside a second training. Threads that wait for one another s
 here unless OMP_WAIT_POLICY says otherwise, or stay awake, as they do by torch's own default.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from statistics import median
 
 import tyro
 
-from tests.benchmarks.training import link, made
+from tests.benchmarks.training import link, made, train_apart
 
 WAITING = {"asleep": {}, "awake": {"GOMP_SPINCOUNT": "300000"}}
 BUSY = [sys.executable, "-c", "while True: pass"]
@@ -36,19 +35,22 @@ def main(images: int = 60) -> None:
         print("| threads that wait | alone | beside a busy process | beside a second training |")
         print("|---|---|---|---|")
         for name, environment in WAITING.items():
-            found = [_rate(work, environment)]
-            with _beside(BUSY, environment):
-                found.append(_rate(work, environment))
             with tempfile.TemporaryDirectory(dir=work) as other:
                 link(work, Path(other))
-                with _beside(_training(other, epochs=10**4), environment):
-                    found.append(_rate(work, environment))
+                training = [
+                    sys.executable,
+                    "-m",
+                    "decoder.train",
+                    "--work",
+                    other,
+                    "--run",
+                    "other",
+                ]
+                found = [_rate(work, environment)]
+                for command in (BUSY, [*training, "--xe.epochs", "10000"]):
+                    with _beside(command, environment):
+                        found.append(_rate(work, environment))
             print(f"| {name} | {' | '.join(f'{rate:.0f}' for rate in found)} |", flush=True)
-
-
-def _training(work: str, epochs: int) -> list[str]:
-    phases = ["--xe.epochs", str(epochs), "--rl.epochs", "0"]
-    return [sys.executable, "-m", "decoder.train", "--work", work, "--run", "run", *phases]
 
 
 @contextmanager
@@ -63,13 +65,10 @@ def _beside(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 
 def _rate(work: Path, environment: dict[str, str]) -> float:
-    """Train in a folder and a process of its own; return captions/s, the median of its epochs."""
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        link(work, Path(scratch))
-        command = _training(scratch, epochs=5)
-        subprocess.run(command, check=True, env=os.environ | environment, capture_output=True)
-        lines = (Path(scratch) / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
-    return median(json.loads(line)["captions_per_second"] for line in lines)
+    """Train; return captions/s, the median of the epochs."""
+    length = ["--xe.epochs", "5", "--rl.epochs", "0"]
+    lines, _ = train_apart(work, length, environment=environment)
+    return median(line["captions_per_second"] for line in lines)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,6 @@ The default decoder trains by as many steps of both phases on each of two data s
 them so many times as large; they take turns. Memory is the peak of the whole process.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
@@ -17,7 +13,7 @@ from typing import NamedTuple
 
 import tyro
 
-from tests.benchmarks.training import link, made
+from tests.benchmarks.training import made, train_apart
 
 PHASES = ("xe", "rl")
 
@@ -62,20 +58,12 @@ def main(images: int = 1000, times: int = 4, rounds: int = 3) -> None:
 
 
 def _train(work: Path, epochs: int) -> Training:
-    """Train in a process and a folder of its own."""
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        link(work, Path(scratch))
-        command = [sys.executable, "-m", "decoder.train", "--work", scratch, "--run", "run"]
-        command += ["--xe.epochs", str(epochs), "--rl.epochs", str(epochs)]
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)}: ended with status {process.returncode}")
-        lines = (Path(scratch) / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
-        rates = [(line["phase"], line["captions_per_second"]) for line in map(json.loads, lines)]
-    of_phase = {p: median(rate for phase, rate in rates if phase == p) for p in PHASES}
-    return Training(of_phase, used.ru_maxrss / 1024)
+    length = ["--xe.epochs", str(epochs), "--rl.epochs", str(epochs)]
+    lines, memory = train_apart(work, length)
+    rates = [(line["phase"], line["captions_per_second"]) for line in lines]
+    return Training(
+        {p: median(rate for phase, rate in rates if phase == p) for p in PHASES}, memory
+    )
 
 
 if __name__ == "__main__":

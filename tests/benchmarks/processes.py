@@ -7,17 +7,13 @@ several of one thread, and in one of as many threads; they take turns. The batch
 among the processes. Captions/s are those of training alone, samples in REINFORCE.
 """
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from statistics import median
 
 import tyro
 
-from tests.benchmarks.training import link, made
+from tests.benchmarks.training import made, train_apart
 
 PICTURES = 500
 
@@ -57,19 +53,13 @@ def main(
 
 
 def _rates(work: Path, processes: int, threads: int, options: list[str]) -> dict[str, float]:
-    """Train in a folder of its own; return the captions/s of each phase."""
-    with tempfile.TemporaryDirectory(dir=work) as scratch:
-        link(work, Path(scratch))
-        # The dashes keep torchrun from reading --run as one of its own options.
-        together = f"torch.distributed.run --standalone --nproc-per-node={processes} -m --"
-        launch = together.split() if processes > 1 else []
-        command = [sys.executable, "-m", *launch, "decoder.train"]
-        command += ["--work", scratch, "--run", "run", "--xe.epochs", "1", "--rl.epochs", "1"]
-        command += options
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        subprocess.run(command, check=True, env=environment, capture_output=True)
-        metrics = (Path(scratch) / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
-        return {line["phase"]: line["captions_per_second"] for line in map(json.loads, metrics)}
+    """Train for an epoch of each phase; return the captions/s of each."""
+    # The dashes keep torchrun from reading --run as one of its own options.
+    together = f"torch.distributed.run --standalone --nproc-per-node={processes} -m --"
+    launch = together.split() if processes > 1 else []
+    options = ["--xe.epochs", "1", "--rl.epochs", "1", *options]
+    lines, _ = train_apart(work, options, launch, {"OMP_NUM_THREADS": str(threads)})
+    return {line["phase"]: line["captions_per_second"] for line in lines}
 
 
 if __name__ == "__main__":

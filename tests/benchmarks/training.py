@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -454,6 +454,49 @@ def link(work: Path, folder: Path) -> None:
     """Make `folder` a work directory with the features and captions of `work`, and no runs."""
     for name in ("captions.json", "vocabulary.json", "features.h5"):
         (folder / name).symlink_to((work / name).resolve())
+
+
+def train_apart(
+    work: Path,
+    options: Sequence[str],
+    launch: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> tuple[list[dict[str, Any]], float]:
+    """Train in a folder and a process of its own.
+
+    Args:
+        work: whose features and captions are taken.
+        options: of decoder.train.
+        launch: arguments of python before the module's name.
+        environment: what differs from that of this process.
+
+    Returns:
+        The lines of metrics.jsonl, and the peak resident memory of the process, MB.
+    """
+    with tempfile.TemporaryDirectory(dir=work) as scratch:
+        link(work, Path(scratch))
+        command = [
+            sys.executable,
+            "-m",
+            *launch,
+            "decoder.train",
+            "--work",
+            scratch,
+            "--run",
+            "run",
+        ]
+        process = subprocess.Popen(
+            [*command, *options],
+            env={**os.environ, **(environment or {})},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise SystemExit(f"{' '.join(process.args)}: status {process.returncode}")
+        lines = (Path(scratch) / "runs" / "run" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines], used.ru_maxrss / 1024
 
 
 def _start(folder: Path, cpu_time: bool) -> float:
