@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from decoder import sidecars
 from decoder.alt_texts import MARK, Page
-from decoder.batches import SplitReader
 from decoder.captioner import Captioned, Captioner
 from decoder.confidence import comparable, mean_log_probability
+from decoder.data.readers import SplitReader
 from decoder.listing import Listing, check_names, state_of
 from decoder.options import CaptionOptions
 from decoder.packaged import packaged

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from decoder.batches import Features, pack, pad
 from decoder.consensus import by_consensus, frequencies_of
 from decoder.constraints import constraints
+from decoder.data.readers import Features, pack, pad
 from decoder.ensemble import Ensemble, of_view
 from decoder.generate import Writer, generate
 from decoder.options import GenerateOptions

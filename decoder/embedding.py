@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoder.adam import Adam
-from decoder.batches import pad
+from decoder.data.readers import pad
 from features.errors import UserError
 from pipeline.vocabulary import EOS
 

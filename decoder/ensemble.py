@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decoder.batches import Features
+from decoder.data.readers import Features
 from decoder.models import Decoder, Memory, State
 
 

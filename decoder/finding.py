@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.batches import Features, pad
 from decoder.captioner import backbone_of, features_of
+from decoder.data.readers import Features, pad
 from decoder.embedding import TEMPERATURE
 from decoder.likelihood import log_likelihood
 from decoder.models import Memory

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from decoder.batches import Features
+from decoder.data.readers import Features
 from decoder.models import State
 from decoder.options import GenerateOptions
 from features.errors import UserError

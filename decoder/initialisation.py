@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from decoder.batches import TrainingReader
+from decoder.data.readers import TrainingReader
 from decoder.models import Decoder
 from decoder.regression import reduced_rank
 from features.verification import spread

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from decoder.batches import pack
+from decoder.data.readers import pack
 from decoder.models import Decoder, Memory
 from pipeline.vocabulary import EOS
 

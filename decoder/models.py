@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decoder.batches import Features, PackedWords
+from decoder.data.readers import Features, PackedWords
 from decoder.options import ModelOptions
 from decoder.recurrence import (
     PLAIN,

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from decoder.batches import Batch, PackedWords, pack
+from decoder.data.readers import Batch, PackedWords, pack
 from decoder.generate import NotFinite, draw_words, greedy
 from decoder.models import Decoder, Memory
 from decoder.options import ReinforceOptions

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoder.batches import Features, SplitReader
 from decoder.consensus import count_frequencies, frequencies_of, own_agreement
+from decoder.data.readers import Features, SplitReader
 from decoder.embedding import JointEmbedding
 from decoder.expectation import EXPECTATION, Expectation, ReducedExpectation
 from decoder.generate import Generated

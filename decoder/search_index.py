@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from decoder import checkpoints
-from decoder.batches import Features, SplitReader
+from decoder.data.readers import Features, SplitReader
 from decoder.embedding import JointEmbedding, learn
 from decoder.runs import RunFolder, digest
 from features.errors import UserError

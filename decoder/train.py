@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from decoder import guards, models, together
-from decoder.batches import SplitReader, TrainingReader, expect_captions
 from decoder.compiled import compiled
+from decoder.data.readers import SplitReader, TrainingReader, expect_captions
 from decoder.estimate import estimate
 from decoder.options import TrainOptions
 from decoder.runs import (

@@ -28,8 +28,8 @@ from tqdm import tqdm
 
 from decoder import checkpoints, events, together
 from decoder.adam import Adam
-from decoder.batches import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.constraints import constraints
+from decoder.data.readers import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.generate import NotFinite, beam_search
 from decoder.initialisation import initialise
 from decoder.models import Decoder

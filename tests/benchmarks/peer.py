@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from decoder import checkpoints
-from decoder.batches import Batch
+from decoder.data.readers import Batch
 from decoder.models import UpDown
 from decoder.reward import all_words_encoded
 from decoder.runs import RunFolder

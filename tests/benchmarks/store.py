@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from decoder.batches import _read_ahead
+from decoder.data.readers import _read_ahead
 from features.building import begin, merge, write_store
 from features.parts import PartWriter
 from features.rows import Packed, Record, RowFormat

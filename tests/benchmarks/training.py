@@ -32,8 +32,8 @@ import tyro
 from torch import Tensor, nn
 
 from decoder import models
-from decoder.batches import TrainingReader
 from decoder.compiled import compiled
+from decoder.data.readers import TrainingReader
 from decoder.generate import beam_search
 from decoder.models import Decoder
 from decoder.options import ModelOptions, ReinforceOptions, TrainOptions

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from decoder import together
-from decoder.batches import Batch, Features
+from decoder.data.readers import Batch, Features
 from decoder.objectives import cross_entropy
 from features import ranks
 from tests.decoder.processes import _run

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decoder import models
 from decoder.adam import Adam
-from decoder.batches import Batch, Features, pad
+from decoder.data.readers import Batch, Features, pad
 from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
 from pipeline.vocabulary import EOS, UNK

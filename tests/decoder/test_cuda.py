@@ -7,8 +7,8 @@ import torch
 
 from decoder import models
 from decoder.adam import Adam
-from decoder.batches import Batch, on_device
 from decoder.compiled import compiled
+from decoder.data.readers import Batch, on_device
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
 from decoder.reward import CiderD

@@ -12,8 +12,8 @@ from PIL import ImageOps
 from torch import Tensor
 
 from decoder import caption, models
-from decoder.batches import Features
 from decoder.captioner import Captioner, caption_pictures
+from decoder.data.readers import Features
 from decoder.ensemble import Ensemble
 from decoder.generate import Writer, beam_search, generate, sample
 from decoder.models import Decoder

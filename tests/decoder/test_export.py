@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from decoder import caption, confidence, export
-from decoder.batches import Features
 from decoder.captioner import Captioner
 from decoder.card import claims
+from decoder.data.readers import Features
 from decoder.models import MODELS
 from decoder.onnx_export import _Plain
 from decoder.options import GenerateOptions, ModelOptions

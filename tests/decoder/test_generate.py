@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from decoder import models
-from decoder.batches import Features, pack, pad
 from decoder.constraints import constraints, no_endings, no_repeated_ngram
+from decoder.data.readers import Features, pack, pad
 from decoder.generate import (
     Forbidden,
     Generated,

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from decoder import models
-from decoder.batches import TrainingReader
+from decoder.data.readers import TrainingReader
 from decoder.initialisation import initialise, telling_directions
 from decoder.options import ModelOptions
 from features.store import FeatureStore

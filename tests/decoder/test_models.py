@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from decoder import models
-from decoder.batches import Batch, Features, pack, pad
+from decoder.data.readers import Batch, Features, pack, pad
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
 from decoder.recurrence import Tape

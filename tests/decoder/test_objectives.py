@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from decoder import models
-from decoder.batches import Batch, pack
+from decoder.data.readers import Batch, pack
 from decoder.models import Decoder
 from decoder.objectives import cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.options import ModelOptions, ReinforceOptions

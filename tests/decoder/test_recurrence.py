@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from decoder import compiled, models, recurrence
 from decoder.adam import Adam
-from decoder.batches import Batch
+from decoder.data.readers import Batch
 from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
 from decoder.recurrence import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decoder import caption
-from decoder.batches import SplitReader
+from decoder.data.readers import SplitReader
 from decoder.generate import Generated
 from decoder.reranking import Reranker
 from decoder.runs import RunFolder

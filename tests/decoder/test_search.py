@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from decoder import export, search
-from decoder.batches import Features, pack, pad
+from decoder.data.readers import Features, pack, pad
 from decoder.embedding import learn
 from decoder.likelihood import log_likelihood
 from decoder.models import build

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decoder import train
-from decoder.batches import Batch, Features
+from decoder.data.readers import Batch, Features
 from decoder.objectives import cross_entropy
 from tests.decoder import ranked
 from tests.decoder.conftest import SMALL

@@ -22,8 +22,8 @@ import torch
 from PIL import Image as Picture
 
 from decoder import caption, checkpoints, search, search_index, train
-from decoder.batches import Features
 from decoder.consensus import count_frequencies
+from decoder.data.readers import Features
 from decoder.expectation import EXPECTATION, ReducedExpectation
 from decoder.generate import Generated, generate
 from decoder.listing import Listing, State
