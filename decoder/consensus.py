@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from decoder import checkpoints
+from decoder.cider import CiderD, Frequencies, References, all_words_encoded, whole_captions
 from decoder.generate import Generated
-from decoder.reward import CiderD, Frequencies, References, all_words_encoded, whole_captions
 from decoder.runs import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables

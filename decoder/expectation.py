@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder import checkpoints
+from decoder.cider import ORDERS, Frequencies, ngram_vectors, whole_captions
 from decoder.generate import Generated
 from decoder.regression import reduced_rank
-from decoder.reward import ORDERS, Frequencies, ngram_vectors, whole_captions
 from features.errors import UserError
 
 # Of the regression: a share of the channels' mean variance. Half or twice as much is as good.

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decoder.cider import Bleu4, CiderD, References
 from decoder.data.readers import Batch, PackedWords, pack
 from decoder.generate import NotFinite, draw_words, greedy
 from decoder.models import Decoder, Memory
 from decoder.options import ReinforceOptions
 from decoder.recurrence import Rows
-from decoder.reward import Bleu4, CiderD, References
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.
@@ -24,7 +24,7 @@ NO_TARGET = UNK - EOS
 
 
 class Reward(Protocol):
-    """What `reinforce` rewards samples with; see `decoder.reward.CiderD.__call__`."""
+    """What `reinforce` rewards samples with; see `decoder.cider.CiderD.__call__`."""
 
     def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
         """Return float32 [S]."""

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from decoder.cider import Frequencies, all_words_encoded
 from decoder.consensus import count_frequencies, frequencies_of, own_agreement
 from decoder.data.readers import Features, SplitReader
 from decoder.embedding import JointEmbedding
 from decoder.expectation import EXPECTATION, Expectation, ReducedExpectation
 from decoder.generate import Generated
 from decoder.options import GenerateOptions
-from decoder.reward import Frequencies, all_words_encoded
 from decoder.runs import RunFolder, digest
 from decoder.search_index import EMBEDDING, embedding_of
 from features.errors import UserError

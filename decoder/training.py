@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from decoder import checkpoints, events, together
 from decoder.adam import Adam
+from decoder.cider import all_words_encoded
 from decoder.constraints import constraints
 from decoder.data.readers import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.generate import NotFinite, beam_search
@@ -40,7 +41,6 @@ from decoder.options import (
     ReinforceOptions,
     TrainOptions,
 )
-from decoder.reward import all_words_encoded
 from decoder.runs import NOT_THE_RUN, RunFolder, differences, with_former_options
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator

@@ -27,9 +27,9 @@ import torch
 import tyro
 
 from decoder import checkpoints
+from decoder.cider import all_words_encoded
 from decoder.data.readers import Batch
 from decoder.models import UpDown
-from decoder.reward import all_words_encoded
 from decoder.runs import RunFolder
 from decoder.training import Trainer
 from pipeline.command import read_json

@@ -12,6 +12,7 @@ import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
 
 from decoder import caption, checkpoints
+from decoder.cider import Frequencies, References
 from decoder.consensus import (
     FREQUENCIES,
     by_consensus,
@@ -22,7 +23,6 @@ from decoder.consensus import (
     save_frequencies,
 )
 from decoder.generate import Generated
-from decoder.reward import Frequencies, References
 from decoder.runs import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables

@@ -7,14 +7,14 @@ import torch
 
 from decoder import models
 from decoder.adam import Adam
+from decoder.cider import CiderD
 from decoder.compiled import compiled
 from decoder.data.readers import Batch, on_device
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
-from decoder.reward import CiderD
 from pipeline.vocabulary import EOS
 from tests.decoder.conftest import CHANNELS, WORDS
-from tests.decoder.test_reward import as_tensor, random_case
+from tests.decoder.test_cider import as_tensor, random_case
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 
