@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.readers import Features
-from decoder.models import Decoder, Memory, State
+from decoder.model.decoders import Decoder, Memory, State
 
 
 class Memories(NamedTuple):

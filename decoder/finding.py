@@ -19,7 +19,7 @@ from decoder.captioner import backbone_of, features_of
 from decoder.data.readers import Features, pad
 from decoder.embedding import TEMPERATURE
 from decoder.likelihood import log_likelihood
-from decoder.models import Memory
+from decoder.model.decoders import Memory
 from decoder.runs import RunFolder, load_decoder
 from decoder.search_index import embedding_of, image_vectors
 from features.errors import UserError, first_few

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.readers import Features
-from decoder.models import State
+from decoder.model.decoders import State
 from decoder.options import GenerateOptions
 from features.errors import UserError
 from pipeline.vocabulary import BOS, EOS, PAD

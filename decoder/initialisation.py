@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from decoder.data.readers import TrainingReader
-from decoder.models import Decoder
+from decoder.model.decoders import Decoder
 from decoder.regression import reduced_rank
 from features.verification import spread
 from pipeline.vocabulary import EOS, UNK

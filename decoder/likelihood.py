@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.readers import pack
-from decoder.models import Decoder, Memory
+from decoder.model.decoders import Decoder, Memory
 from pipeline.vocabulary import EOS
 
 

@@ -1,6 +1,6 @@
 """The two objectives: cross-entropy under teacher forcing, and REINFORCE on a reward.
 
-Shape suffixes as in `decoder.models`; S samples (K for each image).
+Shape suffixes as in `decoder.model.decoders`; S samples (K for each image).
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from decoder.cider import Bleu4, CiderD, References
 from decoder.data.readers import Batch, PackedWords, pack
 from decoder.generate import NotFinite, draw_words, greedy
-from decoder.models import Decoder, Memory
+from decoder.model.decoders import Decoder, Memory
+from decoder.model.recurrence import Rows
 from decoder.options import ReinforceOptions
-from decoder.recurrence import Rows
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.

@@ -1,9 +1,9 @@
 """A captioner as ONNX, for runtimes without Python: the CNN, what is computed once, and one step.
 
-The decoder's own operations are made for training (see `decoder.recurrence`), so the same formulas
-stand here again in plain ones; a test holds that they write the same captions.
+The decoder's own operations are made for training (see `decoder.model.recurrence`), so the same
+formulas stand here again in plain ones; a test holds that they write the same captions.
 
-Shape suffixes as in `decoder.models`, of one image.
+Shape suffixes as in `decoder.model.decoders`, of one image.
 """
 
 import io
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoder.models import Decoder, GRUCell, LSTMCell
+from decoder.model.decoders import Decoder, GRUCell, LSTMCell
 from decoder.runs import RunFolder, load_decoder
 from features.backbones import load_network
 from features.backends import exported

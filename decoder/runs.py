@@ -14,8 +14,9 @@ import filelock
 import torch
 from torch.overrides import TorchFunctionMode
 
-from decoder import checkpoints, models
-from decoder.models import Decoder
+from decoder import checkpoints
+from decoder.model import decoders
+from decoder.model.decoders import Decoder
 from decoder.options import ModelOptions, TrainOptions
 from features import ranks
 from features.errors import UserError
@@ -248,7 +249,7 @@ def load_decoder(
             raise TypeError(f"a backbone called {config['features']['backbone']!r:.80}")
         # Of whatever size, it takes no memory before the weights are seen to be of that size, too.
         with torch.device("meta"), _WithoutValues():
-            model = models.build(options, len(vocabulary), channels).eval()
+            model = decoders.build(options, len(vocabulary), channels).eval()
         wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
     except UserError as error:
         raise UserError(f"{run.config}: {error}") from error

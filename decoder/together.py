@@ -4,7 +4,8 @@ Nothing is divided but the images. Every process has the whole model and optimiz
 same steps; what a step adds up over the processes is its gradient, and the figures that go with it.
 Torch's DistributedDataParallel would start adding up while the backward pass still runs; here it
 could not, for the gradients of recurrent weights are known only at the end of it (see
-`decoder.recurrence`). One sum of one tensor does the same and needs no wrapper around the model.
+`decoder.model.recurrence`). One sum of one tensor does the same and needs no wrapper around the
+model.
 """
 
 from collections.abc import Iterator

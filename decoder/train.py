@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from decoder import guards, models, together
-from decoder.compiled import compiled
+from decoder import guards, together
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
 from decoder.estimate import estimate
+from decoder.model import decoders
+from decoder.model.operations import compiled
 from decoder.options import TrainOptions
 from decoder.runs import (
     MADE_BY,
@@ -99,7 +100,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     # The decoder first, for it says what it needs of the features.
     torch.manual_seed(options.seed)
     device = ranks.own_device(choose_device(options.device))
-    model = models.build(options.decoder, len(words), store.description["channels"]).to(device)
+    model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
     if options.compile:
         model.use(compiled(device))
     training = TrainingReader(

@@ -33,7 +33,7 @@ from decoder.constraints import constraints
 from decoder.data.readers import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.generate import NotFinite, beam_search
 from decoder.initialisation import initialise
-from decoder.models import Decoder
+from decoder.model.decoders import Decoder
 from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.options import (
     CrossEntropyOptions,

@@ -13,7 +13,7 @@ from pipeline.command import read_json, write_json
 from pipeline.text import CONTROL, TOKENIZER, detokenize
 
 # A decoder only ever reads the first three: it writes ids from EOS on, so that none of the three
-# can be generated (see `decoder.models`).
+# can be generated (see `decoder.model.decoders`).
 PAD, BOS, UNK, EOS = range(4)
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
 # Words of a caption; so long does a decoder write that never ends one by itself.

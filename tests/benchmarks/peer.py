@@ -29,13 +29,13 @@ import tyro
 from decoder import checkpoints
 from decoder.cider import all_words_encoded
 from decoder.data.readers import Batch
-from decoder.models import UpDown
+from decoder.model.decoders import UpDown
 from decoder.runs import RunFolder
 from decoder.training import Trainer
 from pipeline.command import read_json
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 from tests.benchmarks.training import BEAM, Way, made, take_turns, ways_of
-from tests.decoder.reference import lstm_cell
+from tests.decoder.model.reference import lstm_cell
 
 SAMPLES = 5
 # Their word 0 begins, ends and pads captions.

@@ -31,11 +31,11 @@ import torch
 import tyro
 from torch import Tensor, nn
 
-from decoder import models
-from decoder.compiled import compiled
 from decoder.data.readers import TrainingReader
 from decoder.generate import beam_search
-from decoder.models import Decoder
+from decoder.model import decoders
+from decoder.model.decoders import Decoder
+from decoder.model.operations import compiled
 from decoder.options import ModelOptions, ReinforceOptions, TrainOptions
 from decoder.runs import RunFolder
 from decoder.training import Trainer
@@ -46,7 +46,7 @@ from features.rows import RowFormat
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
 from pipeline.vocabulary import PAD, SPECIAL, Vocabulary
-from tests.decoder.reference import PlainUpDown
+from tests.decoder.model.reference import PlainUpDown
 
 Phase = Literal["xe", "rl", "beam", "start"]
 BEAM, LONGEST, WORDS = 5, 20, 2600
@@ -129,7 +129,7 @@ def main(
         folder = work or made(Path(scratch), 4 * max(images))
         ways = [
             way
-            for name in models
+            for name in decoders
             for cell in cells
             for count in images
             for phase in phases
@@ -291,7 +291,7 @@ def _trainer(options: TrainOptions, scratch: Path) -> Trainer:
     words = vocabulary.load(options.work / "vocabulary.json")
     store = FeatureStore(options.work / "features.h5")
     torch.manual_seed(options.seed)
-    model = models.build(options.decoder, len(words), store.description["channels"])
+    model = decoders.build(options.decoder, len(words), store.description["channels"])
     model = model.to(options.device)
     training = TrainingReader(
         store, table, words, options.batch_size, options.seed, grid=model.attends
@@ -369,7 +369,7 @@ def _searching(trainer: Trainer, label: str, images: int) -> Way:
 def _plainly(trainer: Trainer, label: str, images: int) -> Way:
     """Take the same step with the plainly written Up-Down and torch's defaults."""
     model = trainer.model
-    assert isinstance(model, models.UpDown)
+    assert isinstance(model, decoders.UpDown)
     plain = PlainUpDown(model).to(trainer.device)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0)
     batch = trainer.training.batch(list(range(images))).to(trainer.device)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.readers import Features
-from decoder.models import Decoder
+from decoder.model.decoders import Decoder
 from pipeline.vocabulary import BOS, EOS, PAD
 
 NextWord = Callable[[list[int]], Tensor]

@@ -14,8 +14,8 @@ from decoder import together
 from decoder.data.readers import Batch, Features
 from decoder.objectives import cross_entropy
 from features import ranks
+from tests.decoder.model.test_decoders import build
 from tests.decoder.processes import _run
-from tests.decoder.test_models import build
 
 Work = Callable[..., None]
 

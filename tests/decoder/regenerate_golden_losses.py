@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoder import models
 from decoder.adam import Adam
 from decoder.data.readers import Batch, Features, pad
+from decoder.model import decoders
 from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
 from pipeline.vocabulary import EOS, UNK
@@ -35,7 +35,7 @@ def losses(name: str, phase: str) -> list[float]:
     torch.manual_seed(3)
     model_name, cell = name.split("-")
     options = ModelOptions(model=model_name, cell=cell, hidden=48, attention=40, dropout=0.5)
-    model = models.build(options, WORDS, CHANNELS).train(phase == "xe")
+    model = decoders.build(options, WORDS, CHANNELS).train(phase == "xe")
     optimizer = Adam(model.parameters(), (0.9, 0.999))
     found = []
     for step in range(STEPS):

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from decoder import models
 from decoder.adam import Adam
 from decoder.cider import CiderD
-from decoder.compiled import compiled
 from decoder.data.readers import Batch, on_device
+from decoder.model import decoders
+from decoder.model.operations import compiled
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
 from pipeline.vocabulary import EOS
@@ -29,10 +29,10 @@ def no_waiting() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("default")
 
 
-def build(name: str, dropout: float) -> models.Decoder:
+def build(name: str, dropout: float) -> decoders.Decoder:
     torch.manual_seed(1)
     options = ModelOptions(model=name, hidden=16, attention=12, dropout=dropout)
-    return models.build(options, WORDS, CHANNELS)
+    return decoders.build(options, WORDS, CHANNELS)
 
 
 @EVERY_MODEL

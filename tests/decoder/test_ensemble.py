@@ -11,12 +11,13 @@ import torch
 from PIL import ImageOps
 from torch import Tensor
 
-from decoder import caption, models
+from decoder import caption
 from decoder.captioner import Captioner, caption_pictures
 from decoder.data.readers import Features
 from decoder.ensemble import Ensemble
 from decoder.generate import Writer, beam_search, generate, sample
-from decoder.models import Decoder
+from decoder.model import decoders
+from decoder.model.decoders import Decoder
 from decoder.options import GenerateOptions, ModelOptions
 from decoder.runs import RunFolder, digest
 from features.errors import UserError
@@ -32,7 +33,7 @@ CPU = torch.device("cpu")
 def build(name: str, seed: int, cell: str = "lstm") -> Decoder:
     torch.manual_seed(seed)
     options = ModelOptions(model=name, cell=cell, hidden=8, attention=8)
-    model = models.build(options, WORDS, CHANNELS).eval()
+    model = decoders.build(options, WORDS, CHANNELS).eval()
     with torch.no_grad():
         model.word_embedding.weight.mul_(8.0)
         model.output.weight.mul_(8.0)

@@ -16,7 +16,7 @@ from decoder import caption, confidence, export
 from decoder.captioner import Captioner
 from decoder.card import claims
 from decoder.data.readers import Features
-from decoder.models import MODELS
+from decoder.model.decoders import MODELS
 from decoder.onnx_export import _Plain
 from decoder.options import GenerateOptions, ModelOptions
 from decoder.runs import RunFolder

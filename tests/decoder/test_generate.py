@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoder import models
 from decoder.constraints import constraints, no_endings, no_repeated_ngram
 from decoder.data.readers import Features, pack, pad
 from decoder.generate import (
@@ -20,7 +19,8 @@ from decoder.generate import (
     greedy,
     sample,
 )
-from decoder.models import Decoder
+from decoder.model import decoders
+from decoder.model.decoders import Decoder
 from decoder.options import GenerateOptions, ModelOptions
 from evaluation.diagnostics import BAD_ENDINGS, diagnose
 from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
@@ -33,7 +33,7 @@ EVERY_MODEL = pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
 def build(name: str, words: int = 12, sharpness: float = 8.0) -> Decoder:
     """A decoder whose random distribution is far enough from flat for searches to differ."""
     torch.manual_seed(3)
-    model = models.build(ModelOptions(model=name, hidden=8, attention=8), words, CHANNELS).eval()
+    model = decoders.build(ModelOptions(model=name, hidden=8, attention=8), words, CHANNELS).eval()
     with torch.no_grad():
         model.word_embedding.weight.mul_(sharpness)
         model.output.weight.mul_(sharpness)

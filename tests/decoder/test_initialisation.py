@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from decoder import models
 from decoder.data.readers import TrainingReader
 from decoder.initialisation import initialise, telling_directions
+from decoder.model import decoders
 from decoder.options import ModelOptions
 from features.store import FeatureStore
 from pipeline import captions as tables
@@ -38,7 +38,7 @@ def test_units_are_balanced_over_the_training_set_and_frequent_words_likely(
     training = TrainingReader(store, table, words, 4, 1)
     options = ModelOptions(model=model_name, hidden=17, attention=8)
     torch.manual_seed(0)
-    model = models.build(options, len(words), store.description["channels"])
+    model = decoders.build(options, len(words), store.description["channels"])
     initialise(model, training)
 
     features = training.features(range(len(training)))

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoder import models
 from decoder.data.readers import Batch, pack
-from decoder.models import Decoder
+from decoder.model import decoders
+from decoder.model.decoders import Decoder
 from decoder.objectives import cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.options import ModelOptions, ReinforceOptions
 from pipeline.vocabulary import BOS, EOS, PAD
@@ -18,7 +18,7 @@ LONGEST = 6
 def build(dropout: float = 0.0) -> Decoder:
     torch.manual_seed(1)
     options = ModelOptions(hidden=16, attention=12, dropout=dropout)
-    return models.build(options, WORDS, CHANNELS)
+    return decoders.build(options, WORDS, CHANNELS)
 
 
 def test_label_smoothing_spreads_over_the_words_that_can_be_written(batch):
@@ -119,7 +119,7 @@ def test_samples_are_learned_as_if_read_again_under_teacher_forcing(name, cell, 
     """The steps that draw are those whose gradient is taken, and short samples drop out."""
     torch.manual_seed(1)
     options = ModelOptions(model=name, cell=cell, hidden=16, attention=12)
-    model = models.build(options, WORDS, CHANNELS).double().eval()
+    model = decoders.build(options, WORDS, CHANNELS).double().eval()
     features = type(batch.features)(*(part.double() for part in batch.features))
     torch.manual_seed(2)
     drawn = draw(model, model.encode(features), 5, LONGEST, temperature=0.7)

@@ -12,7 +12,7 @@ from decoder import export, search
 from decoder.data.readers import Features, pack, pad
 from decoder.embedding import learn
 from decoder.likelihood import log_likelihood
-from decoder.models import build
+from decoder.model.decoders import build
 from decoder.options import ModelOptions
 from evaluation import retrieve
 from features.errors import UserError

@@ -16,8 +16,8 @@ from decoder.data.readers import Batch, Features
 from decoder.objectives import cross_entropy
 from tests.decoder import ranked
 from tests.decoder.conftest import SMALL
+from tests.decoder.model.test_decoders import build
 from tests.decoder.processes import unlike, wait_until
-from tests.decoder.test_models import build
 
 # Without dropout, which would drop other values in each process, they compute the same as one.
 SAME = [*SMALL, "--dropout", "0", "--xe.epochs", "1"]

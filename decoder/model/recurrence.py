@@ -9,7 +9,7 @@ The other reason for writing gradients by hand: between two products of a step s
 operations on memory, each as long as a few rows of a product. One function does those of a cell,
 and one those of the attention, in place and on as much at a time as the processor's cache holds.
 
-Shape suffixes as in `decoder.models`; n captions of one image.
+Shape suffixes as in `decoder.model.decoders`; n captions of one image.
 """
 
 from collections.abc import Callable, Iterator
@@ -441,7 +441,9 @@ def image_by_image(tensor: Tensor) -> bool:
 
 
 class Operations(NamedTuple):
-    """The functions of a step that have gradients of their own; `decoder.compiled` has others."""
+    """The functions of a step that have gradients of their own; `decoder.model.operations` has
+    others.
+    """
 
     lstm: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
     gru: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]

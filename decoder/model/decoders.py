@@ -19,8 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoder.data.readers import Features, PackedWords
-from decoder.options import ModelOptions
-from decoder.recurrence import (
+from decoder.model.recurrence import (
     PLAIN,
     Operations,
     RecurrentLinear,
@@ -31,6 +30,7 @@ from decoder.recurrence import (
     regions_of,
     zeros,
 )
+from decoder.options import ModelOptions
 from pipeline.vocabulary import EOS
 
 State = tuple[Tensor, ...]

@@ -5,14 +5,14 @@ import gc
 import pytest
 import torch
 
-from decoder import models
 from decoder.data.readers import Batch, Features, pack, pad
+from decoder.model import decoders
+from decoder.model.recurrence import Tape
 from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
-from decoder.recurrence import Tape
 from pipeline.vocabulary import EOS, UNK
 from tests.decoder.conftest import CHANNELS, WORDS
-from tests.decoder.reference import PlainUpDown
+from tests.decoder.model.reference import PlainUpDown
 
 EVERY_MODEL = pytest.mark.parametrize(
     ("name", "cell"),
@@ -20,10 +20,10 @@ EVERY_MODEL = pytest.mark.parametrize(
 )
 
 
-def build(name: str, cell: str = "lstm", dropout: float = 0.0) -> models.Decoder:
+def build(name: str, cell: str = "lstm", dropout: float = 0.0) -> decoders.Decoder:
     torch.manual_seed(1)
     options = ModelOptions(model=name, cell=cell, hidden=16, attention=12, dropout=dropout)
-    return models.build(options, WORDS, CHANNELS)
+    return decoders.build(options, WORDS, CHANNELS)
 
 
 def double(batch: Batch) -> Batch:
@@ -32,7 +32,7 @@ def double(batch: Batch) -> Batch:
 
 @EVERY_MODEL
 def test_gradients_agree_with_finite_differences(name, cell, batch):
-    """The sums over time steps are written by hand in decoder.recurrence."""
+    """The sums over time steps are written by hand in decoder.model.recurrence."""
     model, batch = build(name, cell).double(), double(batch)
     cross_entropy(model, batch).loss.backward()
     step = 1e-6

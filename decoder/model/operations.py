@@ -2,11 +2,11 @@
 
 Here the formulas are written plainly; the compiler finds their gradients, and makes one kernel of
 the many small operations of each. The loop over the steps, and the gradients that are summed after
-it, stay as `decoder.recurrence` has them: they are no graph that a compiler could follow.
+it, stay as `decoder.model.recurrence` has them: they are no graph that a compiler could follow.
 
 The compiler takes two seconds to import, and is imported as the first of them is compiled.
 
-Shape suffixes as in `decoder.models`.
+Shape suffixes as in `decoder.model.decoders`.
 """
 
 import logging
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from decoder.recurrence import PLAIN, Operations, Rows, Shared, attend_at_once, image_by_image
+from decoder.model.recurrence import PLAIN, Operations, Rows, Shared, attend_at_once, image_by_image
 from features.errors import UserError, first_line
 
 
@@ -67,7 +67,7 @@ def compiled(device: torch.device) -> Operations:
 
 
 def lstm(gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool) -> tuple[Tensor, Tensor]:
-    """Return the new hidden state and cell; see `decoder.recurrence.lstm`."""
+    """Return the new hidden state and cell; see `decoder.model.recurrence.lstm`."""
     size = cell_BH.shape[1]
     input_BH, forget_BH, output_BH, *candidates = (gates_BG + bias_G).split(size, 1)
     candidate_BH = torch.maximum(*candidates) if maxout else candidates[0].tanh()
@@ -76,7 +76,7 @@ def lstm(gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool) -> tup
 
 
 def gru(inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor) -> Tensor:
-    """Return the new state; see `decoder.recurrence.gru`."""
+    """Return the new state; see `decoder.model.recurrence.gru`."""
     size = hidden_BH.shape[1]
     reset_BH, update_BH, candidate_BH = inputs_BG.split(size, 1)
     to_reset_BH, to_update_BH, to_candidate_BH = (recurrent_BG + bias_G).split(size, 1)

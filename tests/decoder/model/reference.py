@@ -1,13 +1,13 @@
 """Up-Down written plainly: concatenated inputs, a padded batch, torch's own LSTMCell.
 
-It shares no code with `decoder.models`; the tests compare the two, word by word.
+It shares no code with `decoder.model.decoders`; the tests compare the two, word by word.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decoder.models import UpDown
+from decoder.model.decoders import UpDown
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 

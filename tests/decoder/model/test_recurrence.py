@@ -4,12 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoder import compiled, models, recurrence
 from decoder.adam import Adam
 from decoder.data.readers import Batch
-from decoder.objectives import cross_entropy, draw
-from decoder.options import ModelOptions
-from decoder.recurrence import (
+from decoder.model import decoders, operations, recurrence
+from decoder.model.recurrence import (
     Rows,
     WordTable,
     attend,
@@ -19,6 +17,8 @@ from decoder.recurrence import (
     lstm,
     regions_of,
 )
+from decoder.objectives import cross_entropy, draw
+from decoder.options import ModelOptions
 from tests.decoder.conftest import CHANNELS, WORDS
 
 # Rows of four images in any order: of the second there is none.
@@ -71,10 +71,14 @@ def test_large_keys_and_queries_that_cancel_lose_nothing():
 @pytest.mark.parametrize(
     ("formula", "by_hand", "shapes"),
     [
-        (lambda *t: compiled.lstm(*t, False), lambda *t: lstm(*t, False), [(7, 20), (20,), (7, 5)]),
-        (lambda *t: compiled.lstm(*t, True), lambda *t: lstm(*t, True), [(7, 25), (25,), (7, 5)]),
         (
-            lambda *t: (compiled.gru(*t),),
+            lambda *t: operations.lstm(*t, False),
+            lambda *t: lstm(*t, False),
+            [(7, 20), (20,), (7, 5)],
+        ),
+        (lambda *t: operations.lstm(*t, True), lambda *t: lstm(*t, True), [(7, 25), (25,), (7, 5)]),
+        (
+            lambda *t: (operations.gru(*t),),
             lambda *t: (gru(*t),),
             [(7, 15), (7, 15), (15,), (7, 5)],
         ),
@@ -92,7 +96,7 @@ def test_gradients_of_cells_written_by_hand_are_those_of_the_formulas_that_are_c
     torch.testing.assert_close(*of)
 
 
-def sampled(model: models.Decoder, batch: Batch) -> Tensor:
+def sampled(model: decoders.Decoder, batch: Batch) -> Tensor:
     """A loss of REINFORCE on samples that do not depend on the model's probabilities."""
 
     def choose(probability_BV: Tensor, sample_B: Tensor, t: int) -> Tensor:
@@ -102,7 +106,7 @@ def sampled(model: models.Decoder, batch: Batch) -> Tensor:
     return (drawn.surprise_P * (1 + drawn.sample_P % 2)).mean()
 
 
-def taught(model: models.Decoder, batch: Batch) -> Tensor:
+def taught(model: decoders.Decoder, batch: Batch) -> Tensor:
     """A loss of teacher forcing."""
     return cross_entropy(model, batch).loss
 
@@ -113,7 +117,7 @@ def taught(model: models.Decoder, batch: Batch) -> Tensor:
 def test_in_bfloat16_the_gradient_points_the_same_way(name, cell, objective, batch: Batch):
     torch.manual_seed(1)
     options = ModelOptions(model=name, cell=cell, hidden=16, attention=12, dropout=0.0)
-    model = models.build(options, WORDS, CHANNELS).train(objective is taught)
+    model = decoders.build(options, WORDS, CHANNELS).train(objective is taught)
     gradients = []
     for enabled in (False, True):
         model.zero_grad()

@@ -1,0 +1,1 @@
+"""The networks: decoders, cells, attention, and recurrence that sums gradients over time."""
