@@ -20,9 +20,9 @@ from decoder.confidence import comparable, mean_log_probability
 from decoder.data.readers import SplitReader
 from decoder.listing import Listing, check_names, state_of
 from decoder.options import CaptionOptions
-from decoder.packaged import packaged
 from decoder.reranking import usual_writing
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
+from decoder.runs.packaged import packaged
 from decoder.telling import PictureWriter, Runs, identity, read_by
 from features.devices import choose_device
 from features.errors import UserError, first_few

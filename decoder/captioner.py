@@ -16,7 +16,7 @@ from decoder.ensemble import Ensemble, of_view
 from decoder.generate import Writer, generate
 from decoder.options import GenerateOptions
 from decoder.reranking import Reranker
-from decoder.runs import RunFolder, load_decoder
+from decoder.runs.folder import RunFolder, load_decoder
 from features.backbones import Backbone, load_backbone
 from features.errors import UserError, first_few
 from features.images import PictureError, read_picture

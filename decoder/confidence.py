@@ -13,7 +13,7 @@ import numpy as np
 
 from decoder.captioner import Captioned, Captioner
 from decoder.reranking import usual_writing
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from pipeline.command import read_json
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoder import checkpoints
 from decoder.cider import CiderD, Frequencies, References, all_words_encoded, whole_captions
 from decoder.generate import Generated
-from decoder.runs import RunFolder
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables
 from pipeline.vocabulary import EOS, Vocabulary

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Sequence
 
 from decoder.options import DemoOptions
-from decoder.packaged import packaged
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
+from decoder.runs.packaged import packaged
 from features.devices import choose_device
 from features.errors import UserError
 from pipeline.command import run as run_command

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from decoder import checkpoints
+from decoder.runs import checkpoints
 from decoder.training import PHASE_NAMES, PHASES, VALIDATION_BATCH, Trainer
 from features.estimate import duration, peak_memory
 from features.store import as_size

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoder import checkpoints
 from decoder.cider import ORDERS, Frequencies, ngram_vectors, whole_captions
 from decoder.generate import Generated
 from decoder.regression import reduced_rank
+from decoder.runs import checkpoints
 from features.errors import UserError
 
 # Of the regression: a share of the channels' mean variance. Half or twice as much is as good.

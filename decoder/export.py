@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from decoder import card, checkpoints, confidence
+from decoder import card, confidence
 from decoder.captioner import Captioner
 from decoder.consensus import FREQUENCIES, count_frequencies, save_frequencies
 from decoder.expectation import EXPECTATION
 from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
 from decoder.reranking import expectation_of, made_of, usual_writing
-from decoder.runs import RunFolder
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder
 from decoder.search_index import EMBEDDING, embedding_of
 from evaluation.results import read
 from features.errors import UserError

@@ -20,7 +20,7 @@ from decoder.data.readers import Features, pad
 from decoder.embedding import TEMPERATURE
 from decoder.likelihood import log_likelihood
 from decoder.model.decoders import Memory
-from decoder.runs import RunFolder, load_decoder
+from decoder.runs.folder import RunFolder, load_decoder
 from decoder.search_index import embedding_of, image_vectors
 from features.errors import UserError, first_few
 from features.store import FeatureStore

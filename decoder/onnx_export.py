@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from decoder.model.decoders import Decoder, GRUCell, LSTMCell
-from decoder.runs import RunFolder, load_decoder
+from decoder.runs.folder import RunFolder, load_decoder
 from features.backbones import load_network
 from features.backends import exported
 from features.errors import UserError

@@ -20,7 +20,7 @@ from decoder.confidence import load
 from decoder.finding import Found, Searcher
 from decoder.options import DemoOptions, GenerateOptions
 from decoder.reranking import usual_writing
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 from decoder.telling import Told, tell
 from evaluation.gallery import picture, shade
 from features.errors import UserError, first_few

@@ -25,7 +25,7 @@ from decoder.embedding import JointEmbedding
 from decoder.expectation import EXPECTATION, Expectation, ReducedExpectation
 from decoder.generate import Generated
 from decoder.options import GenerateOptions
-from decoder.runs import RunFolder, digest
+from decoder.runs.folder import RunFolder, digest
 from decoder.search_index import EMBEDDING, embedding_of
 from features.errors import UserError
 from features.store import FeatureStore, fingerprint

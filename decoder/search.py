@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from decoder.finding import CANDIDATES, Searcher
 from decoder.options import SearchOptions
-from decoder.packaged import packaged
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
+from decoder.runs.packaged import packaged
 from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.images import PictureError

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decoder import checkpoints
 from decoder.data.readers import Features, SplitReader
 from decoder.embedding import JointEmbedding, learn
-from decoder.runs import RunFolder, digest
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder, digest
 from features.errors import UserError
 from features.store import STORED, FeatureStore
 from pipeline import captions as tables

@@ -15,7 +15,7 @@ from decoder.confidence import Confidence, comparable, load, mean_log_probabilit
 from decoder.consensus import FREQUENCIES
 from decoder.expectation import EXPECTATION
 from decoder.options import CaptionOptions, GenerateOptions
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 from decoder.search_index import EMBEDDING
 from features.devices import choose_device
 from features.errors import UserError

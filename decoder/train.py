@@ -15,7 +15,7 @@ from decoder.estimate import estimate
 from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.options import TrainOptions
-from decoder.runs import (
+from decoder.runs.folder import (
     MADE_BY,
     RunFolder,
     arguments_like,

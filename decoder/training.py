@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decoder import checkpoints, events, together
+from decoder import events, together
 from decoder.adam import Adam
 from decoder.cider import all_words_encoded
 from decoder.constraints import constraints
@@ -41,7 +41,8 @@ from decoder.options import (
     ReinforceOptions,
     TrainOptions,
 )
-from decoder.runs import NOT_THE_RUN, RunFolder, differences, with_former_options
+from decoder.runs import checkpoints
+from decoder.runs.folder import NOT_THE_RUN, RunFolder, differences, with_former_options
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features import ranks

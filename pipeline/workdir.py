@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
-from decoder import checkpoints, guards
-from decoder.runs import RunFolder, digest, load_decoder
+from decoder import guards
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder, digest, load_decoder
 from evaluation import runs
 from features.building import parts_folder
 from features.errors import UserError, first_few

@@ -26,11 +26,11 @@ import numpy as np
 import torch
 import tyro
 
-from decoder import checkpoints
 from decoder.cider import all_words_encoded
 from decoder.data.readers import Batch
 from decoder.model.decoders import UpDown
-from decoder.runs import RunFolder
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder
 from decoder.training import Trainer
 from pipeline.command import read_json
 from pipeline.vocabulary import BOS, EOS, PAD, UNK

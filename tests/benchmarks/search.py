@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from decoder.finding import Searcher
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 
 QUERIES = 30
 

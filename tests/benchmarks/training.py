@@ -37,7 +37,7 @@ from decoder.model import decoders
 from decoder.model.decoders import Decoder
 from decoder.model.operations import compiled
 from decoder.options import ModelOptions, ReinforceOptions, TrainOptions
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 from decoder.training import Trainer
 from evaluation.validation import Validator
 from features.building import begin, merge

@@ -26,8 +26,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from decoder import checkpoints, events, training
-from decoder.runs import RunFolder
+from decoder import events, training
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder
 from decoder.train import main
 from decoder.training import PHASE_NAMES, Trainer
 from evaluation.validation import Validator

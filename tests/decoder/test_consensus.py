@@ -11,7 +11,7 @@ import pytest
 import torch
 from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
 
-from decoder import caption, checkpoints
+from decoder import caption
 from decoder.cider import Frequencies, References
 from decoder.consensus import (
     FREQUENCIES,
@@ -23,7 +23,8 @@ from decoder.consensus import (
     save_frequencies,
 )
 from decoder.generate import Generated
-from decoder.runs import RunFolder
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies

@@ -19,7 +19,7 @@ from decoder.generate import Writer, beam_search, generate, sample
 from decoder.model import decoders
 from decoder.model.decoders import Decoder
 from decoder.options import GenerateOptions, ModelOptions
-from decoder.runs import RunFolder, digest
+from decoder.runs.folder import RunFolder, digest
 from features.errors import UserError
 from features.images import read_picture
 from features.rows import to_float16

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from decoder import checkpoints
 from decoder.cider import SIGMA, References
 from decoder.expectation import RIDGE, Expectation, ReducedExpectation
 from decoder.generate import Generated
+from decoder.runs import checkpoints
 from features.errors import UserError
 from pipeline.vocabulary import EOS, PAD
 from tests.decoder.test_consensus import official

@@ -19,7 +19,7 @@ from decoder.data.readers import Features
 from decoder.model.decoders import MODELS
 from decoder.onnx_export import _Plain
 from decoder.options import GenerateOptions, ModelOptions
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 from evaluation import score
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 

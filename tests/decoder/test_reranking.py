@@ -10,7 +10,7 @@ from decoder import caption
 from decoder.data.readers import SplitReader
 from decoder.generate import Generated
 from decoder.reranking import Reranker
-from decoder.runs import RunFolder
+from decoder.runs.folder import RunFolder
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from decoder import checkpoints
-from decoder.runs import RunFolder
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder
 from evaluation.validation import OFFICIAL
 from tests.decoder.processes import End, kill_after, run, start, unlike, wait_until
 

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from decoder import caption, checkpoints, train
+from decoder import caption, train
 from decoder.model import operations, recurrence
 from decoder.options import ModelOptions, TrainOptions
-from decoder.runs import RunFolder, arguments_like, locked
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder, arguments_like, locked
 from decoder.training import Trainer, learning_rate
 from evaluation import score
 from pipeline import extract, prepare

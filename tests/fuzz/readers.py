@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from decoder import caption, checkpoints, search, search_index, train
+from decoder import caption, search, search_index, train
 from decoder.consensus import count_frequencies
 from decoder.data.readers import Features
 from decoder.expectation import EXPECTATION, ReducedExpectation
@@ -35,7 +35,8 @@ from decoder.options import (
     TrainOptions,
 )
 from decoder.reranking import expectation_of
-from decoder.runs import RunFolder, arguments_like, load_decoder
+from decoder.runs import checkpoints
+from decoder.runs.folder import RunFolder, arguments_like, load_decoder
 from evaluation import recall, results, runs, score
 from evaluation.report import render
 from features.building import begin, merge, only_writer, parts_folder

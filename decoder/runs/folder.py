@@ -14,10 +14,10 @@ import filelock
 import torch
 from torch.overrides import TorchFunctionMode
 
-from decoder import checkpoints
 from decoder.model import decoders
 from decoder.model.decoders import Decoder
 from decoder.options import ModelOptions, TrainOptions
+from decoder.runs import checkpoints
 from features import ranks
 from features.errors import UserError
 from features.rows import RowFormat

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from decoder import caption
-from decoder.packaged import packaged
+from decoder.runs.packaged import packaged
 from evaluation.validation import Validator
 from pipeline import captions as tables
 from pipeline import prepare
