@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from decoder.consensus import by_consensus, frequencies_of
-from decoder.constraints import constraints
 from decoder.data.readers import Features, pack, pad
-from decoder.ensemble import Ensemble, of_view
-from decoder.generate import Writer, generate
+from decoder.generation.constraints import constraints
+from decoder.generation.ensemble import Ensemble, of_view
+from decoder.generation.generate import Writer, generate
 from decoder.options import GenerateOptions
 from decoder.reranking import Reranker
 from decoder.runs.folder import RunFolder, load_decoder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from decoder.cider import CiderD, Frequencies, References, all_words_encoded, whole_captions
-from decoder.generate import Generated
+from decoder.generation.generate import Generated
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from features.errors import UserError

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.cider import ORDERS, Frequencies, ngram_vectors, whole_captions
-from decoder.generate import Generated
+from decoder.generation.generate import Generated
 from decoder.regression import reduced_rank
 from decoder.runs import checkpoints
 from features.errors import UserError

@@ -23,7 +23,7 @@ from decoder.consensus import count_frequencies, frequencies_of, own_agreement
 from decoder.data.readers import Features, SplitReader
 from decoder.embedding import JointEmbedding
 from decoder.expectation import EXPECTATION, Expectation, ReducedExpectation
-from decoder.generate import Generated
+from decoder.generation.generate import Generated
 from decoder.options import GenerateOptions
 from decoder.runs.folder import RunFolder, digest
 from decoder.search_index import EMBEDDING, embedding_of

@@ -29,9 +29,9 @@ from tqdm import tqdm
 from decoder import events, together
 from decoder.adam import Adam
 from decoder.cider import all_words_encoded
-from decoder.constraints import constraints
 from decoder.data.readers import Batch, Features, SplitReader, TrainingReader, on_device
-from decoder.generate import NotFinite, beam_search
+from decoder.generation.constraints import constraints
+from decoder.generation.generate import NotFinite, beam_search
 from decoder.initialisation import initialise
 from decoder.model.decoders import Decoder
 from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce

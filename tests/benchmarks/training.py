@@ -32,7 +32,7 @@ import tyro
 from torch import Tensor, nn
 
 from decoder.data.readers import TrainingReader
-from decoder.generate import beam_search
+from decoder.generation.generate import beam_search
 from decoder.model import decoders
 from decoder.model.decoders import Decoder
 from decoder.model.operations import compiled

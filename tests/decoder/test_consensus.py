@@ -22,7 +22,7 @@ from decoder.consensus import (
     load_frequencies,
     save_frequencies,
 )
-from decoder.generate import Generated
+from decoder.generation.generate import Generated
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from features.errors import UserError

@@ -8,7 +8,7 @@ import torch
 
 from decoder.cider import SIGMA, References
 from decoder.expectation import RIDGE, Expectation, ReducedExpectation
-from decoder.generate import Generated
+from decoder.generation.generate import Generated
 from decoder.runs import checkpoints
 from features.errors import UserError
 from pipeline.vocabulary import EOS, PAD

@@ -25,7 +25,7 @@ from decoder import caption, search, search_index, train
 from decoder.consensus import count_frequencies
 from decoder.data.readers import Features
 from decoder.expectation import EXPECTATION, ReducedExpectation
-from decoder.generate import Generated, generate
+from decoder.generation.generate import Generated, generate
 from decoder.listing import Listing, State
 from decoder.options import (
     CrossEntropyOptions,

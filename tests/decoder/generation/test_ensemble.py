@@ -14,8 +14,8 @@ from torch import Tensor
 from decoder import caption
 from decoder.captioner import Captioner, caption_pictures
 from decoder.data.readers import Features
-from decoder.ensemble import Ensemble
-from decoder.generate import Writer, beam_search, generate, sample
+from decoder.generation.ensemble import Ensemble
+from decoder.generation.generate import Writer, beam_search, generate, sample
 from decoder.model import decoders
 from decoder.model.decoders import Decoder
 from decoder.options import GenerateOptions, ModelOptions
@@ -24,7 +24,7 @@ from features.errors import UserError
 from features.images import read_picture
 from features.rows import to_float16
 from pipeline.vocabulary import EOS
-from tests.decoder import plain_search as plain
+from tests.decoder.generation import plain_search as plain
 
 CHANNELS, REGIONS, IMAGES, WORDS = 6, 4, 3, 12
 CPU = torch.device("cpu")

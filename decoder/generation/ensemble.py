@@ -27,7 +27,8 @@ class Memories(NamedTuple):
 
 
 class Ensemble:
-    """Writes by the mean of its members' word probabilities, as a `decoder.generate.Writer`.
+    """Writes by the mean of its members' word probabilities, as a
+    `decoder.generation.generate.Writer`.
 
     Each model with each view is a member. The mean is that of the probabilities, not of their
     logarithms: a word that one member thinks impossible can still be written if the others are sure

@@ -1,6 +1,6 @@
 """Beam search written plainly: one image, Python lists, every word of every beam tried.
 
-It shares no code with `decoder.generate`; the tests compare the two, beam by beam.
+It shares no code with `decoder.generation.generate`; the tests compare the two, beam by beam.
 """
 
 from collections.abc import Callable

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoder.constraints import constraints, no_endings, no_repeated_ngram
 from decoder.data.readers import Features, pack, pad
-from decoder.generate import (
+from decoder.generation.constraints import constraints, no_endings, no_repeated_ngram
+from decoder.generation.generate import (
     Forbidden,
     Generated,
     NotFinite,
@@ -24,7 +24,7 @@ from decoder.model.decoders import Decoder
 from decoder.options import GenerateOptions, ModelOptions
 from evaluation.diagnostics import BAD_ENDINGS, diagnose
 from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
-from tests.decoder import plain_search as plain
+from tests.decoder.generation import plain_search as plain
 
 CHANNELS, REGIONS, IMAGES = 6, 4, 3
 EVERY_MODEL = pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])

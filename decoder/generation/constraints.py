@@ -1,14 +1,14 @@
 """What captions may not say: functions from the captions so far to the words forbidden next.
 
-Each is a `decoder.generate.Forbidden`.
+Each is a `decoder.generation.generate.Forbidden`.
 
-Shape suffixes as in `decoder.generate`; W places in a caption, n words of an n-gram.
+Shape suffixes as in `decoder.generation.generate`; W places in a caption, n words of an n-gram.
 """
 
 import torch
 from torch import Tensor
 
-from decoder.generate import Forbidden
+from decoder.generation.generate import Forbidden
 from decoder.options import GenerateOptions
 from evaluation.diagnostics import BAD_ENDINGS
 from pipeline.vocabulary import EOS, PAD, Vocabulary

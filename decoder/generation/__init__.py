@@ -1,0 +1,1 @@
+"""Captions word by word: beam search, sampling, constraints, ensembles."""
