@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decoder.adam import Adam
 from decoder.data.readers import pad
+from decoder.training.adam import Adam
 from features.errors import UserError
 from pipeline.vocabulary import EOS
 

@@ -114,7 +114,7 @@ class TrainOptions:
     """Share of a phase's steps over which the learning rate rises from 0."""
     initial: Literal["data", "random"] = "data"
     """First weights of the image embeddings and of the output's bias: fitted to the training images
-    and their words (see decoder/initialisation.py), or random."""
+    and their words (see decoder/training/initialisation.py), or random."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     average: float = 0.999

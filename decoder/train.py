@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 
-from decoder import guards, together
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
-from decoder.estimate import estimate
 from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.options import TrainOptions
@@ -24,7 +22,9 @@ from decoder.runs.folder import (
     locked,
     with_former_options,
 )
-from decoder.training import PHASE_NAMES, Stopped, Trainer
+from decoder.training import checks, distributed
+from decoder.training.estimate import estimate
+from decoder.training.trainer import PHASE_NAMES, Stopped, Trainer
 from evaluation.validation import Validator
 from features import ranks
 from features.devices import choose_device
@@ -53,11 +53,11 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
     with locked(run) if first else nullcontext():
         stamp = Stamp(run.path, "train", options, _inputs(options)) if first else None
         unchanged = stamp is not None and stamp.holds()
-        if together.share(unchanged and not (options.force and not options.resume)):
+        if distributed.share(unchanged and not (options.force and not options.resume)):
             _say(f"train: {run.path} unchanged, skipped")
             return 0
         trainer = _trainer(options, run)
-        continues = together.share(_continues(trainer, options, run) if first else False)
+        continues = distributed.share(_continues(trainer, options, run) if first else False)
         if continues and not first:
             trainer.restore()
         if continues:
@@ -111,9 +111,9 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     first = ranks.rank() == 0
     if first:
         _report_left_out(training, validation)
-        guards.report(store, table, training.captions)
-        guards.report_few_steps(options.xe.epochs * training.batches_per_epoch, len(training))
-        guards.report_precision(options.precision, device)
+        checks.report(store, table, training.captions)
+        checks.report_few_steps(options.xe.epochs * training.batches_per_epoch, len(training))
+        checks.report_precision(options.precision, device)
 
     used = {"train": training.images, "val": validation.images}
     config = describe(options, store, model, words, used)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from decoder import guards
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, digest, load_decoder
+from decoder.training import checks
 from evaluation import runs
 from features.building import parts_folder
 from features.errors import UserError, first_few
@@ -108,7 +108,7 @@ def _words(words: Vocabulary, table: CaptionTable, work: Path) -> Iterator[Findi
     again = vocabulary.build(train, words.min_count, words.max_length)
     if (again.words, again.counts) != (words.words, words.counts):
         yield problem(f"{text}, but it was made from other captions", f"run {_PREPARE} --force")
-    elif known < 1 - guards.UNKNOWN_BOUND:
+    elif known < 1 - checks.UNKNOWN_BOUND:
         yield warning(text, f"keep more words: {_PREPARE} with a smaller --min-count")
     else:
         yield ok(text)
@@ -155,7 +155,7 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
         )
         return
     yield ok(f"all rows of {store.path.name} match their checksums")
-    for split, leaked in guards.leaks(store, table).items():
+    for split, leaked in checks.leaks(store, table).items():
         if leaked:
             pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
             yield warning(

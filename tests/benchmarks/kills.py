@@ -19,7 +19,7 @@ from pathlib import Path
 import tyro
 
 from pipeline import extract, prepare
-from tests.decoder.processes import kill_after, run, unlike
+from tests.decoder.training.processes import kill_after, run, unlike
 
 OPTIONS = ["--hidden", "48", "--attention", "24", "--batch-size", "4", "--beam", "3"]
 OPTIONS += ["--average", "0.5", "--xe.learning-rate", "0.02", "--xe.epochs", "4"]

@@ -25,7 +25,7 @@ import torch
 import tyro
 
 from decoder import train
-from decoder.training import Trainer
+from decoder.training.trainer import Trainer
 from tests.benchmarks.training import link
 
 BASELINE = [

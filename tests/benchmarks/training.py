@@ -38,7 +38,7 @@ from decoder.model.decoders import Decoder
 from decoder.model.operations import compiled
 from decoder.options import ModelOptions, ReinforceOptions, TrainOptions
 from decoder.runs.folder import RunFolder
-from decoder.training import Trainer
+from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
 from features.building import begin, merge
 from features.parts import PartWriter

@@ -9,8 +9,8 @@ from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
 from decoder.cider import Bleu4, CiderD
-from decoder.objectives import MixedReward
-from decoder.training import all_words_encoded
+from decoder.training.objectives import MixedReward
+from decoder.training.trainer import all_words_encoded
 from pipeline.captions import Caption, Image
 from pipeline.vocabulary import EOS, PAD, Vocabulary
 

@@ -5,13 +5,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from decoder.adam import Adam
 from decoder.cider import CiderD
 from decoder.data.readers import Batch, on_device
 from decoder.model import decoders
 from decoder.model.operations import compiled
-from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
+from decoder.training.adam import Adam
+from decoder.training.objectives import cross_entropy
 from pipeline.vocabulary import EOS
 from tests.decoder.conftest import CHANNELS, WORDS
 from tests.decoder.test_cider import as_tensor, random_case

@@ -17,7 +17,7 @@ from decoder.model import operations, recurrence
 from decoder.options import ModelOptions, TrainOptions
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, arguments_like, locked
-from decoder.training import Trainer, learning_rate
+from decoder.training.trainer import Trainer, learning_rate
 from evaluation import score
 from pipeline import extract, prepare
 from tests.decoder.conftest import BOTH_PHASES, SMALL

@@ -8,8 +8,8 @@ import torch
 from decoder.data.readers import Batch, Features, pack, pad
 from decoder.model import decoders
 from decoder.model.recurrence import Tape
-from decoder.objectives import cross_entropy
 from decoder.options import ModelOptions
+from decoder.training.objectives import cross_entropy
 from pipeline.vocabulary import EOS, UNK
 from tests.decoder.conftest import CHANNELS, WORDS
 from tests.decoder.model.reference import PlainUpDown

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoder.adam import Adam
 from decoder.data.readers import Batch
 from decoder.model import decoders, operations, recurrence
 from decoder.model.recurrence import (
@@ -17,8 +16,9 @@ from decoder.model.recurrence import (
     lstm,
     regions_of,
 )
-from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
+from decoder.training.adam import Adam
+from decoder.training.objectives import cross_entropy, draw
 from tests.decoder.conftest import CHANNELS, WORDS
 
 # Rows of four images in any order: of the second there is none.

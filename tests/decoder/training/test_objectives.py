@@ -7,8 +7,8 @@ from torch import Tensor
 from decoder.data.readers import Batch, pack
 from decoder.model import decoders
 from decoder.model.decoders import Decoder
-from decoder.objectives import cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.options import ModelOptions, ReinforceOptions
+from decoder.training.objectives import cross_entropy, draw, mix_in_own_words, reinforce
 from pipeline.vocabulary import BOS, EOS, PAD
 from tests.decoder.conftest import CHANNELS, WORDS
 

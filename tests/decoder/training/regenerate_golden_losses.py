@@ -1,8 +1,8 @@
 """Writes golden_losses.json, the losses of the first steps of each model in both phases.
 
-Run it with `python -m tests.decoder.regenerate_golden_losses` after a wanted change of what is
-computed, and read the difference before committing it. Nothing that only makes it faster may change
-a value by more than the rounding of float32.
+Run it with `python -m tests.decoder.training.regenerate_golden_losses` after a wanted change of
+what is computed, and read the difference before committing it. Nothing that only makes it faster
+may change a value by more than the rounding of float32.
 """
 
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoder.adam import Adam
 from decoder.data.readers import Batch, Features, pad
 from decoder.model import decoders
-from decoder.objectives import cross_entropy, draw
 from decoder.options import ModelOptions
+from decoder.training.adam import Adam
+from decoder.training.objectives import cross_entropy, draw
 from pipeline.vocabulary import EOS, UNK
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from decoder.runs import checkpoints
-from decoder.training import PHASE_NAMES, PHASES, VALIDATION_BATCH, Trainer
+from decoder.training.trainer import PHASE_NAMES, PHASES, VALIDATION_BATCH, Trainer
 from features.estimate import duration, peak_memory
 from features.store import as_size
 

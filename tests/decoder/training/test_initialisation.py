@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from decoder.data.readers import TrainingReader
-from decoder.initialisation import initialise, telling_directions
 from decoder.model import decoders
 from decoder.options import ModelOptions
+from decoder.training.initialisation import initialise, telling_directions
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies

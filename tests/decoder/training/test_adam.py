@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from decoder.adam import Adam
+from decoder.training.adam import Adam
 
 
 def test_it_takes_the_steps_of_torchs_own():

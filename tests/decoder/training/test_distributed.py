@@ -13,11 +13,11 @@ import torch
 
 from decoder import train
 from decoder.data.readers import Batch, Features
-from decoder.objectives import cross_entropy
-from tests.decoder import ranked
+from decoder.training.objectives import cross_entropy
 from tests.decoder.conftest import SMALL
 from tests.decoder.model.test_decoders import build
-from tests.decoder.processes import unlike, wait_until
+from tests.decoder.training import ranked
+from tests.decoder.training.processes import unlike, wait_until
 
 # Without dropout, which would drop other values in each process, they compute the same as one.
 SAME = [*SMALL, "--dropout", "0", "--xe.epochs", "1"]

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import distributed, nn
 
-from decoder.objectives import Loss
+from decoder.training.objectives import Loss
 from features import ranks
 from features.errors import UserError
 

@@ -11,7 +11,7 @@ from evaluation import runs
 from evaluation.report import render
 from features.store import as_size
 from tests.decoder.conftest import BOTH_PHASES
-from tests.decoder.processes import unlike
+from tests.decoder.training.processes import unlike
 
 
 def files(folder: Path) -> dict[str, tuple[int, int]]:

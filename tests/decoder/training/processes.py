@@ -26,11 +26,11 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm import tqdm
 
-from decoder import events, training
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from decoder.train import main
-from decoder.training import PHASE_NAMES, Trainer
+from decoder.training import events, trainer
+from decoder.training.trainer import PHASE_NAMES, Trainer
 from evaluation.validation import Validator
 
 # The function that a training is in at each moment, by the object and the name it is called by.
@@ -38,8 +38,8 @@ _MOMENTS: dict[str, tuple[Any, str]] = {
     "writing": (os, "replace"),
     "before renaming": (os, "replace"),
     "after renaming": (os, "replace"),
-    "cross-entropy": (training, "cross_entropy"),
-    "REINFORCE": (training, "reinforce"),
+    "cross-entropy": (trainer, "cross_entropy"),
+    "REINFORCE": (trainer, "reinforce"),
     "between the phases": (Trainer, "_begin"),
     "searching": (Trainer, "write_captions"),
     "scoring": (Validator, "score"),
@@ -122,7 +122,7 @@ def _set_clock(kind: str) -> None:
         time.time = lambda: begin - 3600 * next(asked)
     elif kind == "minute":
         fast = SimpleNamespace(monotonic=lambda: 60 * next(asked), perf_counter=time.perf_counter)
-        training.time = fast  # type: ignore[assignment]
+        trainer.time = fast  # type: ignore[assignment]
 
 
 def _run(

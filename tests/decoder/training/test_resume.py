@@ -16,7 +16,7 @@ import torch
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from evaluation.validation import OFFICIAL
-from tests.decoder.processes import End, kill_after, run, start, unlike, wait_until
+from tests.decoder.training.processes import End, kill_after, run, start, unlike, wait_until
 
 # Small, but what it writes is scored above 0, so that the best weights are not simply the last.
 OPTIONS = ["--model", "show_tell", "--hidden", "48", "--batch-size", "4", "--beam", "2"]

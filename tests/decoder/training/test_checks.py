@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from decoder import guards, train
+from decoder import train
+from decoder.training import checks
 from features.building import write_store
 from features.rows import Packed, Record, checksum
 from features.store import FeatureStore
 from pipeline import captions, extract, prepare, vocabulary
-from tests.decoder.processes import End
-from tests.decoder.test_resume import AT_EVERY_STEP, Training
+from tests.decoder.training.processes import End
+from tests.decoder.training.test_resume import AT_EVERY_STEP, Training
 
 
 def break_features(work: Path, image_id: int, value: float) -> None:
@@ -173,7 +174,7 @@ def test_a_training_of_few_steps_is_reported_with_one_that_has_more(
     assert match
     caplog.clear()
     steps = -(-int(match[1]) // 10) * int(match[2])
-    guards.report_few_steps(steps, int(match[1]))
+    checks.report_few_steps(steps, int(match[1]))
     assert not caplog.records
 
 
@@ -237,7 +238,7 @@ def test_held_out_pictures_that_are_trained_on_are_reported(
         }
         expected[split] = {ids[name]: ids[twin] for name, twin in twins.items()}
         assert len(expected[split]) == 1
-    assert guards.leaks(store, table) == expected
+    assert checks.leaks(store, table) == expected
     options = ["--run", "r", "--hidden", "8", "--xe.epochs", "1", "--rl.epochs", "0"]
     with caplog.at_level(logging.WARNING):
         assert train.main(["--work", str(leaking), *options]) == 0
@@ -251,19 +252,19 @@ def test_held_out_pictures_that_are_trained_on_are_reported(
 def test_pictures_that_only_look_alike_are_not_reported(work: Path) -> None:
     table = captions.load(work / "captions.json")
     store = FeatureStore(work / "features.h5")
-    assert guards.leaks(store, table) == {"val": {}, "test": {}}
+    assert checks.leaks(store, table) == {"val": {}, "test": {}}
 
 
 @pytest.mark.parametrize("slower", [8.2, 0.4])
 def test_bfloat16_is_reported_where_the_processor_has_to_emulate_it(
     slower: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert guards.bfloat16_slowdown() > 0
-    monkeypatch.setattr(guards, "bfloat16_slowdown", lambda: slower)
-    guards.report_precision("float32", torch.device("cpu"))
-    guards.report_precision("bfloat16", torch.device("meta"))
+    assert checks.bfloat16_slowdown() > 0
+    monkeypatch.setattr(checks, "bfloat16_slowdown", lambda: slower)
+    checks.report_precision("float32", torch.device("cpu"))
+    checks.report_precision("bfloat16", torch.device("meta"))
     assert not caplog.records
-    guards.report_precision("bfloat16", torch.device("cpu"))
+    checks.report_precision("bfloat16", torch.device("cpu"))
     told = [record.getMessage() for record in caplog.records]
     assert [("1 / 8.2" in text, "leave the option out" in text) for text in told] == (
         [(True, True)] if slower > 1 else []

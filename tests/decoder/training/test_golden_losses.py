@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from tests.decoder.regenerate_golden_losses import GOLDEN, NAMES, losses
+from tests.decoder.training.regenerate_golden_losses import GOLDEN, NAMES, losses
 
 # Float32 rounds by 1e-7; ten steps of Adam, which divides by small numbers, let that grow.
 TOLERANCE = 1e-4

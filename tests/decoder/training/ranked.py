@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from decoder import together
 from decoder.data.readers import Batch, Features
-from decoder.objectives import cross_entropy
+from decoder.training import distributed
+from decoder.training.objectives import cross_entropy
 from features import ranks
 from tests.decoder.model.test_decoders import build
-from tests.decoder.processes import _run
+from tests.decoder.training.processes import _run
 
 Work = Callable[..., None]
 
@@ -23,7 +23,7 @@ Work = Callable[..., None]
 def start(work: Work, count: int, *arguments: Any) -> list[ForkServerProcess]:
     """Start `count` ranks that each call `work` with `arguments` and its rank."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.decoder.processes", "tests.pipeline.processes"])
+    context.set_forkserver_preload(["tests.decoder.training.processes", "tests.pipeline.processes"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -60,7 +60,7 @@ def gradients(name: str, batch: Batch, file: Path, rank: int) -> None:
     model = build(name)
     with ranks.group():
         own = share_of(batch, rank, ranks.world())
-        result, stops = together.backward(
+        result, stops = distributed.backward(
             cross_entropy(model, own), model, own.idle, stop=rank == 1
         )
     found = {name: p.grad for name, p in model.named_parameters()}

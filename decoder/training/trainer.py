@@ -4,8 +4,8 @@ Randomness is a function of the seed, the phase and the number of the step, and 
 images one of the seed, the phase and the epoch. So the state to save is the weights, the optimizer
 and where the run stands; no generator's state is part of it.
 
-Several processes (see `decoder.together`) take the same steps and have the same state; the first of
-them writes all files.
+Several processes (see `decoder.training.distributed`) take the same steps and have the same state;
+the first of them writes all files.
 """
 
 import copy
@@ -26,15 +26,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decoder import events, together
-from decoder.adam import Adam
 from decoder.cider import all_words_encoded
 from decoder.data.readers import Batch, Features, SplitReader, TrainingReader, on_device
 from decoder.generation.constraints import constraints
 from decoder.generation.generate import NotFinite, beam_search
-from decoder.initialisation import initialise
 from decoder.model.decoders import Decoder
-from decoder.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.options import (
     CrossEntropyOptions,
     GenerateOptions,
@@ -43,6 +39,10 @@ from decoder.options import (
 )
 from decoder.runs import checkpoints
 from decoder.runs.folder import NOT_THE_RUN, RunFolder, differences, with_former_options
+from decoder.training import distributed, events
+from decoder.training.adam import Adam
+from decoder.training.initialisation import initialise
+from decoder.training.objectives import Loss, MixedReward, cross_entropy, reinforce
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features import ranks
@@ -195,7 +195,7 @@ class Trainer:
         result = self._loss(phase, batch, total_steps)
         self.optimizer.zero_grad()
         stop = self._stop_requested
-        result, self._stopping = together.backward(result, self.model, batch.idle, stop)
+        result, self._stopping = distributed.backward(result, self.model, batch.idle, stop)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), options.clip)
         # All that a GPU has to tell in a step, at once, for the host waits for it.
         told = (result.loss, norm, *(v for v in (result.reward, result.advantage) if v is not None))
@@ -303,7 +303,7 @@ class Trainer:
         self.save()  # last: killed before, all of the above is done again
         if ranks.rank() == 0:
             bar.write(_as_text(line), file=sys.stderr)
-        together.share(None)  # the best weights are written, for every process to read
+        distributed.share(None)  # the best weights are written, for every process to read
 
     def _keep_if_best(self, phase: str, cider: float) -> None:
         """Save the averaged weights if none before had a better validation CIDEr."""
@@ -357,7 +357,7 @@ class Trainer:
             searched = captions[self.options.beam].values()
             scores["bad_endings"] = diagnose(searched)["bad_endings"]
             found = scores, self.validator.tokenizer
-        shared = together.share(found)
+        shared = distributed.share(found)
         assert shared is not None  # the first process has the validator
         return shared
 
@@ -378,7 +378,7 @@ class Trainer:
                 self._save_if_due()
         if world == 1:
             return written
-        return [captions for share in together.gather(shares) for captions in share]
+        return [captions for share in distributed.gather(shares) for captions in share]
 
     def averaged_model(self) -> Decoder:
         """Return a copy of the model with the averaged weights, in evaluation mode."""

@@ -1,0 +1,1 @@
+"""From captions to weights: the trainer, its objectives, validation and saved state."""
