@@ -20,7 +20,7 @@ from decoder.confidence import comparable, mean_log_probability
 from decoder.data.readers import SplitReader
 from decoder.listing import Listing, check_names, state_of
 from decoder.options import CaptionOptions
-from decoder.reranking import usual_writing
+from decoder.ranking.reranker import usual_writing
 from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from decoder.telling import PictureWriter, Runs, identity, read_by

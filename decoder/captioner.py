@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from decoder.consensus import by_consensus, frequencies_of
 from decoder.data.readers import Features, pack, pad
 from decoder.generation.constraints import constraints
 from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import Writer, generate
 from decoder.options import GenerateOptions
-from decoder.reranking import Reranker
+from decoder.ranking.consensus import by_consensus, frequencies_of
+from decoder.ranking.reranker import Reranker
 from decoder.runs.folder import RunFolder, load_decoder
 from features.backbones import Backbone, load_backbone
 from features.errors import UserError, first_few

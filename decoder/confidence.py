@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from decoder.captioner import Captioned, Captioner
-from decoder.reranking import usual_writing
+from decoder.ranking.reranker import usual_writing
 from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from pipeline.command import read_json

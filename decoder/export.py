@@ -15,14 +15,14 @@ import torch
 
 from decoder import card, confidence
 from decoder.captioner import Captioner
-from decoder.consensus import FREQUENCIES, count_frequencies, save_frequencies
-from decoder.expectation import EXPECTATION
 from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
-from decoder.reranking import expectation_of, made_of, usual_writing
+from decoder.ranking.consensus import FREQUENCIES, count_frequencies, save_frequencies
+from decoder.ranking.expectation import EXPECTATION
+from decoder.ranking.index import EMBEDDING, embedding_of
+from decoder.ranking.reranker import expectation_of, made_of, usual_writing
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
-from decoder.search_index import EMBEDDING, embedding_of
 from evaluation.results import read
 from features.errors import UserError
 from features.store import as_size, fingerprint

@@ -17,9 +17,9 @@ import torch
 
 from decoder.captioner import Captioned, Captioner, features_of
 from decoder.confidence import load
-from decoder.finding import Found, Searcher
 from decoder.options import DemoOptions, GenerateOptions
-from decoder.reranking import usual_writing
+from decoder.ranking.reranker import usual_writing
+from decoder.ranking.searcher import Found, Searcher
 from decoder.runs.folder import RunFolder
 from decoder.telling import Told, tell
 from evaluation.gallery import picture, shade

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from decoder.finding import CANDIDATES, Searcher
 from decoder.options import SearchOptions
+from decoder.ranking.searcher import CANDIDATES, Searcher
 from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.devices import choose_device

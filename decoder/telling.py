@@ -12,11 +12,11 @@ from tqdm import tqdm
 
 from decoder.captioner import Captioned, Captioner, caption_pictures
 from decoder.confidence import Confidence, comparable, load, mean_log_probability
-from decoder.consensus import FREQUENCIES
-from decoder.expectation import EXPECTATION
 from decoder.options import CaptionOptions, GenerateOptions
+from decoder.ranking.consensus import FREQUENCIES
+from decoder.ranking.expectation import EXPECTATION
+from decoder.ranking.index import EMBEDDING
 from decoder.runs.folder import RunFolder
-from decoder.search_index import EMBEDDING
 from features.devices import choose_device
 from features.errors import UserError
 from features.images import PictureError

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from decoder.finding import Searcher
+from decoder.ranking.searcher import Searcher
 from decoder.runs.folder import RunFolder
 
 QUERIES = 30

@@ -10,10 +10,10 @@ import torch
 
 from decoder import export, search
 from decoder.data.readers import Features, pack, pad
-from decoder.embedding import learn
-from decoder.likelihood import log_likelihood
 from decoder.model.decoders import build
 from decoder.options import ModelOptions
+from decoder.ranking.embedding import learn
+from decoder.ranking.likelihood import log_likelihood
 from evaluation import retrieve
 from features.errors import UserError
 from pipeline.vocabulary import BOS, EOS, UNK

@@ -21,10 +21,8 @@ import numpy as np
 import torch
 from PIL import Image as Picture
 
-from decoder import caption, search, search_index, train
-from decoder.consensus import count_frequencies
+from decoder import caption, search, train
 from decoder.data.readers import Features
-from decoder.expectation import EXPECTATION, ReducedExpectation
 from decoder.generation.generate import Generated, generate
 from decoder.listing import Listing, State
 from decoder.options import (
@@ -34,7 +32,10 @@ from decoder.options import (
     ReinforceOptions,
     TrainOptions,
 )
-from decoder.reranking import expectation_of
+from decoder.ranking import index
+from decoder.ranking.consensus import count_frequencies
+from decoder.ranking.expectation import EXPECTATION, ReducedExpectation
+from decoder.ranking.reranker import expectation_of
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, arguments_like, load_decoder
 from evaluation import recall, results, runs, score
@@ -383,7 +384,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     vocabulary_of_run = vocabulary.load(run.vocabulary)
 
     def embed(path: Path) -> None:
-        if found := search_index._load(path, {}, vocabulary_of_run):
+        if found := index._load(path, {}, vocabulary_of_run):
             found.model.pictures(found.others.pooled_IC)
             found.model.sentences(torch.tensor([[5, 6]]))
 
@@ -400,7 +401,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
         reduced = ReducedExpectation.load(path, {}, frequencies, 1280)
         reduced.cider(found, features.pooled_IC)
 
-    embedding = (copy / "search" / search_index.EMBEDDING).read_bytes()
+    embedding = (copy / "search" / index.EMBEDDING).read_bytes()
     in_8_bits = checkpoints.in_8_bits(checkpoints.load(run.best, torch.device("cpu"))[0])
     ranking = (run.path / "ranking_val.npz").read_bytes()
     return [

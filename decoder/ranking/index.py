@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from decoder.data.readers import Features, SplitReader
-from decoder.embedding import JointEmbedding, learn
+from decoder.ranking.embedding import JointEmbedding, learn
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, digest
 from features.errors import UserError

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from decoder.captioner import backbone_of, features_of
 from decoder.data.readers import Features, pad
-from decoder.embedding import TEMPERATURE
-from decoder.likelihood import log_likelihood
 from decoder.model.decoders import Memory
+from decoder.ranking.embedding import TEMPERATURE
+from decoder.ranking.index import embedding_of, image_vectors
+from decoder.ranking.likelihood import log_likelihood
 from decoder.runs.folder import RunFolder, load_decoder
-from decoder.search_index import embedding_of, image_vectors
 from features.errors import UserError, first_few
 from features.store import FeatureStore
 from features.store import fingerprint as fingerprint_of

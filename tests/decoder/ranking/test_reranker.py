@@ -9,7 +9,7 @@ import torch
 from decoder import caption
 from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
-from decoder.reranking import Reranker
+from decoder.ranking.reranker import Reranker
 from decoder.runs.folder import RunFolder
 from features.store import FeatureStore
 from pipeline import captions as tables

@@ -4,8 +4,9 @@ A decoder taught by REINFORCE is sure of few, safe captions, and members of an e
 them; the consensus among its own captions can only repeat that. Three judges decide here, each from
 another source:
 
-- the other captions found: the consensus of `decoder.consensus`;
-- the captions of all training pictures, as a regression on the picture (`decoder.expectation`);
+- the other captions found: the consensus of `decoder.ranking.consensus`;
+- the captions of all training pictures, as a regression on the picture
+(`decoder.ranking.expectation`);
 - the joint embedding of `decoder.search`, in which a picture lies near what fits it.
 
 Shape suffixes: I images, V views, C channels, K candidates of each, D of the embedding.
@@ -19,14 +20,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.cider import Frequencies, all_words_encoded
-from decoder.consensus import count_frequencies, frequencies_of, own_agreement
 from decoder.data.readers import Features, SplitReader
-from decoder.embedding import JointEmbedding
-from decoder.expectation import EXPECTATION, Expectation, ReducedExpectation
 from decoder.generation.generate import Generated
 from decoder.options import GenerateOptions
+from decoder.ranking.consensus import count_frequencies, frequencies_of, own_agreement
+from decoder.ranking.embedding import JointEmbedding
+from decoder.ranking.expectation import EXPECTATION, Expectation, ReducedExpectation
+from decoder.ranking.index import EMBEDDING, embedding_of
 from decoder.runs.folder import RunFolder, digest
-from decoder.search_index import EMBEDDING, embedding_of
 from features.errors import UserError
 from features.store import FeatureStore, fingerprint
 from pipeline import captions as tables

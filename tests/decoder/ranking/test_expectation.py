@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from decoder.cider import SIGMA, References
-from decoder.expectation import RIDGE, Expectation, ReducedExpectation
 from decoder.generation.generate import Generated
+from decoder.ranking.expectation import RIDGE, Expectation, ReducedExpectation
 from decoder.runs import checkpoints
 from features.errors import UserError
 from pipeline.vocabulary import EOS, PAD
-from tests.decoder.test_consensus import official
+from tests.decoder.ranking.test_consensus import official
 
 IMAGES, CHANNELS, WORDS = 12, 4, range(EOS + 1, 14)
 

@@ -13,7 +13,8 @@ from pycocoevalcap.cider.cider_scorer import CiderScorer, cook_refs
 
 from decoder import caption
 from decoder.cider import Frequencies, References
-from decoder.consensus import (
+from decoder.generation.generate import Generated
+from decoder.ranking.consensus import (
     FREQUENCIES,
     by_consensus,
     count_frequencies,
@@ -22,7 +23,6 @@ from decoder.consensus import (
     load_frequencies,
     save_frequencies,
 )
-from decoder.generation.generate import Generated
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from features.errors import UserError

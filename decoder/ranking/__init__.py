@@ -1,0 +1,1 @@
+"""What fits best: the joint embedding, search, consensus and reranking."""
