@@ -13,17 +13,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from decoder import sidecars
-from decoder.alt_texts import MARK, Page
-from decoder.captioner import Captioned, Captioner
-from decoder.confidence import comparable, mean_log_probability
+from decoder.captioning import sidecars
+from decoder.captioning.captioner import Captioned, Captioner
+from decoder.captioning.confidence import comparable, mean_log_probability
+from decoder.captioning.html import MARK, Page
+from decoder.captioning.listing import Listing, check_names, state_of
+from decoder.captioning.writer import PictureWriter, Runs, identity, read_by
 from decoder.data.readers import SplitReader
-from decoder.listing import Listing, check_names, state_of
 from decoder.options import CaptionOptions
 from decoder.ranking.reranker import usual_writing
 from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
-from decoder.telling import PictureWriter, Runs, identity, read_by
 from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.store import FeatureStore, fingerprint

@@ -22,7 +22,7 @@ def demo(options: DemoOptions) -> None:
             "the page needs Gradio, which is not installed; in a clone of the project: "
             "./.venv/bin/python -m pip install --editable '.[demo]'"
         )
-    from decoder.page import Describer, serve
+    from decoder.captioning.page import Describer, serve
     from decoder.ranking.searcher import Searcher
 
     run = RunFolder(options.run or packaged())

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 
-from decoder import card, confidence
-from decoder.captioner import Captioner
+from decoder import card
+from decoder.captioning import confidence
+from decoder.captioning.captioner import Captioner
 from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES, count_frequencies, save_frequencies

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.captioner import backbone_of, features_of
+from decoder.captioning.captioner import backbone_of, features_of
 from decoder.data.readers import Features, pad
 from decoder.model.decoders import Memory
 from decoder.ranking.embedding import TEMPERATURE

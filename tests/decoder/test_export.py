@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from decoder import caption, confidence, export
-from decoder.captioner import Captioner
+from decoder import caption, export
+from decoder.captioning import confidence
+from decoder.captioning.captioner import Captioner
 from decoder.card import claims
 from decoder.data.readers import Features
 from decoder.model.decoders import MODELS

@@ -22,9 +22,9 @@ import torch
 from PIL import Image as Picture
 
 from decoder import caption, search, train
+from decoder.captioning.listing import Listing, State
 from decoder.data.readers import Features
 from decoder.generation.generate import Generated, generate
-from decoder.listing import Listing, State
 from decoder.options import (
     CrossEntropyOptions,
     GenerateOptions,

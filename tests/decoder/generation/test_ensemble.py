@@ -12,7 +12,7 @@ from PIL import ImageOps
 from torch import Tensor
 
 from decoder import caption
-from decoder.captioner import Captioner, caption_pictures
+from decoder.captioning.captioner import Captioner, caption_pictures
 from decoder.data.readers import Features
 from decoder.generation.ensemble import Ensemble
 from decoder.generation.generate import Writer, beam_search, generate, sample

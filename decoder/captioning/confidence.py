@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decoder.captioner import Captioned, Captioner
+from decoder.captioning.captioner import Captioned, Captioner
 from decoder.ranking.reranker import usual_writing
 from decoder.runs.folder import RunFolder
 from features.errors import UserError

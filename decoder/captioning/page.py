@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
-from decoder.captioner import Captioned, Captioner, features_of
-from decoder.confidence import load
+from decoder.captioning.captioner import Captioned, Captioner, features_of
+from decoder.captioning.confidence import load
+from decoder.captioning.writer import Told, tell
 from decoder.options import DemoOptions, GenerateOptions
 from decoder.ranking.reranker import usual_writing
 from decoder.ranking.searcher import Found, Searcher
 from decoder.runs.folder import RunFolder
-from decoder.telling import Told, tell
 from evaluation.gallery import picture, shade
 from features.errors import UserError, first_few
 from features.images import PictureError

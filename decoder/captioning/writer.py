@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoder.captioner import Captioned, Captioner, caption_pictures
-from decoder.confidence import Confidence, comparable, load, mean_log_probability
+from decoder.captioning.captioner import Captioned, Captioner, caption_pictures
+from decoder.captioning.confidence import Confidence, comparable, load, mean_log_probability
 from decoder.options import CaptionOptions, GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES
 from decoder.ranking.expectation import EXPECTATION
@@ -32,7 +32,9 @@ class Told(NamedTuple):
     sentence: str
     log_probability: float
     confidence: float | None
-    """The probability that it is good (see `decoder.confidence`), None if that is not known."""
+    """The probability that it is good (see `decoder.captioning.confidence`), None if that is not
+    known.
+    """
     unsure: bool
     """Whether the confidence is below what was asked for."""
 

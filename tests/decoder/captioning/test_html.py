@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoder import caption
-from decoder.alt_texts import Page
+from decoder.captioning.html import Page
 
 ADDED = re.compile(r' alt="([^"]*)" data-alt-generated="(true|unsure)"')
 
