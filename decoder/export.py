@@ -13,10 +13,8 @@ from typing import Any
 
 import torch
 
-from decoder import card
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
-from decoder.onnx_export import write_onnx
 from decoder.options import ExportOptions, GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES, count_frequencies, save_frequencies
 from decoder.ranking.expectation import EXPECTATION
@@ -24,6 +22,8 @@ from decoder.ranking.index import EMBEDDING, embedding_of
 from decoder.ranking.reranker import expectation_of, made_of, usual_writing
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
+from decoder.sharing import card
+from decoder.sharing.onnx import write_onnx
 from evaluation.results import read
 from features.errors import UserError
 from features.store import as_size, fingerprint

@@ -15,12 +15,12 @@ from PIL import Image
 from decoder import caption, export
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
-from decoder.card import claims
 from decoder.data.readers import Features
 from decoder.model.decoders import MODELS
-from decoder.onnx_export import _Plain
 from decoder.options import GenerateOptions, ModelOptions
 from decoder.runs.folder import RunFolder
+from decoder.sharing.card import claims
+from decoder.sharing.onnx import _Plain
 from evaluation import score
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 

@@ -1,0 +1,1 @@
+"""A captioner that leaves its work directory: metadata, model card, ONNX."""
