@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from decoder.data.readers import Features, pack, pad
+from decoder.data.batches import Features, pack, pad
+from decoder.data.pictures import _stored, backbone_of
 from decoder.generation.constraints import constraints
 from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import Writer, generate
@@ -17,16 +18,12 @@ from decoder.options import GenerateOptions
 from decoder.ranking.consensus import by_consensus, frequencies_of
 from decoder.ranking.reranker import Reranker
 from decoder.runs.folder import RunFolder, load_decoder
-from features.backbones import Backbone, load_backbone
+from features.backbones import Backbone
 from features.errors import UserError, first_few
 from features.images import PictureError, read_picture
-from features.rows import to_float16
 from features.store import differences, fingerprint
 from features.views import VIEWS
 from pipeline.vocabulary import EOS, Vocabulary
-
-# Starting a faster backend takes as long as it saves on this many pictures.
-MANY = 150
 
 
 class Captioned(NamedTuple):
@@ -160,29 +157,6 @@ class Captioner:
         return backbone_of(self.config["features"], self.device, pictures)
 
 
-def backbone_of(wanted: dict[str, Any], device: torch.device, pictures: int = 1) -> Backbone:
-    """Load the CNN that made the features which a run was trained on.
-
-    Args:
-        wanted: the description of those features, from the run's config.
-        device: where it runs.
-        pictures: how many will be looked at.
-
-    Raises:
-        UserError: the CNN here has other weights or another transform.
-    """
-    backend = "auto" if pictures >= MANY else "eager"
-    backbone = load_backbone(wanted["backbone"], wanted["grid"][0], device, backend)
-    # Features in 16 bits stand for those that were trained on in 8.
-    found = {**backbone.description, "dtype": wanted["dtype"]}
-    if fingerprint(found) != fingerprint(wanted):
-        raise UserError(
-            f"the run was trained on features of another {wanted['backbone']}: "
-            f"{differences(wanted, found)}; install the version that made them"
-        )
-    return backbone
-
-
 def _expect_alike(
     first: RunFolder,
     first_vocabulary: Vocabulary,
@@ -208,16 +182,6 @@ def _expect_alike(
             f"{first.path} and {run.path} cannot write together: they were trained on other "
             f"features: {differences(wanted, found)}; train both on one work directory"
         )
-
-
-def features_of(backbone: Backbone, picture: Path) -> Features:
-    """Return the features of one picture, [1, R, C] and [1, C], as they would be stored.
-
-    Raises:
-        PictureError: it cannot be read.
-    """
-    pixels = backbone.views(read_picture(picture), VIEWS[:1])
-    return _stored(backbone, [torch.from_numpy(pixels).permute(0, 3, 1, 2)])
 
 
 def caption_pictures(
@@ -252,11 +216,3 @@ def caption_pictures(
                 captions = iter(captioner.captions(features))
             for path, one in zip(chosen, seen, strict=True):
                 yield path, one if isinstance(one, PictureError) else next(captions)
-
-
-def _stored(backbone: Backbone, pictures: list[torch.Tensor]) -> Features:
-    """Return features of pictures' views as they would come from the store, which keeps 16 bits."""
-    # One view of all pictures at a time, so that more views take no more memory.
-    each = [backbone.features(views) for views in torch.stack(pictures, 1)]
-    both = (torch.stack(of_views, 1).flatten(0, 1) for of_views in zip(*each, strict=True))
-    return Features(*(torch.from_numpy(to_float16(f.cpu().numpy())).float() for f in both))

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from decoder.captioning.captioner import Captioned, Captioner, features_of
+from decoder.captioning.captioner import Captioned, Captioner
 from decoder.captioning.confidence import load
 from decoder.captioning.writer import Told, tell
+from decoder.data.pictures import features_of
 from decoder.options import DemoOptions, GenerateOptions
 from decoder.ranking.reranker import usual_writing
 from decoder.ranking.searcher import Found, Searcher

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decoder.data.readers import Features
+from decoder.data.batches import Features
 from decoder.model.decoders import Decoder, Memory, State
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from decoder.data.readers import Features
+from decoder.data.batches import Features
 from decoder.model.decoders import State
 from decoder.options import GenerateOptions
 from features.errors import UserError

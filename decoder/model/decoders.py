@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decoder.data.readers import Features, PackedWords
+from decoder.data.batches import Features, PackedWords
 from decoder.model.recurrence import (
     PLAIN,
     Operations,

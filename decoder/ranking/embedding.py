@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from decoder.data.readers import pad
+from decoder.data.batches import pad
 from decoder.training.adam import Adam
 from features.errors import UserError
 from pipeline.vocabulary import EOS

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decoder.data.readers import Features, SplitReader
+from decoder.data.batches import Features
+from decoder.data.readers import SplitReader
 from decoder.ranking.embedding import JointEmbedding, learn
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, digest

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from decoder.data.readers import pack
+from decoder.data.batches import pack
 from decoder.model.decoders import Decoder, Memory
 from pipeline.vocabulary import EOS
 

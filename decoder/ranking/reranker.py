@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.cider import Frequencies, all_words_encoded
-from decoder.data.readers import Features, SplitReader
+from decoder.data.batches import Features
+from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
 from decoder.options import GenerateOptions
 from decoder.ranking.consensus import count_frequencies, frequencies_of, own_agreement

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.captioning.captioner import backbone_of, features_of
-from decoder.data.readers import Features, pad
+from decoder.data.batches import Features, pad
+from decoder.data.pictures import backbone_of, features_of
 from decoder.model.decoders import Memory
 from decoder.ranking.embedding import TEMPERATURE
 from decoder.ranking.index import embedding_of, image_vectors

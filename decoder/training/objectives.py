@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from decoder.cider import Bleu4, CiderD, References
-from decoder.data.readers import Batch, PackedWords, pack
+from decoder.data.batches import Batch, PackedWords, pack
 from decoder.generation.generate import NotFinite, draw_words, greedy
 from decoder.model.decoders import Decoder, Memory
 from decoder.model.recurrence import Rows

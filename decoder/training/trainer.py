@@ -27,7 +27,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from decoder.cider import all_words_encoded
-from decoder.data.readers import Batch, Features, SplitReader, TrainingReader, on_device
+from decoder.data.batches import Batch, Features
+from decoder.data.readers import SplitReader, TrainingReader, on_device
 from decoder.generation.constraints import constraints
 from decoder.generation.generate import NotFinite, beam_search
 from decoder.model.decoders import Decoder

@@ -27,7 +27,7 @@ import torch
 import tyro
 
 from decoder.cider import all_words_encoded
-from decoder.data.readers import Batch
+from decoder.data.batches import Batch
 from decoder.model.decoders import UpDown
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder

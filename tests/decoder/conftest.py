@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from decoder import train
-from decoder.data.readers import Batch, Features, pad
+from decoder.data.batches import Batch, Features, pad
 from pipeline.vocabulary import EOS, UNK
 
 WORDS, CHANNELS, REGIONS = 20, 24, 9

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from decoder.cider import CiderD
-from decoder.data.readers import Batch, on_device
+from decoder.data.batches import Batch
+from decoder.data.readers import on_device
 from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.options import ModelOptions

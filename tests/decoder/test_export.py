@@ -15,7 +15,7 @@ from PIL import Image
 from decoder import caption, export
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
-from decoder.data.readers import Features
+from decoder.data.batches import Features
 from decoder.model.decoders import MODELS
 from decoder.options import GenerateOptions, ModelOptions
 from decoder.runs.folder import RunFolder

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from decoder import export, search
-from decoder.data.readers import Features, pack, pad
+from decoder.data.batches import Features, pack, pad
 from decoder.model.decoders import build
 from decoder.options import ModelOptions
 from decoder.ranking.embedding import learn

@@ -23,7 +23,7 @@ from PIL import Image as Picture
 
 from decoder import caption, search, train
 from decoder.captioning.listing import Listing, State
-from decoder.data.readers import Features
+from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate
 from decoder.options import (
     CrossEntropyOptions,

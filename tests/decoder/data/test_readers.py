@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from decoder.data.readers import pack, pad
+from decoder.data.batches import pack, pad
 from pipeline.vocabulary import BOS, EOS, PAD
 
 CAPTIONS = st.lists(st.lists(st.integers(4, 9), max_size=6), min_size=1, max_size=6)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from decoder import caption, train
-from decoder.data.readers import Batch, SplitReader, TrainingReader
+from decoder.data.batches import Batch
+from decoder.data.readers import SplitReader, TrainingReader
 from features.store import FeatureStore
 from pipeline import captions, extract, vocabulary
 from tests.decoder.conftest import SMALL

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from decoder.data.readers import Features
+from decoder.data.batches import Features
 from decoder.model.decoders import Decoder
 from pipeline.vocabulary import BOS, EOS, PAD
 

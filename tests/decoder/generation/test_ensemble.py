@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decoder import caption
 from decoder.captioning.captioner import Captioner, caption_pictures
-from decoder.data.readers import Features
+from decoder.data.batches import Features
 from decoder.generation.ensemble import Ensemble
 from decoder.generation.generate import Writer, beam_search, generate, sample
 from decoder.model import decoders

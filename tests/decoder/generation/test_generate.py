@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoder.data.readers import Features, pack, pad
+from decoder.data.batches import Features, pack, pad
 from decoder.generation.constraints import constraints, no_endings, no_repeated_ngram
 from decoder.generation.generate import (
     Forbidden,

@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from decoder.data.readers import Batch, Features, pack, pad
+from decoder.data.batches import Batch, Features, pack, pad
 from decoder.model import decoders
 from decoder.model.recurrence import Tape
 from decoder.options import ModelOptions

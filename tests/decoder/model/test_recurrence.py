@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from decoder.data.readers import Batch
+from decoder.data.batches import Batch
 from decoder.model import decoders, operations, recurrence
 from decoder.model.recurrence import (
     Rows,

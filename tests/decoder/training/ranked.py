@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from decoder.data.readers import Batch, Features
+from decoder.data.batches import Batch, Features
 from decoder.training import distributed
 from decoder.training.objectives import cross_entropy
 from features import ranks

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from decoder.data.readers import Batch, Features, pad
+from decoder.data.batches import Batch, Features, pad
 from decoder.model import decoders
 from decoder.options import ModelOptions
 from decoder.training.adam import Adam

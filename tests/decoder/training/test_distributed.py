@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decoder import train
-from decoder.data.readers import Batch, Features
+from decoder.data.batches import Batch, Features
 from decoder.training.objectives import cross_entropy
 from tests.decoder.conftest import SMALL
 from tests.decoder.model.test_decoders import build

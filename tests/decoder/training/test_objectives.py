@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from decoder.data.readers import Batch, pack
+from decoder.data.batches import Batch, pack
 from decoder.model import decoders
 from decoder.model.decoders import Decoder
 from decoder.options import ModelOptions, ReinforceOptions

@@ -1,0 +1,106 @@
+"""Batches: features of images, and captions packed step by step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pipeline.vocabulary import BOS, PAD
+
+
+class Features(NamedTuple):
+    """Stored features of a batch of images, as float32."""
+
+    grid_IRC: Tensor
+    pooled_IC: Tensor
+
+    def to(self, device: torch.device) -> "Features":
+        """Return the features on `device`."""
+        return Features(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+@dataclass(frozen=True)
+class PackedWords:
+    """Captions sorted by falling length and packed step by step, so that no padding is computed.
+
+    The first `alive[0]` words are the first words of all captions, the next `alive[1]` the second
+    words of those that have one, and so on. A caption of n tokens (EOS among them) is read from BOS
+    to its last token but one, and predicts its n tokens: `inputs_P` lags one behind `targets_P`.
+    """
+
+    inputs_P: Tensor
+    """int64, the words read."""
+    targets_P: Tensor
+    """int64, the words to predict."""
+    caption_P: Tensor
+    """int64, which of the captions given to `pack` each word belongs to."""
+    image_P: Tensor
+    """int64, the image of each word's caption."""
+    image_B: Tensor
+    """int64, the image of each caption, longest caption first."""
+    alive: list[int]
+    """Captions that still have a word, for each step."""
+
+    def to(self, device: torch.device) -> "PackedWords":
+        """Return the words on `device`."""
+        tensors = {
+            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if k != "alive"
+        }
+        return PackedWords(**tensors, alive=self.alive)
+
+
+def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
+    """Pack captions.
+
+    Args:
+        tokens_BT: int64, each row a caption ending in EOS (or cut off), then PAD.
+        image_B: int64, the image of each caption.
+    """
+    real_BT = tokens_BT != PAD
+    length_B = real_BT.sum(1)
+    order_B = length_B.argsort(descending=True, stable=True)
+    steps = int(length_B.max())
+    real_TB = real_BT[order_B, :steps].T
+    targets_TB = tokens_BT[order_B, :steps].T
+    inputs_TB = torch.cat((torch.full_like(targets_TB[:1], BOS), targets_TB[:-1]))
+    caption_P = order_B.expand(steps, -1)[real_TB]
+    return PackedWords(
+        inputs_P=inputs_TB[real_TB],
+        targets_P=targets_TB[real_TB],
+        caption_P=caption_P,
+        image_P=image_B[caption_P],
+        image_B=image_B[order_B],
+        alive=real_TB.sum(1).tolist(),
+    )
+
+
+def pad(captions: Sequence[Sequence[int]]) -> Tensor:
+    """Return captions of token ids as one int64 tensor [B, T], short ones followed by PAD."""
+    longest = max(map(len, captions))
+    return torch.tensor([[*caption, *[PAD] * (longest - len(caption))] for caption in captions])
+
+
+class Batch(NamedTuple):
+    """One training batch; captions stay on the CPU, where packing them waits for no GPU."""
+
+    image_ids: Tensor
+    """int64 [I], the data set's ids."""
+    features: Features
+    tokens_BT: Tensor
+    """int64 [B, T], all captions of the images."""
+    image_B: Tensor
+    """int64 [B], the place in the batch of each caption's image."""
+    idle: bool = False
+    """The batch has fewer images than there are processes: this one counts for nothing."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """Return the batch with images and features on `device`."""
+        return Batch(
+            self.image_ids.to(device, non_blocking=True),
+            self.features.to(device),
+            self.tokens_BT,
+            self.image_B,
+            self.idle,
+        )

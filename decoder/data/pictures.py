@@ -1,0 +1,58 @@
+"""Features of new pictures, as the store would hold them."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from decoder.data.batches import Features
+from features.backbones import Backbone, load_backbone
+from features.errors import UserError
+from features.images import read_picture
+from features.rows import to_float16
+from features.store import differences, fingerprint
+from features.views import VIEWS
+
+# Starting a faster backend takes as long as it saves on this many pictures.
+MANY = 150
+
+
+def backbone_of(wanted: dict[str, Any], device: torch.device, pictures: int = 1) -> Backbone:
+    """Load the CNN that made the features which a run was trained on.
+
+    Args:
+        wanted: the description of those features, from the run's config.
+        device: where it runs.
+        pictures: how many will be looked at.
+
+    Raises:
+        UserError: the CNN here has other weights or another transform.
+    """
+    backend = "auto" if pictures >= MANY else "eager"
+    backbone = load_backbone(wanted["backbone"], wanted["grid"][0], device, backend)
+    # Features in 16 bits stand for those that were trained on in 8.
+    found = {**backbone.description, "dtype": wanted["dtype"]}
+    if fingerprint(found) != fingerprint(wanted):
+        raise UserError(
+            f"the run was trained on features of another {wanted['backbone']}: "
+            f"{differences(wanted, found)}; install the version that made them"
+        )
+    return backbone
+
+
+def features_of(backbone: Backbone, picture: Path) -> Features:
+    """Return the features of one picture, [1, R, C] and [1, C], as they would be stored.
+
+    Raises:
+        PictureError: it cannot be read.
+    """
+    pixels = backbone.views(read_picture(picture), VIEWS[:1])
+    return _stored(backbone, [torch.from_numpy(pixels).permute(0, 3, 1, 2)])
+
+
+def _stored(backbone: Backbone, pictures: list[torch.Tensor]) -> Features:
+    """Return features of pictures' views as they would come from the store, which keeps 16 bits."""
+    # One view of all pictures at a time, so that more views take no more memory.
+    each = [backbone.features(views) for views in torch.stack(pictures, 1)]
+    both = (torch.stack(of_views, 1).flatten(0, 1) for of_views in zip(*each, strict=True))
+    return Features(*(torch.from_numpy(to_float16(f.cpu().numpy())).float() for f in both))
