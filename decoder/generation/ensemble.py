@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features
-from decoder.model.decoders import Decoder, Memory, State
+from decoder.model.cells import State
+from decoder.model.decoders import Decoder, Memory
 
 
 class Memories(NamedTuple):

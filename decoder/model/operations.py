@@ -1,8 +1,9 @@
-"""What lies between two products of a step, fused by torch's compiler: `--compile`.
+"""What lies between two products of a step: as it is, or fused by torch's compiler (`--compile`).
 
-Here the formulas are written plainly; the compiler finds their gradients, and makes one kernel of
-the many small operations of each. The loop over the steps, and the gradients that are summed after
-it, stay as `decoder.model.recurrence` has them: they are no graph that a compiler could follow.
+To be fused, the formulas are written plainly; the compiler finds their gradients, and makes one
+kernel of the many small operations of each. The loop over the steps, and the gradients that are
+summed after it, stay as `decoder.model.recurrence` has them: they are no graph that a compiler
+could follow.
 
 The compiler takes two seconds to import, and is imported as the first of them is compiled.
 
@@ -11,13 +12,26 @@ Shape suffixes as in `decoder.model.decoders`.
 
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from decoder.model.recurrence import PLAIN, Operations, Rows, Shared, attend_at_once, image_by_image
+from decoder.model.attention import Rows, attend, attend_at_once, image_by_image
+from decoder.model.gates import gru, lstm, plain_gru, plain_lstm
+from decoder.model.recurrence import Shared
 from features.errors import UserError, first_line
+
+
+class Operations(NamedTuple):
+    """The functions of a step that have gradients of their own."""
+
+    lstm: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    gru: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    attend: Callable[[Tensor, Shared, Shared, Tensor, Rows], tuple[Tensor, Tensor]]
+
+
+PLAIN = Operations(lstm, gru, attend)
 
 
 def compiled(device: torch.device) -> Operations:
@@ -42,7 +56,9 @@ def compiled(device: torch.device) -> Operations:
             f"({first_line(getattr(error, 'inner_exception', error))}); {advice}, or leave out "
             "--compile, which changes speed and last digits only"
         ) from error
-    fused_lstm, fused_gru, fused_attention = (_compile(f) for f in (lstm, gru, attend_at_once))
+    fused_lstm, fused_gru, fused_attention = (
+        _compile(f) for f in (plain_lstm, plain_gru, attend_at_once)
+    )
 
     def lstm_step(
         gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool
@@ -64,26 +80,6 @@ def compiled(device: torch.device) -> Operations:
         return fused_attention(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
 
     return Operations(lstm_step, gru_step, attend)
-
-
-def lstm(gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool) -> tuple[Tensor, Tensor]:
-    """Return the new hidden state and cell; see `decoder.model.recurrence.lstm`."""
-    size = cell_BH.shape[1]
-    input_BH, forget_BH, output_BH, *candidates = (gates_BG + bias_G).split(size, 1)
-    candidate_BH = torch.maximum(*candidates) if maxout else candidates[0].tanh()
-    cell_BH = forget_BH.sigmoid() * cell_BH + input_BH.sigmoid() * candidate_BH
-    return output_BH.sigmoid() * cell_BH.tanh(), cell_BH
-
-
-def gru(inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor) -> Tensor:
-    """Return the new state; see `decoder.model.recurrence.gru`."""
-    size = hidden_BH.shape[1]
-    reset_BH, update_BH, candidate_BH = inputs_BG.split(size, 1)
-    to_reset_BH, to_update_BH, to_candidate_BH = (recurrent_BG + bias_G).split(size, 1)
-    reset_BH = (reset_BH + to_reset_BH).sigmoid()
-    candidate_BH = (candidate_BH + reset_BH * to_candidate_BH).tanh()
-    update_BH = (update_BH + to_update_BH).sigmoid()
-    return candidate_BH + update_BH * (hidden_BH - candidate_BH)
 
 
 def _trial(point: Tensor) -> Tensor:

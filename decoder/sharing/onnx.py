@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from decoder.model.decoders import Decoder, GRUCell, LSTMCell
+from decoder.model.cells import GRUCell, LSTMCell
+from decoder.model.decoders import Decoder
 from decoder.runs.folder import RunFolder, load_decoder
 from features.backbones import load_network
 from features.backends import exported

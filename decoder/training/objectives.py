@@ -14,8 +14,8 @@ from torch.autograd.function import once_differentiable
 from decoder.cider import Bleu4, CiderD, References
 from decoder.data.batches import Batch, PackedWords, pack
 from decoder.generation.generate import NotFinite, draw_words, greedy
+from decoder.model.attention import Rows
 from decoder.model.decoders import Decoder, Memory
-from decoder.model.recurrence import Rows
 from decoder.options import ReinforceOptions
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from decoder import caption, train
-from decoder.model import operations, recurrence
+from decoder.model import attention, operations
 from decoder.options import ModelOptions, TrainOptions
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, arguments_like, locked
@@ -184,7 +184,7 @@ def test_compiled_steps_have_the_loss_and_gradient_of_those_that_are_not(
 ):
     """In both phases, down to the last step, in which a single caption may be left."""
     torch._dynamo.reset()
-    for module in (recurrence, operations):  # so that attention is compiled, too, as on a GPU
+    for module in (attention, operations):  # so that attention is compiled, too, as on a GPU
         monkeypatch.setattr(module, "image_by_image", lambda tensor: False)
     decoder = ModelOptions(hidden=24, attention=16)
     options = TrainOptions(extracted_shapes, "none", decoder, batch_size=4)

@@ -5,17 +5,10 @@ import torch
 from torch import Tensor, nn
 
 from decoder.data.batches import Batch
-from decoder.model import decoders, operations, recurrence
-from decoder.model.recurrence import (
-    Rows,
-    WordTable,
-    attend,
-    attend_at_once,
-    gru,
-    keys_of,
-    lstm,
-    regions_of,
-)
+from decoder.model import attention, decoders
+from decoder.model.attention import Rows, attend, attend_at_once, keys_of, regions_of
+from decoder.model.gates import gru, lstm, plain_gru, plain_lstm
+from decoder.model.recurrence import WordTable
 from decoder.options import ModelOptions
 from decoder.training.adam import Adam
 from decoder.training.objectives import cross_entropy, draw
@@ -38,7 +31,7 @@ def ours(query: Tensor, keys: Tensor, regions: Tensor, score: Tensor) -> tuple[T
 
 @pytest.mark.parametrize("cached", [1, 120, 10**6])
 def test_attention_and_its_gradients_are_those_of_the_formula(cached, monkeypatch):
-    monkeypatch.setattr(recurrence, "_CACHED", cached)
+    monkeypatch.setattr(attention, "_CACHED", cached)
     inputs = tensors(torch.float64)
     attended, weights = ours(*inputs)
     expected, expected_weights = attend_at_once(*inputs, IMAGE)
@@ -72,13 +65,13 @@ def test_large_keys_and_queries_that_cancel_lose_nothing():
     ("formula", "by_hand", "shapes"),
     [
         (
-            lambda *t: operations.lstm(*t, False),
+            lambda *t: plain_lstm(*t, False),
             lambda *t: lstm(*t, False),
             [(7, 20), (20,), (7, 5)],
         ),
-        (lambda *t: operations.lstm(*t, True), lambda *t: lstm(*t, True), [(7, 25), (25,), (7, 5)]),
+        (lambda *t: plain_lstm(*t, True), lambda *t: lstm(*t, True), [(7, 25), (25,), (7, 5)]),
         (
-            lambda *t: (operations.gru(*t),),
+            lambda *t: (plain_gru(*t),),
             lambda *t: (gru(*t),),
             [(7, 15), (7, 15), (15,), (7, 5)],
         ),
