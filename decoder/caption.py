@@ -18,9 +18,9 @@ from decoder.captioning.captioner import Captioned, Captioner
 from decoder.captioning.confidence import comparable, mean_log_probability
 from decoder.captioning.html import MARK, Page
 from decoder.captioning.listing import Listing, check_names, state_of
+from decoder.captioning.options import CaptionOptions
 from decoder.captioning.writer import PictureWriter, Runs, identity, read_by
 from decoder.data.readers import SplitReader
-from decoder.options import CaptionOptions
 from decoder.ranking.reranker import usual_writing
 from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged

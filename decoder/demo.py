@@ -4,7 +4,7 @@ import importlib.util
 import sys
 from collections.abc import Sequence
 
-from decoder.options import DemoOptions
+from decoder.captioning.options import DemoOptions
 from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.devices import choose_device

@@ -15,7 +15,7 @@ import torch
 
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
-from decoder.options import ExportOptions, GenerateOptions
+from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES, count_frequencies, save_frequencies
 from decoder.ranking.expectation import EXPECTATION
 from decoder.ranking.index import EMBEDDING, embedding_of
@@ -24,6 +24,7 @@ from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from decoder.sharing import card
 from decoder.sharing.onnx import write_onnx
+from decoder.sharing.options import ExportOptions
 from evaluation.results import read
 from features.errors import UserError
 from features.store import as_size, fingerprint

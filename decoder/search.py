@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from decoder.options import SearchOptions
+from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
 from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged

@@ -12,7 +12,6 @@ import torch
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
 from decoder.model import decoders
 from decoder.model.operations import compiled
-from decoder.options import TrainOptions
 from decoder.runs.folder import (
     MADE_BY,
     RunFolder,
@@ -24,6 +23,7 @@ from decoder.runs.folder import (
 )
 from decoder.training import checks, distributed
 from decoder.training.estimate import estimate
+from decoder.training.options import TrainOptions
 from decoder.training.trainer import PHASE_NAMES, Stopped, Trainer
 from evaluation.validation import Validator
 from features import ranks

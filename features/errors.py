@@ -30,3 +30,9 @@ def first_few(items: Iterable[object], most: int = 5) -> str:
 def first_line(error: Exception) -> str:
     """Return an error's first line, or its type if it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise UserError with `message` unless `condition` holds."""
+    if not condition:
+        raise UserError(message)

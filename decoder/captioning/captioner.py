@@ -14,7 +14,7 @@ from decoder.data.pictures import _stored, backbone_of
 from decoder.generation.constraints import constraints
 from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import Writer, generate
-from decoder.options import GenerateOptions
+from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import by_consensus, frequencies_of
 from decoder.ranking.reranker import Reranker
 from decoder.runs.folder import RunFolder, load_decoder

@@ -17,9 +17,10 @@ import torch
 
 from decoder.captioning.captioner import Captioned, Captioner
 from decoder.captioning.confidence import load
+from decoder.captioning.options import DemoOptions
 from decoder.captioning.writer import Told, tell
 from decoder.data.pictures import features_of
-from decoder.options import DemoOptions, GenerateOptions
+from decoder.generation.options import GenerateOptions
 from decoder.ranking.reranker import usual_writing
 from decoder.ranking.searcher import Found, Searcher
 from decoder.runs.folder import RunFolder

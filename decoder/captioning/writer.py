@@ -12,7 +12,8 @@ from tqdm import tqdm
 
 from decoder.captioning.captioner import Captioned, Captioner, caption_pictures
 from decoder.captioning.confidence import Confidence, comparable, load, mean_log_probability
-from decoder.options import CaptionOptions, GenerateOptions
+from decoder.captioning.options import CaptionOptions
+from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES
 from decoder.ranking.expectation import EXPECTATION
 from decoder.ranking.index import EMBEDDING

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder.generation.generate import Forbidden
-from decoder.options import GenerateOptions
+from decoder.generation.options import GenerateOptions
 from evaluation.diagnostics import BAD_ENDINGS
 from pipeline.vocabulary import EOS, PAD, Vocabulary
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features
+from decoder.generation.options import GenerateOptions
 from decoder.model.cells import State
-from decoder.options import GenerateOptions
 from features.errors import UserError
 from pipeline.vocabulary import BOS, EOS, PAD
 

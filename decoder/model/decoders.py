@@ -12,7 +12,8 @@ Shape suffixes:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +24,28 @@ from decoder.model.attention import Rows, keys_of, regions_of
 from decoder.model.cells import CELLS, GRUCell, LSTMCell, State
 from decoder.model.operations import PLAIN, Operations
 from decoder.model.recurrence import RecurrentLinear, Shared, WordTable
-from decoder.options import ModelOptions
+from features.errors import require
 from pipeline.vocabulary import EOS
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What the decoder is made of."""
+
+    model: Literal["show_tell", "att2in", "updown"] = "updown"
+    """Show and Tell sees the pooled feature only; Att2in and Up-Down attend to the grid."""
+    cell: Literal["lstm", "gru"] = "lstm"
+    """The recurrent cell."""
+    hidden: int = 256
+    """Size of the recurrent state, of the word vectors and of the embedded image features."""
+    attention: int = 64
+    """Size of the space in which a region and the state are compared."""
+    dropout: float = 0.2
+    """Share of the word vectors, embedded image features and outputs dropped in training."""
+
+    def __post_init__(self) -> None:
+        require(min(self.hidden, self.attention) > 0, "--hidden and --attention must be positive")
+        require(0 <= self.dropout < 1, f"--dropout must be in [0, 1), found {self.dropout}")
 
 
 class Memory(NamedTuple):

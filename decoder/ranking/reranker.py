@@ -23,7 +23,7 @@ from decoder.cider import Frequencies, all_words_encoded
 from decoder.data.batches import Features
 from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
-from decoder.options import GenerateOptions
+from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import count_frequencies, frequencies_of, own_agreement
 from decoder.ranking.embedding import JointEmbedding
 from decoder.ranking.expectation import EXPECTATION, Expectation, ReducedExpectation

@@ -15,9 +15,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from decoder.model import decoders
-from decoder.model.decoders import Decoder
-from decoder.options import ModelOptions, TrainOptions
+from decoder.model.decoders import Decoder, ModelOptions
 from decoder.runs import checkpoints
+from decoder.training.options import TrainOptions
 from features import ranks
 from features.errors import UserError
 from features.rows import RowFormat

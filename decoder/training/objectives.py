@@ -16,7 +16,7 @@ from decoder.data.batches import Batch, PackedWords, pack
 from decoder.generation.generate import NotFinite, draw_words, greedy
 from decoder.model.attention import Rows
 from decoder.model.decoders import Decoder, Memory
-from decoder.options import ReinforceOptions
+from decoder.training.options import ReinforceOptions
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.

@@ -31,19 +31,15 @@ from decoder.data.batches import Batch, Features
 from decoder.data.readers import SplitReader, TrainingReader, on_device
 from decoder.generation.constraints import constraints
 from decoder.generation.generate import NotFinite, beam_search
+from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import Decoder
-from decoder.options import (
-    CrossEntropyOptions,
-    GenerateOptions,
-    ReinforceOptions,
-    TrainOptions,
-)
 from decoder.runs import checkpoints
 from decoder.runs.folder import NOT_THE_RUN, RunFolder, differences, with_former_options
 from decoder.training import distributed, events
 from decoder.training.adam import Adam
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss, MixedReward, cross_entropy, reinforce
+from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features import ranks

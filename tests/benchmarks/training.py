@@ -34,10 +34,10 @@ from torch import Tensor, nn
 from decoder.data.readers import TrainingReader
 from decoder.generation.generate import beam_search
 from decoder.model import decoders
-from decoder.model.decoders import Decoder
+from decoder.model.decoders import Decoder, ModelOptions
 from decoder.model.operations import compiled
-from decoder.options import ModelOptions, ReinforceOptions, TrainOptions
 from decoder.runs.folder import RunFolder
+from decoder.training.options import ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
 from features.building import begin, merge

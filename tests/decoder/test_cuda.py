@@ -9,8 +9,8 @@ from decoder.cider import CiderD
 from decoder.data.batches import Batch
 from decoder.data.readers import on_device
 from decoder.model import decoders
+from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
-from decoder.options import ModelOptions
 from decoder.training.adam import Adam
 from decoder.training.objectives import cross_entropy
 from pipeline.vocabulary import EOS

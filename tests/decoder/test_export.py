@@ -16,8 +16,8 @@ from decoder import caption, export
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
-from decoder.model.decoders import MODELS
-from decoder.options import GenerateOptions, ModelOptions
+from decoder.generation.options import GenerateOptions
+from decoder.model.decoders import MODELS, ModelOptions
 from decoder.runs.folder import RunFolder
 from decoder.sharing.card import claims
 from decoder.sharing.onnx import _Plain

@@ -10,8 +10,7 @@ import torch
 
 from decoder import export, search
 from decoder.data.batches import Features, pack, pad
-from decoder.model.decoders import build
-from decoder.options import ModelOptions
+from decoder.model.decoders import ModelOptions, build
 from decoder.ranking.embedding import learn
 from decoder.ranking.likelihood import log_likelihood
 from evaluation import retrieve

@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 
 from decoder import caption, train
 from decoder.model import attention, operations
-from decoder.options import ModelOptions, TrainOptions
+from decoder.model.decoders import ModelOptions
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, arguments_like, locked
+from decoder.training.options import TrainOptions
 from decoder.training.trainer import Trainer, learning_rate
 from evaluation import score
 from pipeline import extract, prepare

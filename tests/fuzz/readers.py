@@ -25,19 +25,15 @@ from decoder import caption, search, train
 from decoder.captioning.listing import Listing, State
 from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate
-from decoder.options import (
-    CrossEntropyOptions,
-    GenerateOptions,
-    ModelOptions,
-    ReinforceOptions,
-    TrainOptions,
-)
+from decoder.generation.options import GenerateOptions
+from decoder.model.decoders import ModelOptions
 from decoder.ranking import index
 from decoder.ranking.consensus import count_frequencies
 from decoder.ranking.expectation import EXPECTATION, ReducedExpectation
 from decoder.ranking.reranker import expectation_of
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, arguments_like, load_decoder
+from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from evaluation import recall, results, runs, score
 from evaluation.report import render
 from features.building import begin, merge, only_writer, parts_folder

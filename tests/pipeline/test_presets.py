@@ -10,7 +10,8 @@ import pytest
 import tyro
 from PIL import Image, ImageDraw
 
-from decoder.options import CaptionOptions, TrainOptions
+from decoder.captioning.options import CaptionOptions
+from decoder.training.options import TrainOptions
 from features.backbones import names
 from pipeline.options import ExtractOptions, PrepareOptions
 

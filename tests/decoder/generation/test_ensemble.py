@@ -16,9 +16,9 @@ from decoder.captioning.captioner import Captioner, caption_pictures
 from decoder.data.batches import Features
 from decoder.generation.ensemble import Ensemble
 from decoder.generation.generate import Writer, beam_search, generate, sample
+from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
-from decoder.model.decoders import Decoder
-from decoder.options import GenerateOptions, ModelOptions
+from decoder.model.decoders import Decoder, ModelOptions
 from decoder.runs.folder import RunFolder, digest
 from features.errors import UserError
 from features.images import read_picture

@@ -19,9 +19,9 @@ from decoder.generation.generate import (
     greedy,
     sample,
 )
+from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
-from decoder.model.decoders import Decoder
-from decoder.options import GenerateOptions, ModelOptions
+from decoder.model.decoders import Decoder, ModelOptions
 from evaluation.diagnostics import BAD_ENDINGS, diagnose
 from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
 from tests.decoder.generation import plain_search as plain

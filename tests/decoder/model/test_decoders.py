@@ -7,8 +7,8 @@ import torch
 
 from decoder.data.batches import Batch, Features, pack, pad
 from decoder.model import decoders
+from decoder.model.decoders import ModelOptions
 from decoder.model.recurrence import Tape
-from decoder.options import ModelOptions
 from decoder.training.objectives import cross_entropy
 from pipeline.vocabulary import EOS, UNK
 from tests.decoder.conftest import CHANNELS, WORDS

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from decoder.data.batches import Batch
 from decoder.model import attention, decoders
 from decoder.model.attention import Rows, attend, attend_at_once, keys_of, regions_of
+from decoder.model.decoders import ModelOptions
 from decoder.model.gates import gru, lstm, plain_gru, plain_lstm
 from decoder.model.recurrence import WordTable
-from decoder.options import ModelOptions
 from decoder.training.adam import Adam
 from decoder.training.objectives import cross_entropy, draw
 from tests.decoder.conftest import CHANNELS, WORDS
