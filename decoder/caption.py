@@ -26,10 +26,10 @@ from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.devices import choose_device
 from features.errors import UserError, first_few
+from features.files import write_atomically, write_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
 from pipeline.command import run as run_command
-from pipeline.command import write_atomically, write_json
 from pipeline.stamps import Stamp
 
 PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}

@@ -27,10 +27,10 @@ from decoder.sharing.onnx import write_onnx
 from decoder.sharing.options import ExportOptions
 from evaluation.results import read
 from features.errors import UserError
+from features.files import make_folder, read_json, write_atomically, write_json
 from features.store import as_size, fingerprint
 from pipeline import captions
 from pipeline.captions import CaptionTable
-from pipeline.command import make_folder, read_json, write_atomically, write_json
 from pipeline.command import run as run_command
 from pipeline.stamps import changed_inputs, recorded_options
 

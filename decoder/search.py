@@ -15,9 +15,9 @@ from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.devices import choose_device
 from features.errors import UserError, first_few
+from features.files import write_atomically
 from features.images import PictureError
 from pipeline.command import run as run_command
-from pipeline.command import write_atomically
 from pipeline.stamps import Stamp
 
 

@@ -29,9 +29,9 @@ from evaluation.validation import Validator
 from features import ranks
 from features.devices import choose_device
 from features.errors import UserError
+from features.files import read_json, write_json
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
-from pipeline.command import read_json, write_json
 from pipeline.command import run as run_command
 from pipeline.stamps import Stamp
 

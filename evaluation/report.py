@@ -15,8 +15,9 @@ from evaluation.gallery import best_middling_worst, evenly, picture, shade
 from evaluation.options import ReportOptions
 from evaluation.runs import Run
 from evaluation.toolkit import LABELS
+from features.files import write_atomically
 from pipeline.captions import Image
-from pipeline.command import run, write_atomically
+from pipeline.command import run
 from pipeline.stamps import Stamp
 
 _MODELS = {"show_tell": "Show and Tell", "att2in": "Att2in", "updown": "Up-Down"}

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from features.errors import UserError, first_few
+from features.files import read_json
 from pipeline.captions import CaptionTable, is_id
-from pipeline.command import read_json
 
 
 def read(path: Path) -> dict[int, str]:

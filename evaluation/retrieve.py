@@ -6,7 +6,8 @@ from typing import Any
 
 from evaluation.options import RetrieveOptions
 from evaluation.recall import AT, PASSES, figures_of, read
-from pipeline.command import run, write_json
+from features.files import write_json
+from pipeline.command import run
 
 Recalls = dict[str, tuple[float | None, ...]]
 

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from evaluation import commands, results
 from evaluation.arrays import read_arrays
 from features.errors import UserError
+from features.files import read_json
 from pipeline import captions
 from pipeline.captions import SPLITS, CaptionTable
-from pipeline.command import read_json
 
 _TRAIN = "python -m decoder.train"
 

@@ -17,8 +17,9 @@ from evaluation.results import match, read, split_of
 from evaluation.table import table
 from evaluation.toolkit import METRICS, Captions, score, versions
 from evaluation.validation import tokenize_without_java
+from features.files import read_json, write_json
 from pipeline.captions import CaptionTable, load
-from pipeline.command import read_json, run, write_json
+from pipeline.command import run
 from pipeline.stamps import Stamp
 
 _CONFIDENCE = 0.95

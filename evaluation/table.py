@@ -13,8 +13,8 @@ from evaluation.bootstrap import Floats, interval, resampled
 from evaluation.runs import finite
 from evaluation.toolkit import LABELS, Scores
 from features.errors import UserError, first_few
+from features.files import read_json
 from pipeline.captions import SPLITS
-from pipeline.command import read_json
 
 _SCORE = "python -m evaluation.score"
 

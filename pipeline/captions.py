@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from features.errors import UserError, first_few
-from pipeline.command import read_json, write_atomically
+from features.files import read_json, write_atomically
 from pipeline.text import CONTROL
 
 SPLITS = ("train", "val", "test")

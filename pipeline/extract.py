@@ -17,13 +17,14 @@ from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.estimate import estimate
 from features.extraction import calibrate, extract, versions
+from features.files import write_json
 from features.parts import PartWriter
 from features.rows import RowFormat
 from features.store import STORED, FeatureStore, as_size, differences
 from features.verification import damaged, recompute, spread
 from features.views import VIEWS
 from pipeline import captions
-from pipeline.command import run, write_json
+from pipeline.command import run
 from pipeline.options import ExtractOptions
 from pipeline.stamps import Stamp
 

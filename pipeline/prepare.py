@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from features.errors import UserError
+from features.files import make_folder
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable
-from pipeline.command import make_folder, run
+from pipeline.command import run
 from pipeline.datasets import caption_files, load_table
 from pipeline.download import download
 from pipeline.options import PrepareOptions

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pipeline.command import write_json
+from features.files import write_json
 
 # A larger file (a feature store) is known by its size and time; hashing it would cost more than
 # some of the stages that read it.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
-from pipeline.command import read_json, write_json
+from features.files import read_json, write_json
 from pipeline.text import CONTROL, TOKENIZER, detokenize
 
 # A decoder only ever reads the first three: it writes ids from EOS on, so that none of the three

@@ -15,7 +15,7 @@ from decoder.captioning.captioner import Captioned, Captioner
 from decoder.ranking.reranker import usual_writing
 from decoder.runs.folder import RunFolder
 from features.errors import UserError
-from pipeline.command import read_json
+from features.files import read_json
 
 # Scores of captions, by the toolkit, against some five of people.
 GOOD = 0.3

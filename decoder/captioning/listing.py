@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from features.errors import UserError
-from pipeline.command import make_folder, write_atomically
+from features.files import make_folder, write_atomically
 from pipeline.text import CONTROL
 
 SUFFIXES = (".csv", ".jsonl")

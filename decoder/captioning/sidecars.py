@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
-from pipeline.command import write_atomically
+from features.files import write_atomically
 
 _TOOLKIT = "caption-pipeline"
 _X, _DC = "adobe:ns:meta/", "http://purl.org/dc/elements/1.1/"

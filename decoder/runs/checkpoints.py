@@ -14,7 +14,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from features.errors import UserError, first_few
-from pipeline.command import write_atomically
+from features.files import write_atomically
 
 # The key of the JSON that goes with the tensors in the file's header.
 _HEADER = "json"

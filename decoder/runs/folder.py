@@ -20,11 +20,11 @@ from decoder.runs import checkpoints
 from decoder.training.options import TrainOptions
 from features import ranks
 from features.errors import UserError
+from features.files import read_json
 from features.rows import RowFormat
 from features.store import FeatureStore
 from pipeline import vocabulary as vocabularies
 from pipeline.captions import Image
-from pipeline.command import read_json
 from pipeline.vocabulary import Vocabulary
 
 MADE_BY = "python -m decoder.train"

@@ -21,8 +21,8 @@ from decoder.runs.folder import RunFolder, load_decoder
 from features.backbones import load_network
 from features.backends import exported
 from features.errors import UserError
+from features.files import write_atomically
 from features.store import differences, fingerprint
-from pipeline.command import write_atomically
 from pipeline.vocabulary import BOS, EOS
 
 _OPSET = 17

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from pipeline.command import write_atomically
+from features.files import write_atomically
 
 
 def write(folder: Path, step: int, scalars: Mapping[str, float]) -> None:

@@ -44,8 +44,8 @@ from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features import ranks
 from features.errors import UserError, first_few
+from features.files import write_atomically
 from pipeline.captions import Image
-from pipeline.command import write_atomically
 from pipeline.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from random import Random
 from tqdm import tqdm
 
 from features.errors import UserError
-from pipeline.command import write_atomically
+from features.files import write_atomically
 from pipeline.shapes.captions import captions
 from pipeline.shapes.layout import Layout, compose
 from pipeline.shapes.pictures import paint

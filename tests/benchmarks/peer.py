@@ -32,7 +32,7 @@ from decoder.model.decoders import UpDown
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from decoder.training.trainer import Trainer
-from pipeline.command import read_json
+from features.files import read_json
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 from tests.benchmarks.training import BEAM, Way, made, take_turns, ways_of
 from tests.decoder.model.reference import lstm_cell

@@ -37,13 +37,13 @@ from decoder.training.options import CrossEntropyOptions, ReinforceOptions, Trai
 from evaluation import recall, results, runs, score
 from evaluation.report import render
 from features.building import begin, merge, only_writer, parts_folder
+from features.files import read_json
 from features.images import read_picture
 from features.parts import PartWriter, scan
 from features.rows import RowFormat
 from features.store import STORED, FeatureStore
 from features.verification import damaged
 from pipeline import captions, vocabulary
-from pipeline.command import read_json
 from pipeline.datasets import load_table
 from pipeline.download import _unpack
 from pipeline.options import PrepareOptions
