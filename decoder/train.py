@@ -12,16 +12,9 @@ import torch
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
 from decoder.model import decoders
 from decoder.model.operations import compiled
-from decoder.runs.folder import (
-    MADE_BY,
-    RunFolder,
-    arguments_like,
-    describe,
-    differences,
-    locked,
-    with_former_options,
-)
+from decoder.runs.folder import MADE_BY, RunFolder, locked
 from decoder.training import checks, distributed
+from decoder.training.config import arguments_like, describe, differences, with_former_options
 from decoder.training.estimate import estimate
 from decoder.training.options import TrainOptions
 from decoder.training.trainer import PHASE_NAMES, Stopped, Trainer

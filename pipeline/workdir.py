@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder, digest, load_decoder
+from decoder.runs.folder import RunFolder, digest
+from decoder.runs.loading import load_decoder
 from decoder.training import checks
 from evaluation import runs
 from features.building import parts_folder

@@ -17,7 +17,8 @@ from decoder.generation.generate import Writer, generate
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import by_consensus, frequencies_of
 from decoder.ranking.reranker import Reranker
-from decoder.runs.folder import RunFolder, load_decoder
+from decoder.runs.folder import RunFolder
+from decoder.runs.loading import load_decoder
 from features.backbones import Backbone
 from features.errors import UserError, first_few
 from features.images import PictureError, read_picture

@@ -21,7 +21,8 @@ from decoder.model.decoders import Memory
 from decoder.ranking.embedding import TEMPERATURE
 from decoder.ranking.index import embedding_of, image_vectors
 from decoder.ranking.likelihood import log_likelihood
-from decoder.runs.folder import RunFolder, load_decoder
+from decoder.runs.folder import RunFolder
+from decoder.runs.loading import load_decoder
 from features.errors import UserError, first_few
 from features.store import FeatureStore
 from features.store import fingerprint as fingerprint_of

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from decoder.model.cells import GRUCell, LSTMCell
 from decoder.model.decoders import Decoder
-from decoder.runs.folder import RunFolder, load_decoder
+from decoder.runs.folder import RunFolder
+from decoder.runs.loading import load_decoder
 from features.backbones import load_network
 from features.backends import exported
 from features.errors import UserError

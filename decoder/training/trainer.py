@@ -34,9 +34,10 @@ from decoder.generation.generate import NotFinite, beam_search
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import Decoder
 from decoder.runs import checkpoints
-from decoder.runs.folder import NOT_THE_RUN, RunFolder, differences, with_former_options
+from decoder.runs.folder import RunFolder
 from decoder.training import distributed, events
 from decoder.training.adam import Adam
+from decoder.training.config import NOT_THE_RUN, differences, with_former_options
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions

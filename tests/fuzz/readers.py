@@ -32,7 +32,9 @@ from decoder.ranking.consensus import count_frequencies
 from decoder.ranking.expectation import EXPECTATION, ReducedExpectation
 from decoder.ranking.reranker import expectation_of
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder, arguments_like, load_decoder
+from decoder.runs.folder import RunFolder
+from decoder.runs.loading import load_decoder
+from decoder.training.config import arguments_like
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from evaluation import recall, results, runs, score
 from evaluation.report import render

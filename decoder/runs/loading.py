@@ -1,0 +1,72 @@
+"""The decoder of a run, loaded back from its folder."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from decoder.model import decoders
+from decoder.model.decoders import Decoder, ModelOptions
+from decoder.runs import checkpoints
+from decoder.runs.folder import MADE_BY, RunFolder, digest
+from features.errors import UserError
+from features.files import read_json
+from features.rows import RowFormat
+from pipeline import vocabulary as vocabularies
+from pipeline.vocabulary import Vocabulary
+
+OptionsClass = TypeVar("OptionsClass")
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Skips the drawing of initial weights, which on the meta device imports torch's compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.nn.init.normal_:
+            return kwargs["tensor"] if kwargs else args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def load_decoder(
+    run: RunFolder, weights: Path, device: torch.device
+) -> tuple[Decoder, Vocabulary, dict[str, Any]]:
+    """Load a run's decoder in evaluation mode, its vocabulary and its config.
+
+    Raises:
+        UserError: a file is missing or broken, or the three do not belong together.
+    """
+    if not run.path.is_dir():
+        raise UserError(f"there is no run {run.path}; {MADE_BY} makes one")
+    config = read_json(run.config, MADE_BY)
+    vocabulary = vocabularies.load(run.vocabulary)
+    try:
+        options = _from_json(ModelOptions, config["options"]["decoder"])
+        channels = RowFormat(config["features"]).channels
+        if not isinstance(config["features"]["backbone"], str):
+            raise TypeError(f"a backbone called {config['features']['backbone']!r:.80}")
+        # Of whatever size, it takes no memory before the weights are seen to be of that size, too.
+        with torch.device("meta"), _WithoutValues():
+            model = decoders.build(options, len(vocabulary), channels).eval()
+        wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
+    except UserError as error:
+        raise UserError(f"{run.config}: {error}") from error
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{run.config} is not a run's config ({error!r}); train anew") from error
+    if digest(vocabulary.words) != wanted:
+        raise UserError(
+            f"{run.vocabulary} is not the vocabulary that the run was trained with: its words or "
+            "their order differ; copy it from the same run as config.json and the weights"
+        )
+    checkpoints.load_weights(model, weights, device)
+    return model, vocabulary, config
+
+
+def _from_json(options_class: type[OptionsClass], values: dict[str, Any]) -> OptionsClass:
+    known = {field.name for field in fields(options_class)}  # type: ignore[arg-type]
+    if values.keys() != known:
+        raise ValueError(f"expected the options {sorted(known)}, found {sorted(values)}")
+    return options_class(**values)
