@@ -14,12 +14,12 @@ from typing import Any
 import torch
 
 from decoder.captioning import confidence
-from decoder.captioning.captioner import Captioner
+from decoder.captioning.captioner import Captioner, usual_writing
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES, count_frequencies, save_frequencies
+from decoder.ranking.embedding import EMBEDDING, embedding_of
 from decoder.ranking.expectation import EXPECTATION
-from decoder.ranking.index import EMBEDDING, embedding_of
-from decoder.ranking.reranker import expectation_of, made_of, usual_writing
+from decoder.ranking.reranker import expectation_of, made_of
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from decoder.sharing import card

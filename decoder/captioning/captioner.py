@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import Writer, generate
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import by_consensus, frequencies_of
+from decoder.ranking.expectation import EXPECTATION
 from decoder.ranking.reranker import Reranker
 from decoder.runs.folder import RunFolder
 from decoder.runs.loading import load_decoder
@@ -217,3 +219,14 @@ def caption_pictures(
                 captions = iter(captioner.captions(features))
             for path, one in zip(chosen, seen, strict=True):
                 yield path, one if isinstance(one, PictureError) else next(captions)
+
+
+def usual_writing(run: RunFolder, options: GenerateOptions | None = None) -> GenerateOptions:
+    """Return `options` with how a run or captioner chooses if they do not say: as well as it can.
+
+    A width of the beam, too, says how to choose.
+    """
+    options = options or GenerateOptions()
+    told = options.sample or options.consensus or options.groups > 1 or options.beam is not None
+    able = (run.path / EXPECTATION).exists()
+    return options if told or not able else replace(options, rerank=True)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from decoder.captioning.captioner import Captioned, Captioner
-from decoder.ranking.reranker import usual_writing
+from decoder.captioning.captioner import Captioned, Captioner, usual_writing
 from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from features.files import read_json

@@ -8,6 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
+from decoder.captioning.files import PICTURE_SUFFIXES, name_unreadable
+from decoder.captioning.options import CaptionOptions
+from decoder.captioning.writer import PictureWriter, Runs
+from features.errors import UserError
+from features.files import write_atomically
+
 MARK = "data-alt-generated"
 # Elements whose content is text, whatever tags it seems to hold.
 _TEXT_ONLY = ("iframe", "noembed", "noframes", "textarea", "title", "xmp")
@@ -151,3 +157,56 @@ def _joined(base: str, source: str) -> str | None:
         return None
     # Not by urljoin, which drops the ".." that a relative base begins with.
     return base[: base.rfind("/") + 1] + source
+
+
+def caption_page(options: CaptionOptions, runs: Runs, file: Path) -> int:
+    """Write a copy of an HTML page with alternative texts and return the exit status."""
+    out = options.out or file.with_name(f"{file.stem}.alt{file.suffix}")
+    if file.suffix.lower() in PICTURE_SUFFIXES:
+        raise UserError(
+            f"--alt takes an HTML page, found {file}; a picture is captioned by its name alone, "
+            "without --alt"
+        )
+    try:
+        content = file.read_bytes()
+        page = Page(content)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} starts as UTF-16, but is not: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    if out.exists() and (out.samefile(file) or not (options.force or _is_copy(out, content))):
+        raise UserError(
+            f"{out} is there already and is not a copy that this command made; choose another "
+            "--out" + ("" if out.samefile(file) else ", or replace it with --force")
+        )
+    folder = file.parent
+    places: dict[Path, list[int]] = {}
+    elsewhere = 0
+    for number, image in enumerate(page.bare):
+        path = page.path_of(image.source, folder, options.site or folder)
+        if path is None:
+            elsewhere += 1
+        else:
+            places.setdefault(path, []).append(number)
+    texts: dict[int, tuple[str, bool]] = {}
+    writer = PictureWriter(runs, options)
+    for path, (best, *_) in writer.each(list(places)):
+        if best.sentence:  # an empty text would say that the picture is decoration
+            texts |= dict.fromkeys(places[path], (best.standing_alone, best.unsure))
+    write_atomically(out, page.with_texts(texts))
+    print(
+        f"caption: {len(texts)} alternative texts in {out}; {page.others} images needed none, "
+        f"{elsewhere} are on the net or outside {options.site or folder} and have none yet"
+    )
+    return name_unreadable(writer)
+
+
+def _is_copy(file: Path, of_page: bytes) -> bool:
+    """Whether a page holds alternative texts of ours, or is the same to the byte: we wrote it."""
+    try:
+        content = file.read_bytes()
+    except OSError:
+        return False
+    if content == of_page:  # which needed none
+        return True
+    return any(MARK.encode(code) in content for code in ("ascii", "utf-16-le", "utf-16-be"))

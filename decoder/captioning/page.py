@@ -15,13 +15,12 @@ from typing import Any
 
 import torch
 
-from decoder.captioning.captioner import Captioned, Captioner
+from decoder.captioning.captioner import Captioned, Captioner, usual_writing
 from decoder.captioning.confidence import load
 from decoder.captioning.options import DemoOptions
 from decoder.captioning.writer import Told, tell
 from decoder.data.pictures import features_of
 from decoder.generation.options import GenerateOptions
-from decoder.ranking.reranker import usual_writing
 from decoder.ranking.searcher import Found, Searcher
 from decoder.runs.folder import RunFolder
 from evaluation.gallery import picture, shade

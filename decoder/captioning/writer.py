@@ -15,8 +15,8 @@ from decoder.captioning.confidence import Confidence, comparable, load, mean_log
 from decoder.captioning.options import CaptionOptions
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import FREQUENCIES
+from decoder.ranking.embedding import EMBEDDING
 from decoder.ranking.expectation import EXPECTATION
-from decoder.ranking.index import EMBEDDING
 from decoder.runs.folder import RunFolder
 from features.devices import choose_device
 from features.errors import UserError

@@ -12,7 +12,6 @@ another source:
 Shape suffixes: I images, V views, C channels, K candidates of each, D of the embedding.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,11 +22,9 @@ from decoder.cider import Frequencies, all_words_encoded
 from decoder.data.batches import Features
 from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
-from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import count_frequencies, frequencies_of, own_agreement
-from decoder.ranking.embedding import JointEmbedding
+from decoder.ranking.embedding import EMBEDDING, JointEmbedding, embedding_of
 from decoder.ranking.expectation import EXPECTATION, Expectation, ReducedExpectation
-from decoder.ranking.index import EMBEDDING, embedding_of
 from decoder.runs.folder import RunFolder, digest
 from features.errors import UserError
 from features.store import FeatureStore, fingerprint
@@ -37,17 +34,6 @@ from pipeline.vocabulary import Vocabulary
 # What each judge counts for beside the first: the CIDEr-D from 0 to 10 that a candidate can expect,
 # and the cosine of picture and caption. See EXPERIMENTS.md.
 BY_EXPECTATION, BY_EMBEDDING = 20.0, 10.0
-
-
-def usual_writing(run: RunFolder, options: GenerateOptions | None = None) -> GenerateOptions:
-    """Return `options` with how a run or captioner chooses if they do not say: as well as it can.
-
-    A width of the beam, too, says how to choose.
-    """
-    options = options or GenerateOptions()
-    told = options.sample or options.consensus or options.groups > 1 or options.beam is not None
-    able = (run.path / EXPECTATION).exists()
-    return options if told or not able else replace(options, rerank=True)
 
 
 class Reranker:

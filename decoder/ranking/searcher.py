@@ -18,8 +18,8 @@ from torch import Tensor
 from decoder.data.batches import Features, pad
 from decoder.data.pictures import backbone_of, features_of
 from decoder.model.decoders import Memory
-from decoder.ranking.embedding import TEMPERATURE
-from decoder.ranking.index import embedding_of, image_vectors
+from decoder.ranking.embedding import TEMPERATURE, embedding_of
+from decoder.ranking.index import image_vectors
 from decoder.ranking.likelihood import log_likelihood
 from decoder.runs.folder import RunFolder
 from decoder.runs.loading import load_decoder

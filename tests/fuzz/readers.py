@@ -27,7 +27,7 @@ from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import ModelOptions
-from decoder.ranking import index
+from decoder.ranking import embedding
 from decoder.ranking.consensus import count_frequencies
 from decoder.ranking.expectation import EXPECTATION, ReducedExpectation
 from decoder.ranking.reranker import expectation_of
@@ -382,7 +382,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     vocabulary_of_run = vocabulary.load(run.vocabulary)
 
     def embed(path: Path) -> None:
-        if found := index._load(path, {}, vocabulary_of_run):
+        if found := embedding._load(path, {}, vocabulary_of_run):
             found.model.pictures(found.others.pooled_IC)
             found.model.sentences(torch.tensor([[5, 6]]))
 
@@ -399,11 +399,11 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
         reduced = ReducedExpectation.load(path, {}, frequencies, 1280)
         reduced.cider(found, features.pooled_IC)
 
-    embedding = (copy / "search" / index.EMBEDDING).read_bytes()
+    learnt = (copy / "search" / embedding.EMBEDDING).read_bytes()
     in_8_bits = checkpoints.in_8_bits(checkpoints.load(run.best, torch.device("cpu"))[0])
     ranking = (run.path / "ranking_val.npz").read_bytes()
     return [
-        Reader("embedding", embed, [embedding], of_safetensors),
+        Reader("embedding", embed, [learnt], of_safetensors),
         Reader("ranking.npz", recall.read, [ranking], of_npz),
         Reader("expectation", expect, [(folder / EXPECTATION).read_bytes()], of_safetensors),
         Reader(
