@@ -17,7 +17,8 @@ from decoder.training import checks, distributed
 from decoder.training.config import arguments_like, describe, differences, with_former_options
 from decoder.training.estimate import estimate
 from decoder.training.options import TrainOptions
-from decoder.training.trainer import PHASE_NAMES, Stopped, Trainer
+from decoder.training.state import PHASE_NAMES
+from decoder.training.trainer import Stopped, Trainer
 from evaluation.validation import Validator
 from features import ranks
 from features.devices import choose_device

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from decoder.runs import checkpoints
-from decoder.training.trainer import PHASE_NAMES, PHASES, VALIDATION_BATCH, Trainer
+from decoder.training.state import PHASE_NAMES, PHASES, VALIDATION_BATCH
+from decoder.training.trainer import Trainer
 from features.estimate import duration, peak_memory
 from features.store import as_size
 

@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from types import FrameType
 from typing import Any
@@ -41,6 +41,7 @@ from decoder.training.config import NOT_THE_RUN, differences, with_former_option
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
+from decoder.training.state import PHASE_NAMES, PHASES, VALIDATION_BATCH, Progress, _check_progress
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features import ranks
@@ -51,9 +52,6 @@ from pipeline.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
-PHASES = ("xe", "rl")
-PHASE_NAMES = {"xe": "cross-entropy", "rl": "REINFORCE"}
-VALIDATION_BATCH = 50
 # REINFORCE learns from differences in reward; after this many steps without one it is reported.
 FLAT_STEPS = 20
 _FLAT = 1e-6  # on the scale of the reward, 0 to 10; a mean of equal numbers is rounded
@@ -61,34 +59,6 @@ _FLAT = 1e-6  # on the scale of the reward, 0 to 10; a mean of equal numbers is 
 
 class Stopped(Exception):
     """The run was asked to stop (Ctrl-C or SIGTERM) and its state is saved."""
-
-
-@dataclass
-class Progress:
-    """Where a run stands; saved as JSON beside the tensors."""
-
-    phase: str = "xe"
-    epoch: int = 0
-    batch: int = 0
-    step: int = 0
-    """Steps taken in this phase."""
-    best: float = -1.0
-    """Best validation CIDEr so far."""
-    best_of_phase: float = -1.0
-    """Best validation CIDEr of this phase."""
-    epochs_without_gain: int = 0
-    """Epochs of this phase since its best."""
-    flat_steps: int = 0
-    """Steps of REINFORCE since one in which the reward varied."""
-    written: list[list[str]] = field(default_factory=list)
-    """Captions of the validation images done in the validation under way, for each of `widths`."""
-    loss: float = 0.0
-    """Sum over the epoch so far, as are the next three."""
-    reward: float = 0.0
-    captions: int = 0
-    seconds: float = 0.0
-    metrics: list[dict[str, Any]] = field(default_factory=list)
-    """The lines of metrics.jsonl."""
 
 
 class Trainer:
@@ -542,22 +512,6 @@ def _mix(*numbers: int) -> int:
     for number in numbers:
         mixed = (mixed * 1_000_003 + number) % 2**63
     return mixed
-
-
-def _check_progress(progress: Progress) -> None:
-    """Raise ValueError if a field read from JSON is not what it is declared to be."""
-    for name, initial in asdict(Progress()).items():
-        value = getattr(progress, name)
-        wanted = (int, float) if isinstance(initial, float) else type(initial)
-        if not isinstance(value, wanted) or (type(initial) is int and value < 0):
-            raise ValueError(f"progress.{name} is {value!r}")
-    if progress.phase not in PHASES:
-        raise ValueError(f"progress.phase is {progress.phase!r}")
-    for line in progress.metrics:
-        if not isinstance(line["val"]["CIDEr"], float) or line["phase"] not in PHASES:
-            raise ValueError(f"progress.metrics has the line {line!r}")
-    if not all(isinstance(text, str) for captions in progress.written for text in captions):
-        raise ValueError("progress.written holds no captions")
 
 
 def _as_text(line: dict[str, Any]) -> str:

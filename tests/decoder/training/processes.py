@@ -30,7 +30,8 @@ from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from decoder.train import main
 from decoder.training import events, trainer
-from decoder.training.trainer import PHASE_NAMES, Trainer
+from decoder.training.state import PHASE_NAMES
+from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
 
 # The function that a training is in at each moment, by the object and the name it is called by.

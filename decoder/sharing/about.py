@@ -1,0 +1,205 @@
+"""What captioner.json says of a captioner: scores, confidence, data, features."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from decoder.captioning import confidence
+from decoder.captioning.captioner import Captioner, usual_writing
+from decoder.runs.folder import RunFolder
+from decoder.sharing import card
+from decoder.sharing.options import ExportOptions
+from evaluation.results import read
+from features.errors import UserError
+from features.files import read_json
+from pipeline.captions import CaptionTable
+from pipeline.stamps import changed_inputs, recorded_options
+
+FORMAT = 1
+
+
+# Of the scores: all but those of each image.
+_KEPT = ("images", "corpus", "intervals", "confidence", "diagnostics")
+
+
+_JUDGED = ("scores", "confidence", "claims")
+
+
+_SCORE = "python -m evaluation.score"
+
+
+def _damaged(run: RunFolder, error: Exception) -> UserError:
+    return UserError(
+        f"{_of_captioner(run)} is not a captioner's ({error!r:.200}); copy the whole folder again "
+        "from where it is from"
+    )
+
+
+def _about(
+    options: ExportOptions,
+    run: RunFolder,
+    captioner: Captioner,
+    made: Path,
+    table: CaptionTable | None,
+) -> dict[str, Any]:
+    """Return what captioner.json says."""
+    before = _before(run)
+    features = captioner.config["features"]
+    return {
+        "format": FORMAT,
+        "name": run.path.resolve().name,
+        "weights": options.weights,
+        "weights_sha256": hashlib.sha256(made.read_bytes()).hexdigest(),
+        "parameters": sum(parameter.numel() for parameter in captioner.models[0].parameters()),
+        "bits": 8 if options.int8 else 16,
+        "reranks": options.rerank,
+        "words": len(captioner.vocabulary),
+        "data": _data(table) if before is None else before["data"],
+        "features": features,
+        "fingerprint": captioner.config["fingerprint"],
+        **_judged(options, run, table, before),
+    }
+
+
+def _of_captioner(run: RunFolder) -> Path:
+    """Return the file that a captioner has and a run has not."""
+    return run.path / "captioner.json"
+
+
+def _before(run: RunFolder) -> dict[str, Any] | None:
+    """Return what a captioner says of itself, None of a run.
+
+    Raises:
+        UserError: it is damaged, or of other weights.
+    """
+    file = _of_captioner(run)
+    if not file.exists():
+        return None
+    content = read_json(file, confidence.MADE_BY)
+    try:
+        # Version 0.2 did not say how much was trained on.
+        known = {"data": content.get("data"), **{name: content[name] for name in _JUDGED}}
+        if content["weights_sha256"] != hashlib.sha256(run.best.read_bytes()).hexdigest():
+            raise ValueError(f"it belongs to other weights than {run.best.name}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(run, error) from error
+    return known
+
+
+def _data(table: CaptionTable | None) -> dict[str, Any] | None:
+    """Return what was trained on, None if that is not known."""
+    if table is None:
+        return None
+    train = table.split("train")
+    count = sum(len(image.captions) for image in train)
+    return {"dataset": table.dataset, "images": len(train), "captions": count}
+
+
+def _judged(
+    options: ExportOptions,
+    run: RunFolder,
+    table: CaptionTable | None,
+    before: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return scores, confidence and what captions claim; those of before if none are new."""
+    if options.rerank != usual_writing(run).rerank:
+        print(
+            "export: the card has no scores and captions no confidence, for with --rerank and "
+            f"without, captions are others; with --out {run.path.parent}/NAME in the work "
+            "directory, caption and score that as a run, then export it again"
+        )
+        return dict(zip(_JUDGED, ({}, None, {}), strict=True))
+    scores = _scores(run, options.weights, expected=before is None)
+    if not scores and before is not None:
+        return {name: before[name] for name in _JUDGED}
+    learnt, claims = None, {}
+    if "val" in scores:
+        file = _captions_file(run, "val", options.weights)
+        learnt = _confidence(file, scores["val"]["per_image"]["CIDEr"])
+        if table is not None:
+            val = table.split("val")
+            told = {image.id: [caption.text for caption in image.captions] for image in val}
+            claims = card.claims(read(file), told)
+    kept = {split: {name: record[name] for name in _KEPT} for split, record in scores.items()}
+    return dict(zip(_JUDGED, (kept, learnt, claims), strict=True))
+
+
+def _captions_file(run: RunFolder, split: str, weights: str) -> Path:
+    return run.path / f"captions_{split}{'_xe' if weights == 'best_xe' else ''}.json"
+
+
+def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
+    """Return the scores of the run's captions of val and test that are up to date.
+
+    Those are left out that were not written as the captioner will write. If they are `expected`,
+    it is said that there are none.
+    """
+    usual = json.loads(json.dumps(asdict(usual_writing(run))))
+    found = {}
+    for split in ("val", "test"):
+        captions_file = _captions_file(run, split, weights)
+        name = captions_file.stem.removeprefix("captions_")
+        file = run.path / f"scores_{name}.json"
+        if not file.exists():
+            if split == "val" and expected:
+                print(
+                    f"export: {file} is not there, so the card has no scores of {split} and "
+                    f"captions no confidence; python -m decoder.caption --run {run.path} --split "
+                    f"{split} and {_SCORE} make them"
+                )
+            continue
+        stages = (f"caption-{name}", f"scores_{name}")
+        if old := [path for stage in stages for path in changed_inputs(run.path, stage)]:
+            print(
+                f"export: {file} is left out, for it was made before {old[0]} changed; caption "
+                "and score again"
+            )
+            continue
+        recorded = recorded_options(run.path, stages[0])
+        if recorded is not None and recorded.get("generate") != usual:
+            print(
+                f"export: {file} is left out, for its captions were written by other options than "
+                "the captioner has; caption without any, and score again"
+            )
+            continue
+        found[split] = _read_scores(file)
+    return found
+
+
+def _read_scores(file: Path) -> dict[str, Any]:
+    content = read_json(file, _SCORE)
+    try:
+        kept = {name: content[name] for name in (*_KEPT, "per_image")}
+        for name, value in kept["corpus"].items():
+            low_high = kept["intervals"].get(name) or (None, None)
+            if not all(x is None or math.isfinite(x) for x in (value, *low_high)):
+                raise ValueError(f"{name} is not a number")
+        kept["per_image"]["CIDEr"]
+        int(kept["images"]), float(kept["confidence"])
+        for name in ("distinct_words", "distinct_captions", "bad_endings"):
+            float(kept["diagnostics"][name])
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
+        raise UserError(f"{file} is not a scores file ({error!r}); {_SCORE} makes it") from error
+    return kept
+
+
+def _confidence(file: Path, ciders: Mapping[str, float | None]) -> dict[str, Any] | None:
+    """Return what the validation captions teach about confidence, and how well it holds there."""
+    entries = [
+        (entry["mean_log_probability"], cider)
+        for entry in read_json(file, "python -m decoder.caption")
+        if isinstance(entry.get("mean_log_probability"), float)
+        and (cider := ciders.get(str(entry["image_id"]))) is not None
+    ]
+    learnt = confidence.fit([x for x, _ in entries], [y for _, y in entries])
+    if learnt is None:
+        print(
+            f"export: captions will have no confidence: {file} has {len(entries)} scored captions "
+            f"with a log-probability, and {confidence.LEAST} are needed, good ones and others"
+        )
+        return None
+    return {**asdict(learnt), "table": confidence.table(learnt, entries)}
