@@ -13,15 +13,15 @@ from decoder.data.readers import SplitReader, TrainingReader, expect_captions
 from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.runs.folder import MADE_BY, RunFolder, locked
-from decoder.training import checks, distributed
+from decoder.training import checks
 from decoder.training.config import arguments_like, describe, differences, with_former_options
 from decoder.training.estimate import estimate
 from decoder.training.options import TrainOptions
 from decoder.training.state import PHASE_NAMES
 from decoder.training.trainer import Stopped, Trainer
 from evaluation.validation import Validator
-from features import ranks
 from features.devices import choose_device
+from features.distributed import broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError
 from features.files import read_json, write_json
 from features.store import FeatureStore
@@ -32,26 +32,26 @@ from pipeline.stamps import Stamp
 
 def train(options: TrainOptions) -> int:
     """Train a decoder: teacher forcing with cross-entropy, then REINFORCE on CIDEr-D."""
-    with ranks.group():
+    with process_group():
         return _train(options, RunFolder(options.work / "runs" / options.run))
 
 
 def _train(options: TrainOptions, run: RunFolder) -> int:
     """Train in this process, of which there may be several; the first one writes and prints."""
-    first = ranks.rank() == 0
+    first = rank() == 0
     if options.dry_run:
-        if ranks.world() > 1:
+        if world_size() > 1:
             raise UserError("--dry-run measures one process; start it without torchrun")
         print(estimate(_trainer(options, run)))
         return 0
     with locked(run) if first else nullcontext():
         stamp = Stamp(run.path, "train", options, _inputs(options)) if first else None
         unchanged = stamp is not None and stamp.holds()
-        if distributed.share(unchanged and not (options.force and not options.resume)):
+        if broadcast(unchanged and not (options.force and not options.resume)):
             _say(f"train: {run.path} unchanged, skipped")
             return 0
         trainer = _trainer(options, run)
-        continues = distributed.share(_continues(trainer, options, run) if first else False)
+        continues = broadcast(_continues(trainer, options, run) if first else False)
         if continues and not first:
             trainer.restore()
         if continues:
@@ -78,7 +78,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
 
 
 def _say(text: str) -> None:
-    if ranks.rank() == 0:
+    if rank() == 0:
         print(text)
 
 
@@ -93,7 +93,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     words = vocabulary.load(vocabulary_file)
     # The decoder first, for it says what it needs of the features.
     torch.manual_seed(options.seed)
-    device = ranks.own_device(choose_device(options.device))
+    device = own_device(choose_device(options.device))
     model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
     if options.compile:
         model.use(compiled(device))
@@ -102,7 +102,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     )
     validation = SplitReader(store, table, "val", grid=model.attends)
     expect_captions(validation)
-    first = ranks.rank() == 0
+    first = rank() == 0
     if first:
         _report_left_out(training, validation)
         checks.report(store, table, training.captions)

@@ -10,10 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from features import ranks
 from features.backbones import Backbone, load_backbone
 from features.building import begin, check_disk, merge, only_writer, parts_folder, pending, resume
 from features.devices import choose_device
+from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few
 from features.estimate import estimate
 from features.extraction import calibrate, extract, versions
@@ -65,11 +65,11 @@ def extract_features(options: ExtractOptions) -> None:
         print(f"extract: unchanged, skipped{_failed(failures, paths)}")
         return True
 
-    first = ranks.rank() == 0
-    with ranks.group(), only_writer(store_path) if first else nullcontext():
-        if ranks.share(first and unchanged()):
+    first = rank() == 0
+    with process_group(), only_writer(store_path) if first else nullcontext():
+        if broadcast(first and unchanged()):
             return
-        device = ranks.own_device(choose_device(options.device))
+        device = own_device(choose_device(options.device))
         backbone = load_backbone(
             options.backbone, options.grid, device, options.backend, options.batch_size
         )
@@ -78,8 +78,8 @@ def extract_features(options: ExtractOptions) -> None:
         if first:
             old, row_format, todo = _plan(options, store_path, row_format, backbone, paths)
         start = time.perf_counter()
-        _extract_share(options, store_path, *ranks.share((row_format, todo)), backbone, paths)
-        ranks.wait()
+        _extract_share(options, store_path, *broadcast((row_format, todo)), backbone, paths)
+        barrier()
         if not first:
             return
         merge(store_path, row_format, old, list(paths), versions(), options.prune)
@@ -95,7 +95,7 @@ def extract_features(options: ExtractOptions) -> None:
             "seconds": round(seconds, 3),
             "images_per_second": round(len(todo) / seconds, 2),
             "backend": backbone.backend,
-            "processes": ranks.world(),
+            "processes": world_size(),
         }
     else:  # nothing was extracted: the figures of the run that did it stand
         report = {**_previous(report_path), **report}
@@ -150,10 +150,10 @@ def _extract_share(
     here = _row_format(options, backbone).described()
     if here != row_format.described():
         raise UserError(
-            f"process {ranks.rank()} would write other features than the first: "
+            f"process {rank()} would write other features than the first: "
             f"{differences(row_format.described(), here)}"
         )
-    share = [(image_id, paths[image_id]) for image_id in todo[ranks.rank() :: ranks.world()]]
+    share = [(image_id, paths[image_id]) for image_id in todo[rank() :: world_size()]]
     if share:
         with closing(PartWriter(parts_folder(store_path), row_format)) as writer:
             extract(backbone, share, writer, row_format.views, options.batch_size, options.workers)

@@ -164,7 +164,7 @@ def test_stages_unpickle_nothing_while_they_read_a_work_directory(
 import sys
 from decoder import caption
 from evaluation import report
-from pipeline import doctor, workdir
+from pipeline.doctor import __main__ as doctor, workdir
 seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event.startswith("pickle.") else None)
 run = {str(finished / RUN)!r}

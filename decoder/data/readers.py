@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Batch, Features, pad
-from features import ranks
+from features.distributed import rank, world_size
 from features.errors import UserError, first_few
 from features.store import FeatureStore
 from pipeline.captions import CaptionTable, Image
@@ -129,11 +129,11 @@ class TrainingReader(SplitReader):
         order = generator.permutation(len(self))
         views = generator.integers(len(self._store.row_format.views), size=len(self))
         starts = range(first_batch * self._size, len(self), self._size)
-        world, rank = ranks.world(), ranks.rank()
+        own_rank, processes = rank(), world_size()
 
         def read(start: int) -> Batch:
             whole = np.stack((order, views))[:, start : start + self._size]
-            own = whole[:, rank::world]
+            own = whole[:, own_rank::processes]
             idle = own.shape[1] == 0
             return self.batch(*(whole[:, :1] if idle else own).tolist())._replace(idle=idle)
 

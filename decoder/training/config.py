@@ -12,7 +12,7 @@ import torch
 from decoder.model.decoders import Decoder
 from decoder.runs.folder import MADE_BY, RunFolder, digest
 from decoder.training.options import TrainOptions
-from features import ranks
+from features.distributed import world_size
 from features.errors import UserError
 from features.files import read_json
 from features.store import FeatureStore
@@ -74,7 +74,7 @@ def describe(
             "device": str(next(model.parameters()).device),
             "compile": options.compile,
             "threads": torch.get_num_threads(),
-            "processes": ranks.world(),
+            "processes": world_size(),
             "processor": platform.machine(),
         },
     }

@@ -8,16 +8,14 @@ could not, for the gradients of recurrent weights are known only at the end of i
 model.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
-from torch import distributed, nn
+import torch.distributed as dist
+from torch import nn
 
 from decoder.training.objectives import Loss
-from features import ranks
-from features.errors import UserError
+from features.distributed import lost_processes_named, world_size
 
 Value = TypeVar("Value")
 
@@ -41,7 +39,7 @@ def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss
     Raises:
         UserError: another process stopped.
     """
-    if ranks.world() == 1:
+    if world_size() == 1:
         loss.loss.backward()
         return loss, stop
     words = loss.words * (not idle)
@@ -65,8 +63,8 @@ def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss
     # Captions of a single word, which another process may not have, teach no recurrent weight.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([figures.to(gradients[0]), *(g.flatten() for g in gradients)])
-    with _lost():
-        distributed.all_reduce(flat)
+    with lost_processes_named():
+        dist.all_reduce(flat)
     figures, flat = flat[: len(figures)], flat[len(figures) :].div_(flat[0])
     for parameter, summed in zip(
         parameters, flat.split([p.numel() for p in parameters]), strict=True
@@ -87,30 +85,9 @@ def gather(values: list[Value]) -> list[Value]:
     Raises:
         UserError: another process stopped.
     """
-    if ranks.world() == 1:
+    if world_size() == 1:
         return values
-    each: list[list[Value]] = [[] for _ in range(ranks.world())]
-    with _lost():
-        distributed.all_gather_object(each, values)
+    each: list[list[Value]] = [[] for _ in range(world_size())]
+    with lost_processes_named():
+        dist.all_gather_object(each, values)
     return [several[i] for i in range(len(each[0])) for several in each if i < len(several)]
-
-
-def share(value: Value) -> Value:
-    """Return the first process's `value` in every process.
-
-    Raises:
-        UserError: another process stopped.
-    """
-    with _lost():
-        return ranks.share(value)
-
-
-@contextmanager
-def _lost() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, UserError) as error:  # gloo's for a connection that closes
-        raise UserError(
-            "another process of this training stopped, see its message; the last state is whole, "
-            "and the same command with --resume continues there"
-        ) from error

@@ -44,7 +44,7 @@ from decoder.training.options import CrossEntropyOptions, ReinforceOptions, Trai
 from decoder.training.state import PHASE_NAMES, PHASES, VALIDATION_BATCH, Progress, _check_progress
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
-from features import ranks
+from features.distributed import broadcast, rank, world_size
 from features.errors import UserError, first_few
 from features.files import write_atomically
 from pipeline.captions import Image
@@ -130,7 +130,7 @@ class Trainer:
         progress = self.progress
         total = options.epochs * self.training.batches_per_epoch
         name = PHASE_NAMES[phase]
-        shown = {"desc": name, "unit": "batch", "disable": True if ranks.rank() else None}
+        shown = {"desc": name, "unit": "batch", "disable": True if rank() else None}
         with tqdm(total=total, initial=progress.step, **shown) as bar:
             while progress.epoch < options.epochs and not self._out_of_patience(options.patience):
                 started = time.perf_counter()
@@ -158,7 +158,7 @@ class Trainer:
             UserError: the loss or its gradient is not finite; the weights are those of before.
         """
         options, progress = self.options, self.progress
-        own = [ranks.rank()] if ranks.rank() else []  # or all would drop and draw the same
+        own = [rank()] if rank() else []  # or all would drop and draw the same
         torch.manual_seed(_mix(options.seed, PHASES.index(phase), progress.step, *own))
         result = self._loss(phase, batch, total_steps)
         self.optimizer.zero_grad()
@@ -262,16 +262,16 @@ class Trainer:
         progress.metrics.append(line)
         with self._naming_last_state():
             self._keep_if_best(phase, scores["CIDEr"])
-            if ranks.rank() == 0:
+            if rank() == 0:
                 self._write_events(line)
         progress.epoch += 1
         progress.batch = progress.captions = 0
         progress.loss = progress.reward = progress.seconds = 0.0
         progress.written = []
         self.save()  # last: killed before, all of the above is done again
-        if ranks.rank() == 0:
+        if rank() == 0:
             bar.write(_as_text(line), file=sys.stderr)
-        distributed.share(None)  # the best weights are written, for every process to read
+        broadcast(None)  # the best weights are written, for every process to read
 
     def _keep_if_best(self, phase: str, cider: float) -> None:
         """Save the averaged weights if none before had a better validation CIDEr."""
@@ -281,11 +281,11 @@ class Trainer:
         # At equal scores the later weights: with a single validation image CIDEr is always 0.
         if cider >= progress.best_of_phase:
             progress.best_of_phase = cider
-            if phase == "xe" and ranks.rank() == 0:
+            if phase == "xe" and rank() == 0:
                 checkpoints.save(self.run.best_xe, self.average)
         if cider >= progress.best:
             progress.best = cider
-            if ranks.rank() == 0:
+            if rank() == 0:
                 checkpoints.save(self.run.best, self.average)
 
     def _write_events(self, line: dict[str, Any]) -> None:
@@ -325,13 +325,13 @@ class Trainer:
             searched = captions[self.options.beam].values()
             scores["bad_endings"] = diagnose(searched)["bad_endings"]
             found = scores, self.validator.tokenizer
-        shared = distributed.share(found)
+        shared = broadcast(found)
         assert shared is not None  # the first process has the validator
         return shared
 
     def _write_all(self) -> list[list[str]]:
         """Return the captions of all validation images; each process writes its share of them."""
-        averaged, world = self.averaged_model(), ranks.world()
+        averaged, world = self.averaged_model(), world_size()
         if world > 1:  # each has other captions, and only the first saves a state
             self.progress.written = []
         written = self.progress.written
@@ -339,7 +339,7 @@ class Trainer:
         size = min(VALIDATION_BATCH, -(-len(self.validation) // world))
         batches = self.validation.batches(size)
         shares: list[list[list[str]]] = []
-        for images, features in islice(batches, done + ranks.rank(), None, world):
+        for images, features in islice(batches, done + rank(), None, world):
             shares.append(self.write_captions(averaged, images, features))
             if world == 1:
                 written += shares[-1]
@@ -424,7 +424,7 @@ class Trainer:
                 f"{PHASE_NAMES[self.progress.phase]}; start anew (--force) with a lower "
                 f"--{self.progress.phase}.learning-rate or --clip; {self._last_state()}"
             )
-        if ranks.rank() == 0:
+        if rank() == 0:
             with self._naming_last_state():
                 checkpoints.save(self.run.state, tensors, header)
                 self.write_metrics()
@@ -470,7 +470,7 @@ class Trainer:
                 f"{self.run.state} is not a run's state: {error}; start anew with --force"
             ) from error
         self.progress = progress
-        if ranks.rank() == 0:
+        if rank() == 0:
             self.write_metrics()  # killed between the two, the state was ahead of it by a line
 
     def where(self) -> str:
@@ -482,7 +482,7 @@ class Trainer:
 
     def _save_if_due(self) -> None:
         minutes = (time.monotonic() - self._saved_at) / 60
-        stops = self._stopping if ranks.world() > 1 else self._stop_requested
+        stops = self._stopping if world_size() > 1 else self._stop_requested
         if stops or minutes >= self.options.save_minutes:
             self.save()
         if stops:

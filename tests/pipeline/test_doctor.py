@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from features import efficientnet_lite
 from features.errors import UserError
-from pipeline import captions, machine, vocabulary
+from pipeline import captions, vocabulary
 from pipeline.captions import CaptionTable
-from pipeline.doctor import main
-from pipeline.findings import Finding, ok
+from pipeline.doctor import machine
+from pipeline.doctor.__main__ import main
+from pipeline.doctor.findings import Finding, ok
 
 
 @pytest.fixture

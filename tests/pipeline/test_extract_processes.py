@@ -203,7 +203,7 @@ def test_a_rank_that_dies_is_taken_up_by_the_next_start(
     assert end(processes) == [2, -signal.SIGKILL, 2]
     for rank in (0, 2):
         output = (tmp_path / f"rank{rank}").read_text()
-        assert "another process of this extraction stopped" in output
+        assert "another process of this command stopped" in output
         assert "Traceback" not in output
     assert not (work / "features.h5").exists()
     done = len(set(records(work)) - {PICTURES + 1})
@@ -224,7 +224,7 @@ def test_an_error_of_the_first_process_leaves_none_waiting(work: Path, tmp_path:
         assert end(start_ranks(work, 2, tmp_path, {})) == [2, 2]
     assert "another process is writing" in (tmp_path / "rank0").read_text()
     error = (tmp_path / "rank1").read_text()
-    assert "another process of this extraction stopped" in error
+    assert "another process of this command stopped" in error
     assert "Traceback" not in error
 
 
@@ -235,7 +235,7 @@ def test_an_error_of_another_process_leaves_none_waiting(
     assert end(start_ranks(work, 2, tmp_path, {1: ["--grid", "5"]})) == [2, 2]
     error = (tmp_path / "rank1").read_text()
     assert "process 1 would write other features than the first: grid [5, 5] instead of" in error
-    assert "another process of this extraction stopped" in (tmp_path / "rank0").read_text()
+    assert "another process of this command stopped" in (tmp_path / "rank0").read_text()
     assert len(set(records(work)) - {PICTURES + 1}) == PICTURES / 2  # the first's share is kept
     assert end(start_ranks(work, 2, tmp_path, {})) == [0, 0]
     assert (work / "features.h5").read_bytes() == whole

@@ -13,7 +13,7 @@ import torch
 from decoder.data.batches import Batch, Features
 from decoder.training import distributed
 from decoder.training.objectives import cross_entropy
-from features import ranks
+from features.distributed import process_group, world_size
 from tests.decoder.model.test_decoders import build
 from tests.decoder.training.processes import _run
 
@@ -58,8 +58,8 @@ def gradients(name: str, batch: Batch, file: Path, rank: int) -> None:
     """Save the gradients and figures that this rank has after a step on the batch's images."""
     torch.set_num_threads(1)
     model = build(name)
-    with ranks.group():
-        own = share_of(batch, rank, ranks.world())
+    with process_group():
+        own = share_of(batch, rank, world_size())
         result, stops = distributed.backward(
             cross_entropy(model, own), model, own.idle, stop=rank == 1
         )

@@ -103,5 +103,5 @@ def test_an_error_in_one_process_leaves_none_waiting(
     assert found == [2, 2]
     assert "has a run already" in (tmp_path / "output.rank0").read_text()
     error = (tmp_path / "output.rank1").read_text()
-    assert "another process of this training stopped" in error
+    assert "another process of this command stopped" in error
     assert "Traceback" not in error

@@ -18,7 +18,7 @@ from features.store import FAILED, FeatureStore, differences, fingerprint
 from features.verification import damaged
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable
-from pipeline.findings import Finding, ok, problem, warning
+from pipeline.doctor.findings import Finding, ok, problem, warning
 from pipeline.stamps import changed_inputs
 from pipeline.text import TOKENIZER
 from pipeline.vocabulary import Vocabulary

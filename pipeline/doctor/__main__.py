@@ -4,9 +4,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipeline import machine
 from pipeline.command import run
-from pipeline.findings import Finding, problem
+from pipeline.doctor import machine
+from pipeline.doctor.findings import Finding, problem
 from pipeline.options import DoctorOptions
 
 
@@ -29,7 +29,7 @@ def _findings(work: Path | None) -> Iterator[Finding]:
     yield from machine.examine(work if work and work.is_dir() else Path())
     if work is not None:
         try:  # here, for a broken library must not keep the doctor away
-            from pipeline import workdir
+            from pipeline.doctor import workdir
         except (ImportError, OSError) as error:
             yield problem(f"{work} cannot be checked: {error}", "mend the machine first")
             return

@@ -1,0 +1,92 @@
+"""Several processes of one command, as torchrun starts them; alone, these functions do nothing."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from features.errors import UserError
+
+# How long one process may wait for the others, which may still be extracting.
+_TIMEOUT = timedelta(days=30)
+
+Value = TypeVar("Value")
+
+
+def world_size() -> int:
+    """Return the number of processes."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank() -> int:
+    """Return the number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the other processes, and leave them at the end or when this process fails.
+
+    Raises:
+        UserError: the others cannot be reached.
+    """
+    if world_size() == 1:
+        yield
+        return
+    try:
+        dist.init_process_group("gloo", timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"cannot reach the other processes ({error}); start all of them with torchrun"
+        ) from error
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def broadcast(value: Value) -> Value:
+    """Return the first process's `value` in every process.
+
+    Raises:
+        UserError: another process stopped.
+    """
+    values = [value]
+    if world_size() > 1:
+        with lost_processes_named():
+            dist.broadcast_object_list(values)
+    return values[0]
+
+
+def barrier() -> None:
+    """Wait until every process has come here.
+
+    Raises:
+        UserError: another process stopped.
+    """
+    if world_size() > 1:
+        with lost_processes_named():
+            dist.barrier()
+
+
+def own_device(device: torch.device) -> torch.device:
+    """Return `device`, or this process's GPU if `device` is any GPU."""
+    if device.type != "cuda" or device.index is not None or world_size() == 1:
+        return device
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+
+
+@contextmanager
+def lost_processes_named() -> Iterator[None]:
+    """Turn the error of a closed connection into a UserError that says how to continue."""
+    try:
+        yield
+    except RuntimeError as error:  # gloo raises it when a connection closes
+        raise UserError(
+            "another process of this command stopped; its message says why. What was saved is "
+            "kept: run the same command again to continue, a training with --resume"
+        ) from error
