@@ -18,7 +18,7 @@ from decoder.ranking.reranker import expectation_of, made_of
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder
 from decoder.sharing import card
-from decoder.sharing.about import _about, _damaged, _of_captioner
+from decoder.sharing.metadata import captioner_file, damaged, metadata
 from decoder.sharing.onnx import write_onnx
 from decoder.sharing.options import ExportOptions
 from features.errors import UserError
@@ -47,7 +47,7 @@ def export(options: ExportOptions) -> None:
         # Under the names that a run has, so that whatever takes a run takes a captioner.
         shutil.copyfile(run.config, made.config)
         shutil.copyfile(run.vocabulary, made.vocabulary)
-        halved = _halved(tensors, weights)  # and refused if too large, for 8 bits too
+        halved = _to_float16(tensors, weights)  # and refused if too large, for 8 bits too
         checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else halved)
         if (run.path / FREQUENCIES).exists() and not options.no_frequencies:  # a captioner already
             shutil.copyfile(run.path / FREQUENCIES, new / FREQUENCIES)
@@ -56,18 +56,18 @@ def export(options: ExportOptions) -> None:
             save_frequencies(frequencies, new / FREQUENCIES)
         if options.rerank:
             _write_expectation(run, captioner, new / EXPECTATION)
-        about = _about(options, run, captioner, made.best, table)
+        about = metadata(options, run, captioner, made.best, table)
         write_json(new / "captioner.json", about)
         write_atomically(new / "MODEL_CARD.md", _card(about, captioner.config, run))
         if options.search:
             features = captioner.config["features"]
             embedding = embedding_of(run, run.work, captioner.vocabulary, fingerprint(features))
             learnt, made_of = checkpoints.load(embedding.file, torch.device("cpu"))
-            checkpoints.save(new / EMBEDDING, _halved(learnt, embedding.file), made_of)
+            checkpoints.save(new / EMBEDDING, _to_float16(learnt, embedding.file), made_of)
         if options.onnx:
             write_onnx(RunFolder(new), new / "onnx")
         size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
-        _put(new, options.out)
+        _publish(new, options.out)
     finally:
         shutil.rmtree(new, ignore_errors=True)
     print(
@@ -81,14 +81,14 @@ def _card(about: Mapping[str, Any], config: Mapping[str, Any], run: RunFolder) -
         return card.markdown(about, config)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # All of it is made here and checked, but for what a captioner says of itself.
-        raise _damaged(run, error) from error
+        raise damaged(run, error) from error
 
 
 def _table(run: RunFolder) -> CaptionTable | None:
     file = run.work / "captions.json"
     if file.exists():
         return captions.load(file)
-    if not _of_captioner(run).exists():
+    if not captioner_file(run).exists():
         print(f"export: {file} is not there, so the card cannot say what the run was trained on")
     return None
 
@@ -122,7 +122,7 @@ def _check_place(out: Path, run: RunFolder) -> None:
         )
 
 
-def _halved(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
+def _to_float16(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:
     """Return the weights as float16.
 
     Raises:
@@ -134,7 +134,7 @@ def _halved(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.
     return {name: tensor.half() for name, tensor in sorted(tensors.items())}
 
 
-def _put(new: Path, out: Path) -> None:
+def _publish(new: Path, out: Path) -> None:
     """Move the finished folder to its place, and what was there out of the way first."""
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     if out.exists():

@@ -19,6 +19,7 @@ ALLOWED = {
     # Scores and reports need captions and pictures only: no features, no model.
     "evaluation": (
         "features.errors",
+        "features.files",
         "features.images",
         "pipeline.captions",
         "pipeline.command",
@@ -62,6 +63,36 @@ def test_imports_keep_the_direction_of_the_house(package):
         if not any(name == a or name.startswith(f"{a}.") for a in allowed)
         and name_of(file) not in EXAMINERS
     ]
+    assert wrong == []
+
+
+# The rooms of decoder/, lowest first. A module may import its own room and those on lower floors;
+# rooms that share a floor do not know each other.
+FLOORS = (
+    {"cider", "regression"},
+    {"data"},
+    {"model"},
+    {"runs"},
+    {"generation"},
+    {"training", "ranking"},
+    {"captioning"},
+    {"sharing"},
+    {"train", "caption", "search", "demo", "export"},
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+
+def test_rooms_of_the_decoder_import_lower_ones_only():
+    wrong = []
+    for file in sorted((PROJECT / "decoder").rglob("*.py")):
+        room = name_of(file).split(".")[1]
+        for name in sorted(imported(file)):
+            package, _, inside = name.partition(".")
+            other = inside.split(".")[0]
+            if package != "decoder" or room == "__init__" or other == room:
+                continue
+            if FLOOR[other] >= FLOOR[room]:
+                wrong.append(f"{file.relative_to(PROJECT)} imports {name}")
     assert wrong == []
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from decoder.data.batches import Features, pack, pad
-from decoder.data.pictures import _stored, backbone_of
+from decoder.data.pictures import as_stored, backbone_of
 from decoder.generation.constraints import constraints
 from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import Writer, generate
@@ -204,7 +204,7 @@ def caption_pictures(
         except PictureError as error:
             return error
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        return _stored(backbone, [images]) if backbone.one_by_one else images
+        return as_stored(backbone, [images]) if backbone.one_by_one else images
 
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(paths), batch_size):
@@ -212,7 +212,7 @@ def caption_pictures(
             seen = list(pool.map(read, chosen))
             parts = [one for one in seen if isinstance(one, Features)]
             if pictures := [one for one in seen if isinstance(one, torch.Tensor)]:
-                parts = [_stored(backbone, pictures)]
+                parts = [as_stored(backbone, pictures)]
             captions: Iterator[list[Captioned]] = iter(())
             if parts:
                 features = Features(*(torch.cat(each) for each in zip(*parts, strict=True)))

@@ -47,10 +47,10 @@ def features_of(backbone: Backbone, picture: Path) -> Features:
         PictureError: it cannot be read.
     """
     pixels = backbone.views(read_picture(picture), VIEWS[:1])
-    return _stored(backbone, [torch.from_numpy(pixels).permute(0, 3, 1, 2)])
+    return as_stored(backbone, [torch.from_numpy(pixels).permute(0, 3, 1, 2)])
 
 
-def _stored(backbone: Backbone, pictures: list[torch.Tensor]) -> Features:
+def as_stored(backbone: Backbone, pictures: list[torch.Tensor]) -> Features:
     """Return features of pictures' views as they would come from the store, which keeps 16 bits."""
     # One view of all pictures at a time, so that more views take no more memory.
     each = [backbone.features(views) for views in torch.stack(pictures, 1)]

@@ -19,7 +19,6 @@ from decoder.data.batches import Features, pad
 from decoder.data.readers import SplitReader
 from decoder.runs import checkpoints
 from decoder.runs.folder import RunFolder, digest
-from decoder.training.adam import Adam
 from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import captions as tables
@@ -107,7 +106,7 @@ def learn(
         some = pooled_NVC[:: math.ceil(images / 10_000), 0].float()
         model.mean_C.copy_(some.mean(0))
         model.scale_C.copy_(some.std(0) + 1e-3)
-        optimizer = Adam(model.parameters(), (0.9, 0.999))
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=True)
         averaged = torch.optim.swa_utils.AveragedModel(model, avg_fn=_running_average)
         size = min(BATCH, images)
         steps = min(MOST_STEPS, max(LEAST_STEPS, PASSES * (images // size)))
@@ -126,7 +125,8 @@ def learn(
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-            optimizer.step(rate)
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
             averaged.update_parameters(model)
             progress(step + 1, steps)
         model.load_state_dict(averaged.module.state_dict())
@@ -261,5 +261,6 @@ def _learn(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> 
         return learn(pooled_NVC, captions, len(vocabulary), progress)
 
 
-def _blocks(rows: np.ndarray) -> Sequence[np.ndarray]:
+def blocks(rows: np.ndarray) -> Sequence[np.ndarray]:
+    """Divide rows of the store into blocks that are read at once."""
     return [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]

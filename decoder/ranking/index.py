@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.ranking.embedding import MADE_BY, Embedding, _blocks
+from decoder.ranking.embedding import MADE_BY, Embedding, blocks
 from decoder.runs import checkpoints
 from features.store import STORED, FeatureStore
 
@@ -49,7 +49,7 @@ def image_vectors(work: Path, store: FeatureStore, embedding: Embedding) -> Imag
         vectors_ND = torch.cat(
             [
                 embedding.model.pictures(torch.from_numpy(store.pooled(block))).half()
-                for block in _blocks(rows)
+                for block in blocks(rows)
             ]
         )
     image_ids = store.image_ids[rows]

@@ -40,7 +40,7 @@ class Progress:
     """The lines of metrics.jsonl."""
 
 
-def _check_progress(progress: Progress) -> None:
+def check_progress(progress: Progress) -> None:
     """Raise ValueError if a field read from JSON is not what it is declared to be."""
     for name, initial in asdict(Progress()).items():
         value = getattr(progress, name)

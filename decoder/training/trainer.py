@@ -41,7 +41,7 @@ from decoder.training.config import NOT_THE_RUN, differences, with_former_option
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss, MixedReward, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
-from decoder.training.state import PHASE_NAMES, PHASES, VALIDATION_BATCH, Progress, _check_progress
+from decoder.training.state import PHASE_NAMES, PHASES, VALIDATION_BATCH, Progress, check_progress
 from evaluation.diagnostics import diagnose
 from evaluation.validation import OFFICIAL, Validator
 from features.distributed import broadcast, rank, world_size
@@ -453,7 +453,7 @@ class Trainer:
             saved = with_former_options(header["config"])
             changed = differences(saved, self.config, besides=NOT_THE_RUN)
             progress = Progress(**header["progress"])
-            _check_progress(progress)
+            check_progress(progress)
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.run.state} is not a run's state ({error!r}); start anew with --force"

@@ -32,14 +32,15 @@ _JUDGED = ("scores", "confidence", "claims")
 _SCORE = "python -m evaluation.score"
 
 
-def _damaged(run: RunFolder, error: Exception) -> UserError:
+def damaged(run: RunFolder, error: Exception) -> UserError:
+    """Return the error of a captioner whose captioner.json is not what export writes."""
     return UserError(
-        f"{_of_captioner(run)} is not a captioner's ({error!r:.200}); copy the whole folder again "
+        f"{captioner_file(run)} is not a captioner's ({error!r:.200}); copy the whole folder again "
         "from where it is from"
     )
 
 
-def _about(
+def metadata(
     options: ExportOptions,
     run: RunFolder,
     captioner: Captioner,
@@ -47,7 +48,7 @@ def _about(
     table: CaptionTable | None,
 ) -> dict[str, Any]:
     """Return what captioner.json says."""
-    before = _before(run)
+    before = _previous_record(run)
     features = captioner.config["features"]
     return {
         "format": FORMAT,
@@ -61,22 +62,22 @@ def _about(
         "data": _data(table) if before is None else before["data"],
         "features": features,
         "fingerprint": captioner.config["fingerprint"],
-        **_judged(options, run, table, before),
+        **_evaluation_record(options, run, table, before),
     }
 
 
-def _of_captioner(run: RunFolder) -> Path:
+def captioner_file(run: RunFolder) -> Path:
     """Return the file that a captioner has and a run has not."""
     return run.path / "captioner.json"
 
 
-def _before(run: RunFolder) -> dict[str, Any] | None:
+def _previous_record(run: RunFolder) -> dict[str, Any] | None:
     """Return what a captioner says of itself, None of a run.
 
     Raises:
         UserError: it is damaged, or of other weights.
     """
-    file = _of_captioner(run)
+    file = captioner_file(run)
     if not file.exists():
         return None
     content = read_json(file, confidence.MADE_BY)
@@ -86,7 +87,7 @@ def _before(run: RunFolder) -> dict[str, Any] | None:
         if content["weights_sha256"] != hashlib.sha256(run.best.read_bytes()).hexdigest():
             raise ValueError(f"it belongs to other weights than {run.best.name}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(run, error) from error
+        raise damaged(run, error) from error
     return known
 
 
@@ -99,7 +100,7 @@ def _data(table: CaptionTable | None) -> dict[str, Any] | None:
     return {"dataset": table.dataset, "images": len(train), "captions": count}
 
 
-def _judged(
+def _evaluation_record(
     options: ExportOptions,
     run: RunFolder,
     table: CaptionTable | None,
