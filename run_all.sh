@@ -4,6 +4,7 @@
 #     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--download] [--skip-missing] [--images N]
 #                  [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
+#     ./run_all.sh install        # only installs, into .venv
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder; DIR is where
 # its files are, FILE its captions (karpathy, folder), N how many scenes of shapes to draw. Everything
@@ -15,6 +16,13 @@ set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/pipeline/install.sh"
 source "$PROJECT/pipeline/presets.sh"
+
+if [[ ${1:-} == install ]]; then
+    [[ $# -eq 1 ]] || { echo "error: install takes no options, found $2" >&2; exit 2; }
+    install
+    echo "installed in $PROJECT/.venv"
+    exit
+fi
 
 dataset=shapes source=() features=() work= preset=
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi

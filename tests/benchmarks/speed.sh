@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The figures of the README's section on speed, in one run: 45 minutes on two cores, which need to be
-# idle. The time to quality, another hour and a half, is tests/benchmarks/speedrun.py.
+# The figures of README.md beside this file, in one run: 45 minutes on two cores, which need to be idle.
+# The time to quality, another hour and a half, is tests/benchmarks/speedrun.py.
 #   tests/benchmarks/speed.sh PEER WORK RUN
 # PEER: a clone, see tests/benchmarks/peer.py. WORK: a work directory with the features of Flickr8k.
 # RUN: an Up-Down with LSTM cells, trained, in its own work directory.
