@@ -9,10 +9,10 @@ from decoder.captioning.files import caption_files
 from decoder.captioning.html import caption_page
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.split import caption_split
-from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.errors import UserError
 from pipeline.command import run as run_command
+from pipeline.work import RunFolder
 
 
 def caption(options: CaptionOptions) -> int:

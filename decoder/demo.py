@@ -5,11 +5,11 @@ import sys
 from collections.abc import Sequence
 
 from decoder.captioning.options import DemoOptions
-from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.devices import choose_device
 from features.errors import UserError
 from pipeline.command import run as run_command
+from pipeline.work import RunFolder, WorkFolder
 
 
 def demo(options: DemoOptions) -> None:
@@ -32,7 +32,7 @@ def demo(options: DemoOptions) -> None:
     if options.work is not None:
         # Before REINFORCE, a decoder has more sense for what others write.
         weights = run.best_xe if run.best_xe.exists() else run.best
-        searcher = Searcher(run, weights, options.work, device)
+        searcher = Searcher(run, weights, WorkFolder(options.work), device)
     serve(options, describer, searcher)
 
 

@@ -11,14 +11,12 @@ import torch
 
 from decoder.captioning.captioner import Captioner
 from decoder.generation.options import GenerateOptions
-from decoder.ranking.consensus import FREQUENCIES, count_frequencies, save_frequencies
-from decoder.ranking.embedding import EMBEDDING, embedding_of
-from decoder.ranking.expectation import EXPECTATION
+from decoder.ranking.consensus import count_frequencies, save_frequencies
+from decoder.ranking.embedding import embedding_of
 from decoder.ranking.reranker import expectation_of, made_of
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from decoder.sharing import card
-from decoder.sharing.metadata import captioner_file, damaged, metadata
+from decoder.sharing.metadata import damaged, metadata
 from decoder.sharing.onnx import write_onnx
 from decoder.sharing.options import ExportOptions
 from features.errors import UserError
@@ -27,6 +25,7 @@ from features.store import as_size, fingerprint
 from pipeline import captions
 from pipeline.captions import CaptionTable
 from pipeline.command import run as run_command
+from pipeline.work import RunFolder
 
 _MAX_FLOAT16 = torch.finfo(torch.float16).max
 
@@ -49,21 +48,21 @@ def export(options: ExportOptions) -> None:
         shutil.copyfile(run.vocabulary, made.vocabulary)
         halved = _to_float16(tensors, weights)  # and refused if too large, for 8 bits too
         checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else halved)
-        if (run.path / FREQUENCIES).exists() and not options.no_frequencies:  # a captioner already
-            shutil.copyfile(run.path / FREQUENCIES, new / FREQUENCIES)
+        if run.frequencies.exists() and not options.no_frequencies:  # a captioner already
+            shutil.copyfile(run.frequencies, made.frequencies)
         elif table is not None and not options.no_frequencies:
             frequencies = count_frequencies(table, captioner.vocabulary)
-            save_frequencies(frequencies, new / FREQUENCIES)
+            save_frequencies(frequencies, made.frequencies)
         if options.rerank:
-            _write_expectation(run, captioner, new / EXPECTATION)
+            _write_expectation(run, captioner, made.expectation)
         about = metadata(options, run, captioner, made.best, table)
-        write_json(new / "captioner.json", about)
-        write_atomically(new / "MODEL_CARD.md", _card(about, captioner.config, run))
+        write_json(made.captioner, about)
+        write_atomically(made.card, _card(about, captioner.config, run))
         if options.search:
             features = captioner.config["features"]
             embedding = embedding_of(run, run.work, captioner.vocabulary, fingerprint(features))
             learnt, made_of = checkpoints.load(embedding.file, torch.device("cpu"))
-            checkpoints.save(new / EMBEDDING, _to_float16(learnt, embedding.file), made_of)
+            checkpoints.save(made.embedding, _to_float16(learnt, embedding.file), made_of)
         if options.onnx:
             write_onnx(RunFolder(new), new / "onnx")
         size = sum(file.stat().st_size for file in new.rglob("*") if file.is_file())
@@ -85,10 +84,10 @@ def _card(about: Mapping[str, Any], config: Mapping[str, Any], run: RunFolder) -
 
 
 def _table(run: RunFolder) -> CaptionTable | None:
-    file = run.work / "captions.json"
+    file = run.work.captions
     if file.exists():
         return captions.load(file)
-    if not captioner_file(run).exists():
+    if not run.captioner.exists():
         print(f"export: {file} is not there, so the card cannot say what the run was trained on")
     return None
 
@@ -99,11 +98,11 @@ def _write_expectation(run: RunFolder, captioner: Captioner, file: Path) -> None
     Raises:
         UserError: the run's work directory, its captions or features are missing, or are others.
     """
-    if (run.path / EXPECTATION).exists():  # a captioner already
-        shutil.copyfile(run.path / EXPECTATION, file)
+    if run.expectation.exists():  # a captioner already
+        shutil.copyfile(run.expectation, file)
         return
     features, vocabulary = captioner.config["features"], captioner.vocabulary
-    frequencies = count_frequencies(captions.load(run.work / "captions.json"), vocabulary)
+    frequencies = count_frequencies(captions.load(run.work.captions), vocabulary)
     whole = expectation_of(run, vocabulary, features, frequencies)
     whole.reduced().save(file, made_of(vocabulary, fingerprint(features)))
 
@@ -113,7 +112,7 @@ def _check_place(out: Path, run: RunFolder) -> None:
     there = out.resolve()
     if there == run.path.resolve() or there in run.path.resolve().parents:
         raise UserError(f"--out {out} is the run's own folder, or holds it; choose another")
-    if not out.exists() or (out / "captioner.json").is_file():
+    if not out.exists() or RunFolder(out).captioner.is_file():
         return
     if not out.is_dir() or any(out.iterdir()):
         raise UserError(

@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
-from decoder.runs.folder import RunFolder
 from decoder.runs.packaged import packaged
 from features.devices import choose_device
 from features.errors import UserError, first_few
@@ -19,6 +18,7 @@ from features.files import write_atomically
 from features.images import PictureError
 from pipeline.command import run as run_command
 from pipeline.stamps import Stamp
+from pipeline.work import RunFolder, WorkFolder
 
 
 def search(options: SearchOptions) -> None:
@@ -27,9 +27,9 @@ def search(options: SearchOptions) -> None:
     The first search learns from the training captions, a minute or two for 6,000 pictures.
     """
     run = RunFolder(options.run or packaged())
-    if options.work is None and not (run.work / "captions.json").exists():
+    if options.work is None and not run.work.captions.exists():
         raise UserError(f"{run.path} lies in no work directory; name one to search with --work")
-    work = options.work or run.work
+    work = run.work if options.work is None else WorkFolder(options.work)
     if options.weights is None:
         weights = run.best_xe if run.best_xe.exists() else run.best
     else:
@@ -39,10 +39,10 @@ def search(options: SearchOptions) -> None:
     elif options.image is not None:
         _find_captions(_searcher(options, run, weights, work), options.image, options)
     elif options.split is not None:
-        _rank_split(options, run, weights, work)
+        _rank_split(options, run, weights, work, options.split)
 
 
-def _searcher(options: SearchOptions, run: RunFolder, weights: Path, work: Path) -> Searcher:
+def _searcher(options: SearchOptions, run: RunFolder, weights: Path, work: WorkFolder) -> Searcher:
     return Searcher(run, weights, work, choose_device(options.device), options.split)
 
 
@@ -71,9 +71,11 @@ def _tell(options: SearchOptions, text: str, values: dict[str, object], score: f
         print(f"{text}\t{score:.2f}")
 
 
-def _rank_split(options: SearchOptions, run: RunFolder, weights: Path, work: Path) -> None:
-    out = options.out or run.path / f"ranking_{options.split}.npz"
-    inputs = [weights, run.config, work / "captions.json", work / "features.h5"]
+def _rank_split(
+    options: SearchOptions, run: RunFolder, weights: Path, work: WorkFolder, split: str
+) -> None:
+    out = options.out or run.ranking(split)
+    inputs = [weights, run.config, work.captions, work.features]
     stamp = Stamp(out.parent, f"search-{out.stem}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"search: {out} unchanged, skipped")

@@ -12,7 +12,7 @@ import torch
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
 from decoder.model import decoders
 from decoder.model.operations import compiled
-from decoder.runs.folder import MADE_BY, RunFolder, locked
+from decoder.runs.folder import locked, move_aside
 from decoder.training import checks
 from decoder.training.config import arguments_like, describe, differences, with_former_options
 from decoder.training.estimate import estimate
@@ -20,6 +20,7 @@ from decoder.training.options import TrainOptions
 from decoder.training.state import PHASE_NAMES
 from decoder.training.trainer import Stopped, Trainer
 from evaluation.validation import Validator
+from features.commands import TRAIN
 from features.devices import choose_device
 from features.distributed import broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError
@@ -28,12 +29,13 @@ from features.store import FeatureStore
 from pipeline import captions, vocabulary
 from pipeline.command import run as run_command
 from pipeline.stamps import Stamp
+from pipeline.work import RunFolder, WorkFolder
 
 
 def train(options: TrainOptions) -> int:
     """Train a decoder: teacher forcing with cross-entropy, then REINFORCE on CIDEr-D."""
     with process_group():
-        return _train(options, RunFolder(options.work / "runs" / options.run))
+        return _train(options, WorkFolder(options.work).run(options.run))
 
 
 def _train(options: TrainOptions, run: RunFolder) -> int:
@@ -83,7 +85,8 @@ def _say(text: str) -> None:
 
 
 def _inputs(options: TrainOptions) -> list[Path]:
-    return [options.work / name for name in ("captions.json", "vocabulary.json", "features.h5")]
+    work = WorkFolder(options.work)
+    return [work.captions, work.vocabulary, work.features]
 
 
 def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
@@ -138,7 +141,7 @@ def _continues(trainer: Trainer, options: TrainOptions, run: RunFolder) -> bool:
             f"{run.path} has a run already; {how}, start it anew with --force, or choose another "
             "--run"
         )
-    print(f"train: starting anew, the old run is kept in {run.move_aside()} ({reason})")
+    print(f"train: starting anew, the old run is kept in {move_aside(run)} ({reason})")
     return False
 
 
@@ -146,7 +149,7 @@ def _report_unlike(config: dict[str, Any], like: Path | None) -> None:
     """Say in what a run that is to repeat another differs from it."""
     if like is None:
         return
-    before = with_former_options(read_json(RunFolder(like).config, MADE_BY))
+    before = with_former_options(read_json(RunFolder(like).config, TRAIN))
     unlike = differences(before, config)
     for difference in unlike:
         print(f"train: unlike {like}: {difference}")

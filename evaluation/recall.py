@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from evaluation.arrays import read_arrays
+from features.commands import SEARCH
 from features.errors import UserError
 
-MADE_BY = "python -m decoder.search --split"
 AT = (1, 5, 10)
 ARRAYS = (
     "image_id",
@@ -66,9 +66,9 @@ def read(path: Path) -> tuple[int, int, int, dict[tuple[str, str], Ranks]]:
             ranks["image to text", which] = Ranks(_rank(right_IK), np.arange(len(image_I)))
         return len(image_I), len(own_C), found_CK.shape[1], ranks
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not there; {MADE_BY} makes it") from error
+        raise UserError(f"{path} is not there; {SEARCH} --split makes it") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a ranking ({error}); {MADE_BY} makes it") from error
+        raise UserError(f"{path} is not a ranking ({error}); {SEARCH} --split makes it") from error
 
 
 def _candidates(found_QK: np.ndarray, queries: int, among: int) -> np.ndarray:

@@ -11,12 +11,11 @@ from numpy.typing import NDArray
 
 from evaluation import commands, results
 from evaluation.arrays import read_arrays
+from features.commands import TRAIN
 from features.errors import UserError
 from features.files import read_json
 from pipeline import captions
 from pipeline.captions import SPLITS, CaptionTable
-
-_TRAIN = "python -m decoder.train"
 
 _ARRAYS = ("image_id", "words", "weights")
 
@@ -82,7 +81,7 @@ def captioned_split(folder: Path) -> str:
         UserError: the run is not there, or has no captions yet.
     """
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is not a run; expected config.json in it, which {_TRAIN} makes")
+        raise UserError(f"{folder} is not a run; expected config.json in it, which {TRAIN} makes")
     for split in reversed(SPLITS):
         if (folder / f"captions_{split}.json").is_file():
             return split
@@ -122,10 +121,10 @@ def load(folder: Path, split: str) -> Run:
 
 
 def _load_config(path: Path) -> dict[str, Any]:
-    content = read_json(path, _TRAIN)
+    content = read_json(path, TRAIN)
     for key in ("options", "features"):
         if not isinstance(content, dict) or not isinstance(content.get(key), dict):
-            raise UserError(f"{path}: expected an object with the object {key!r}; see {_TRAIN}")
+            raise UserError(f"{path}: expected an object with the object {key!r}; see {TRAIN}")
     return content
 
 

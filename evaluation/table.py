@@ -12,11 +12,10 @@ import numpy as np
 from evaluation.bootstrap import Floats, interval, resampled
 from evaluation.runs import finite
 from evaluation.toolkit import LABELS, Scores
+from features.commands import SCORE
 from features.errors import UserError, first_few
 from features.files import read_json
 from pipeline.captions import SPLITS
-
-_SCORE = "python -m evaluation.score"
 
 _DIAGNOSTICS: dict[str, tuple[str, Callable[[float], str]]] = {
     "distinct_words": ("distinct words", "{:,.0f}".format),
@@ -156,7 +155,7 @@ def scores_file(path: Path, split: str | None) -> Path:
             return path / f"scores_{wanted}.json"
     raise UserError(
         f"{path} has no scores of {' or '.join(splits)}; caption the split with python -m "
-        f"decoder.caption --run {path} --split {splits[0]}, and score that with {_SCORE}"
+        f"decoder.caption --run {path} --split {splits[0]}, and score that with {SCORE}"
     )
 
 
@@ -166,9 +165,9 @@ def read(path: Path) -> Scored:
     Raises:
         UserError: it is missing, is not a scores file, or is of a version before tables.
     """
-    content = read_json(path, _SCORE)
+    content = read_json(path, SCORE)
     if isinstance(content, dict) and "corpus" in content and "statistics" not in content:
-        raise UserError(f"{path} was written by an older version; score anew with {_SCORE} --force")
+        raise UserError(f"{path} was written by an older version; score anew with {SCORE} --force")
     try:
         per_image = {
             name: dict(sorted((int(image), _number(value)) for image, value in values.items()))
@@ -204,7 +203,7 @@ def read(path: Path) -> Scored:
         ValueError,
     ) as error:
         raise UserError(
-            f"{path} is not a scores file ({error!r}); {_SCORE} makes it anew"
+            f"{path} is not a scores file ({error!r}); {SCORE} makes it anew"
         ) from error
 
 
@@ -223,7 +222,7 @@ def _check_same(first: Scored, other: Scored) -> None:
     if first.references != other.references:
         raise UserError(
             f"{other.path} and {first.path} were scored against different reference captions; "
-            f"score both with the same captions.json ({_SCORE} --captions FILE)"
+            f"score both with the same captions.json ({SCORE} --captions FILE)"
         )
 
 

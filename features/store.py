@@ -32,12 +32,12 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
+from features.commands import EXTRACT
 from features.errors import UserError, first_few
 from features.rows import Packed, Record, RowFormat, checksum, to_float32
 
 FORMAT = 2
 STORED, FAILED = 1, 2
-MADE_BY = "python -m pipeline.extract"
 REASON_BYTES = 200
 _NOT_DESCRIBED = ("format", "views", "compression", "versions")
 
@@ -111,12 +111,12 @@ class FeatureStore:
             with h5py.File(path, "r") as file:
                 self._read_layout(file)
         except FileNotFoundError as error:
-            raise UserError(f"{path} is not there; {MADE_BY} makes it") from error
+            raise UserError(f"{path} is not there; {EXTRACT} makes it") from error
         except _DAMAGED as error:
             why = " ".join(str(error).split())  # HDF5 breaks its messages into lines
             raise UserError(
                 f"{path} is not a feature store, or is damaged ({why}); delete it and run "
-                f"{MADE_BY} again"
+                f"{EXTRACT} again"
             ) from error
         if _identity(path.stat()) != self._identity:
             raise self._replaced()
@@ -133,7 +133,7 @@ class FeatureStore:
         if found != FORMAT:
             raise UserError(
                 f"{self.path} has format {found}, this version reads format {FORMAT}; delete it "
-                f"and run {MADE_BY} again"
+                f"and run {EXTRACT} again"
             )
         attributes = {key: json.loads(value) for key, value in file.attrs.items()}
         self.description = {k: v for k, v in attributes.items() if k not in _NOT_DESCRIBED}
@@ -215,7 +215,7 @@ class FeatureStore:
         if not found.all():
             raise UserError(
                 f"{self.path}: {(~found).sum()} images are not in the store: "
-                f"{first_few(wanted[~found])}; run {MADE_BY} again"
+                f"{first_few(wanted[~found])}; run {EXTRACT} again"
             )
         failed = wanted[self.status[rows] == FAILED]
         if len(failed):
@@ -325,7 +325,7 @@ class FeatureStore:
         except (ValueError, OSError) as error:
             name = f", view {self.row_format.views[view]}" if view else ""
             raise UserError(
-                f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {MADE_BY} "
+                f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {EXTRACT} "
                 "--verify finds all such images, --force extracts anew"
             ) from error
 

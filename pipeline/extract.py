@@ -27,6 +27,7 @@ from pipeline import captions
 from pipeline.command import run
 from pipeline.options import ExtractOptions
 from pipeline.stamps import Stamp
+from pipeline.work import WorkFolder
 
 
 def extract_features(options: ExtractOptions) -> None:
@@ -35,9 +36,8 @@ def extract_features(options: ExtractOptions) -> None:
     A run that was stopped continues where it was. Pictures that failed are tried again when
     anything has changed, their files included. Processes that torchrun starts share the work.
     """
-    table_path = options.work / "captions.json"
-    store_path = options.work / "features.h5"
-    report_path = options.work / "extract.json"
+    work = WorkFolder(options.work)
+    table_path, store_path, report_path = work.captions, work.features, work.extraction
     table = captions.load(table_path)
     paths = {image.id: table.path(image) for image in table.images}
     if not paths:

@@ -14,6 +14,7 @@ from pipeline.download import download
 from pipeline.options import PrepareOptions
 from pipeline.stamps import Stamp
 from pipeline.vocabulary import SPECIAL, UNK, Vocabulary
+from pipeline.work import WorkFolder
 
 
 def prepare(options: PrepareOptions) -> None:
@@ -38,7 +39,8 @@ def prepare(options: PrepareOptions) -> None:
             f"no word occurs {options.min_count} times in the {len(train)} training images; "
             "lower --min-count"
         )
-    table_path, words_path = options.work / "captions.json", options.work / "vocabulary.json"
+    work = WorkFolder(options.work)
+    table_path, words_path = work.captions, work.vocabulary
     captions.save(table, table_path)
     vocabulary.save(words, words_path)
     for line in (*remarks, *_summary(table, words)):

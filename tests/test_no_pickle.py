@@ -161,15 +161,17 @@ def test_stages_unpickle_nothing_while_they_read_a_work_directory(
     """Python itself reports every class that an unpickler asks for."""
     out = str(tmp_path / "captions_val.json")
     code = f"""
+import pathlib
 import sys
 from decoder import caption
 from evaluation import report
 from pipeline.doctor import __main__ as doctor, workdir
+from pipeline.work import RunFolder
 seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event.startswith("pickle.") else None)
 run = {str(finished / RUN)!r}
 assert caption.main(["--run", run, "--split", "val", "--out", {out!r}]) == 0
-assert all(f.level == "ok" for f in workdir.examine(__import__("pathlib").Path(run).parents[1]))
+assert all(f.level == "ok" for f in workdir.examine(RunFolder(pathlib.Path(run)).work))
 print(seen)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -17,9 +17,7 @@ from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import Writer, generate
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import by_consensus, frequencies_of
-from decoder.ranking.expectation import EXPECTATION
 from decoder.ranking.reranker import Reranker
-from decoder.runs.folder import RunFolder
 from decoder.runs.loading import load_decoder
 from features.backbones import Backbone
 from features.errors import UserError, first_few
@@ -27,6 +25,7 @@ from features.images import PictureError, read_picture
 from features.store import differences, fingerprint
 from features.views import VIEWS
 from pipeline.vocabulary import EOS, Vocabulary
+from pipeline.work import RunFolder
 
 
 class Captioned(NamedTuple):
@@ -228,5 +227,5 @@ def usual_writing(run: RunFolder, options: GenerateOptions | None = None) -> Gen
     """
     options = options or GenerateOptions()
     told = options.sample or options.consensus or options.groups > 1 or options.beam is not None
-    able = (run.path / EXPECTATION).exists()
+    able = run.expectation.exists()
     return options if told or not able else replace(options, rerank=True)

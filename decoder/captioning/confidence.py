@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from decoder.captioning.captioner import Captioned, Captioner, usual_writing
-from decoder.runs.folder import RunFolder
+from features.commands import EXPORT
 from features.errors import UserError
 from features.files import read_json
+from pipeline.work import RunFolder
 
 # Scores of captions, by the toolkit, against some five of people.
 GOOD = 0.3
 # Fewer tell too little; a captioner made of them has no confidence.
 LEAST = 50
-MADE_BY = "python -m decoder.export"
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def load(folder: Path) -> Confidence | None:
     file = folder / "captioner.json"
     if not file.exists():
         return None
-    content = read_json(file, MADE_BY)
+    content = read_json(file, EXPORT)
     try:
         values = content["confidence"]
         if values is None:
@@ -102,7 +102,7 @@ def load(folder: Path) -> Confidence | None:
             raise ValueError(f"numbers that are not finite: {slope}, {intercept}, {good}")
         return Confidence(slope, intercept, good, int(values["images"]))
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not a captioner's ({error!r}); {MADE_BY} makes it") from error
+        raise UserError(f"{file} is not a captioner's ({error!r}); {EXPORT} makes it") from error
 
 
 def table(

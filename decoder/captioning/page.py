@@ -22,10 +22,10 @@ from decoder.captioning.writer import Told, tell
 from decoder.data.pictures import features_of
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.searcher import Found, Searcher
-from decoder.runs.folder import RunFolder
 from evaluation.gallery import picture, shade
 from features.errors import UserError, first_few
 from features.images import PictureError
+from pipeline.work import RunFolder
 
 TITLE = "Captions of pictures"
 ALTERNATIVES = 3

@@ -24,9 +24,9 @@ from pipeline.stamps import Stamp
 def caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
     """Caption a split of the first run's work directory and return the exit status."""
     run, _ = runs[0]
-    table_path, store_path = run.work / "captions.json", run.work / "features.h5"
+    table_path, store_path = run.work.captions, run.work.features
     suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
-    out = options.out or run.path / f"captions_{split}{suffix}.json"
+    out = options.out or run.captions(split, suffix)
     name = out.stem.removeprefix("captions_")
     attention_path = out.with_name(f"attention_{name}.npz")
     inputs = [table_path, store_path, *read_by(runs, options.generate)]

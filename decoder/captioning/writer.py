@@ -14,14 +14,11 @@ from decoder.captioning.captioner import Captioned, Captioner, caption_pictures
 from decoder.captioning.confidence import Confidence, comparable, load, mean_log_probability
 from decoder.captioning.options import CaptionOptions
 from decoder.generation.options import GenerateOptions
-from decoder.ranking.consensus import FREQUENCIES
-from decoder.ranking.embedding import EMBEDDING
-from decoder.ranking.expectation import EXPECTATION
-from decoder.runs.folder import RunFolder
 from features.devices import choose_device
 from features.errors import UserError
 from features.images import PictureError
 from pipeline.text import as_sentence
+from pipeline.work import RunFolder
 
 Runs = list[tuple[RunFolder, Path]]
 """Runs, or captioners that were made of them, and the weights to take of each."""
@@ -138,6 +135,6 @@ def read_by(runs: Runs, options: GenerateOptions) -> list[Path]:
     files = [file for run, weights in runs for file in (weights, run.config, run.vocabulary)]
     if options.consensus or options.rerank:
         first = runs[0][0]
-        own = [first.path / name for name in (FREQUENCIES, EXPECTATION, EMBEDDING)]
-        files += [file for file in own if file.exists()] or [first.work / "captions.json"]
+        own = [first.frequencies, first.expectation, first.embedding]
+        files += [file for file in own if file.exists()] or [first.work.captions]
     return files

@@ -15,12 +15,11 @@ from torch import Tensor
 from decoder.cider import CiderD, Frequencies, References, all_words_encoded, whole_captions
 from decoder.generation.generate import Generated
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables
 from pipeline.vocabulary import EOS, Vocabulary
+from pipeline.work import RunFolder
 
-FREQUENCIES = "document_frequencies.safetensors"
 # What the log-probability of beams is divided by: they are the top of the distribution only, and
 # the first would outvote the others. On Flickr8k, 20 beams of a small Up-Down: CIDEr 0.399 with 3,
 # 0.390 with 1, 0.387 if all count alike, 0.383 for the first of 5 beams.
@@ -76,10 +75,10 @@ def frequencies_of(run: RunFolder, vocabulary: Vocabulary) -> Frequencies:
     Raises:
         UserError: neither is there, or it is broken.
     """
-    file = run.path / FREQUENCIES
+    file = run.frequencies
     if file.exists():
         return load_frequencies(file)
-    table = run.work / "captions.json"
+    table = run.work.captions
     if not table.exists():
         raise UserError(
             f"--consensus weighs words by how rare they are in the training captions, but neither "

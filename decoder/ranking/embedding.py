@@ -18,11 +18,13 @@ from tqdm import tqdm
 from decoder.data.batches import Features, pad
 from decoder.data.readers import SplitReader
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder, digest
+from decoder.runs.folder import digest
+from features.commands import SEARCH
 from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline.vocabulary import EOS, Vocabulary
+from pipeline.work import RunFolder, WorkFolder
 
 SIZE, WORD_SIZE = 512, 300
 BATCH = 200
@@ -138,12 +140,6 @@ def _running_average(average: Tensor, current: Tensor, before: Tensor | int) -> 
     return torch.lerp(average, current, max(1 - AVERAGE, 9 / (10 + int(before))))
 
 
-EMBEDDING = "embedding.safetensors"
-
-
-MADE_BY = "python -m decoder.search"
-
-
 # So many other images; each is read with every caption that the decoder looks at.
 OTHERS = 20
 
@@ -163,7 +159,9 @@ class Embedding(NamedTuple):
     file: Path
 
 
-def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint: str) -> Embedding:
+def embedding_of(
+    run: RunFolder, work: WorkFolder, vocabulary: Vocabulary, fingerprint: str
+) -> Embedding:
     """Load the embedding that fits a run, or learn and keep it: some minutes, once.
 
     It is the one in the run's folder, if that is an exported captioner which has one; else that of
@@ -178,7 +176,7 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
     Raises:
         UserError: there are no training captions to learn from, or a file is damaged.
     """
-    own = run.path / EMBEDDING
+    own = run.embedding
     if own.exists():
         known = {"vocabulary": digest(vocabulary.words), "fingerprint": fingerprint}
         if found := _load(own, known, vocabulary):
@@ -186,8 +184,8 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
         raise UserError(
             f"{own} is not the run's; copy the whole folder again from where it is from"
         )
-    source = run.work if (run.work / "captions.json").exists() else work
-    table_file = source / "captions.json"
+    source = run.work if run.work.captions.exists() else work
+    table_file = source.captions
     nothing = (
         f"a search is learnt from training captions, and neither {run.path} nor {work} has any; "
         "name a run that still lies in the work directory it was trained in, or a captioner of "
@@ -200,13 +198,13 @@ def embedding_of(run: RunFolder, work: Path, vocabulary: Vocabulary, fingerprint
         "fingerprint": fingerprint,
         "captions": hashlib.sha256(table_file.read_bytes()).hexdigest(),
     }
-    file = source / "search" / EMBEDDING
+    file = source.search / run.embedding.name
     if found := _load(file, made_of, vocabulary):
         return found
     table = tables.load(table_file)
     if not any(image.split == "train" and image.captions for image in table.images):
         raise UserError(nothing)
-    store = FeatureStore(source / "features.h5")
+    store = FeatureStore(source.features)
     store.expect(fingerprint, f"the run {run.path}")
     reader = SplitReader(store, table, "train")
     model = _learn(store, reader, vocabulary)
@@ -224,7 +222,7 @@ def _load(file: Path, made_of: dict[str, str], vocabulary: Vocabulary) -> Embedd
     """Return what `file` holds, or None if it is not there or made of something else."""
     if not file.exists():
         return None
-    tensors, header = checkpoints.load(file, torch.device("cpu"), MADE_BY)
+    tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
     if not isinstance(header, dict) or any(header.get(k) != v for k, v in made_of.items()):
         return None
     try:

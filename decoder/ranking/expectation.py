@@ -26,7 +26,6 @@ from features.errors import UserError
 RIDGE = 0.1
 # What goes out with a captioner: so many directions, of the n-grams that most pictures have.
 RANK, NGRAMS = 384, 10_000
-EXPECTATION = "expectation.safetensors"
 
 
 class Expectation:

@@ -7,16 +7,17 @@ Both say what they were made of, and are made anew when that has changed.
 """
 
 import hashlib
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.ranking.embedding import MADE_BY, Embedding, blocks
+from decoder.ranking.embedding import Embedding, blocks
 from decoder.runs import checkpoints
+from features.commands import SEARCH
 from features.store import STORED, FeatureStore
+from pipeline.work import WorkFolder
 
 
 class ImageVectors(NamedTuple):
@@ -28,20 +29,20 @@ class ImageVectors(NamedTuple):
     """float32, unit vectors."""
 
 
-def image_vectors(work: Path, store: FeatureStore, embedding: Embedding) -> ImageVectors:
+def image_vectors(work: WorkFolder, store: FeatureStore, embedding: Embedding) -> ImageVectors:
     """Load the vectors of all stored images of a work directory, or compute and keep them.
 
     Raises:
         UserError: their file, or the store, is damaged.
     """
-    file = work / "search" / "images.safetensors"
+    file = work.search / "images.safetensors"
     status = store.path.stat()
     made_of: dict[str, Any] = {
         "embedding": hashlib.sha256(embedding.file.read_bytes()).hexdigest(),
         "store": [status.st_size, status.st_mtime_ns],
     }
     if file.exists():
-        tensors, header = checkpoints.load(file, torch.device("cpu"), MADE_BY)
+        tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
         if header == made_of and tensors.keys() == {"image_ids", "vectors_ND"}:
             return ImageVectors(tensors["image_ids"].numpy(), tensors["vectors_ND"].float())
     rows = np.flatnonzero(store.status == STORED)

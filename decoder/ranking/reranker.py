@@ -23,13 +23,14 @@ from decoder.data.batches import Features
 from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
 from decoder.ranking.consensus import count_frequencies, frequencies_of, own_agreement
-from decoder.ranking.embedding import EMBEDDING, JointEmbedding, embedding_of
-from decoder.ranking.expectation import EXPECTATION, Expectation, ReducedExpectation
-from decoder.runs.folder import RunFolder, digest
+from decoder.ranking.embedding import JointEmbedding, embedding_of
+from decoder.ranking.expectation import Expectation, ReducedExpectation
+from decoder.runs.folder import digest
 from features.errors import UserError
 from features.store import FeatureStore, fingerprint
 from pipeline import captions as tables
 from pipeline.vocabulary import Vocabulary
+from pipeline.work import RunFolder
 
 # What each judge counts for beside the first: the CIDEr-D from 0 to 10 that a candidate can expect,
 # and the cosine of picture and caption. See EXPERIMENTS.md.
@@ -71,21 +72,21 @@ class Reranker:
                 features are missing, or are others.
         """
         features = fingerprint(description)
-        reduced = run.path / EXPECTATION
+        reduced = run.expectation
         if reduced.exists():
             frequencies = frequencies_of(run, vocabulary)
             expectation = ReducedExpectation.load(
                 reduced, made_of(vocabulary, features), frequencies, description["channels"]
             )
             embedding = None
-            if (run.path / EMBEDDING).exists():
+            if run.embedding.exists():
                 embedding = embedding_of(run, run.work, vocabulary, features).model
             return Reranker(frequencies, expectation, embedding)
-        table = run.work / "captions.json"
-        if not (table.exists() and (run.work / "features.h5").exists()):
+        table = run.work.captions
+        if not (table.exists() and (run.work.features).exists()):
             raise UserError(
                 f"--rerank compares with the training pictures and their captions, but "
-                f"{run.work} has no captions.json and features.h5; use the run where it was "
+                f"{run.work.path} has no captions.json and features.h5; use the run where it was "
                 "trained, or a captioner that decoder.export --rerank made of it, or --consensus, "
                 "which needs neither"
             )
@@ -134,7 +135,7 @@ def expectation_of(
     Raises:
         UserError: its captions or features are missing, or are others than the run's.
     """
-    table, store = tables.load(run.work / "captions.json"), FeatureStore(run.work / "features.h5")
+    table, store = tables.load(run.work.captions), FeatureStore(run.work.features)
     store.expect(fingerprint(description), f"the run {run.path}", description)
     # All of them, as they were counted, so that unknown words have the same ids.
     told = [image for image in table.split("train") if image.captions]

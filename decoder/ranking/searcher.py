@@ -21,7 +21,6 @@ from decoder.model.decoders import Memory
 from decoder.ranking.embedding import TEMPERATURE, embedding_of
 from decoder.ranking.index import image_vectors
 from decoder.ranking.likelihood import log_likelihood
-from decoder.runs.folder import RunFolder
 from decoder.runs.loading import load_decoder
 from features.errors import UserError, first_few
 from features.store import FeatureStore
@@ -30,6 +29,7 @@ from pipeline import captions as tables
 from pipeline.captions import Caption, Image
 from pipeline.text import tokenize
 from pipeline.vocabulary import UNK
+from pipeline.work import RunFolder, WorkFolder
 
 # So many of the nearest does the decoder look at.
 CANDIDATES = 50
@@ -84,15 +84,15 @@ class Searcher:
         self,
         run: RunFolder,
         weights: Path,
-        work: Path,
+        work: WorkFolder,
         device: torch.device,
         split: str | None = None,
     ) -> None:
         self._model, self.vocabulary, config = load_decoder(run, weights, device)
         self._device = device
         self._description = config["features"]
-        self._table = tables.load(work / "captions.json")
-        self._store = FeatureStore(work / "features.h5")
+        self._table = tables.load(work.captions)
+        self._store = FeatureStore(work.features)
         self._store.expect(
             fingerprint_of(self._description), f"the run {run.path}", self._description
         )
@@ -103,7 +103,9 @@ class Searcher:
         self.images: list[Image] = [image for image in images if image.id in place]
         """Those that can be found, in the order of the caption table."""
         if not self.images:
-            raise UserError(f"none of the {len(images)} images of {work} has features to search by")
+            raise UserError(
+                f"none of the {len(images)} images of {work.path} has features to search by"
+            )
         self._image_ND = stored.vectors_ND[[place[image.id] for image in self.images]]
         self._rows = self._store.rows([image.id for image in self.images])
         with torch.inference_mode():

@@ -1,4 +1,4 @@
-"""A run's folder: what lies where, its config, and the decoder loaded back from it."""
+"""Writing to a run's folder: one training at a time, and an old run kept aside."""
 
 import hashlib
 import shutil
@@ -9,52 +9,36 @@ from pathlib import Path
 import filelock
 
 from features.errors import UserError
+from pipeline.work import RunFolder
 
-MADE_BY = "python -m decoder.train"
+
+def move_aside(run: RunFolder) -> Path:
+    """Rename the folder to NAME.old, replacing an older one there, and make it anew, empty.
+
+    Raises:
+        UserError: it cannot be renamed.
+    """
+    old = run.path.with_name(f"{run.path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    try:
+        run.path.rename(old)
+    except OSError as error:
+        raise UserError(f"cannot move {run.path} to {old}: {error.strerror}") from error
+    run.path.mkdir()
+    return old
 
 
-class RunFolder:
-    """The files of one run, `WORK/runs/NAME`."""
+def delete_temporary_files(run: RunFolder) -> None:
+    """Delete temporary files left by a killed training.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.config = path / "config.json"
-        self.vocabulary = path / "vocabulary.json"
-        self.best = path / "best.safetensors"
-        self.best_xe = path / "best_xe.safetensors"
-        self.state = path / "state" / "resume.safetensors"
-        self.metrics = path / "metrics.jsonl"
-        self.tensorboard = path / "tensorboard"
-        # Beside the folder, so that it stays locked while the folder is moved aside.
-        self.lock = path.with_name(f".{path.name}.lock")
-
-    @property
-    def work(self) -> Path:
-        """The work directory that the run belongs to."""
-        return self.path.resolve().parent.parent
-
-    def move_aside(self) -> Path:
-        """Rename the folder to NAME.old, replacing an older one there, and make it anew, empty."""
-        old = self.path.with_name(f"{self.path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        try:
-            self.path.rename(old)
-        except OSError as error:
-            raise UserError(f"cannot move {self.path} to {old}: {error.strerror}") from error
-        self.path.mkdir()
-        return old
-
-    def sweep(self) -> None:
-        """Delete the halves of files that a killed training was writing.
-
-        TensorBoard would take that of an event file for another one. What other stages write to
-        the folder, perhaps at this moment, is left alone.
-        """
-        weights, texts = (self.best, self.best_xe), (self.metrics, self.config, self.vocabulary)
-        others = (self.tensorboard / "events", self.path / ".done" / "train.json")
-        for file in (self.state, *weights, *texts, *others):
-            for half in file.parent.glob(f".{file.name}.*"):
-                half.unlink(missing_ok=True)
+    TensorBoard would read a half-written event file as one more. Temporary files of other commands,
+    which may be running, are left alone.
+    """
+    weights, texts = (run.best, run.best_xe), (run.metrics, run.config, run.vocabulary)
+    others = (run.tensorboard / "events", run.path / ".done" / "train.json")
+    for file in (run.state, *weights, *texts, *others):
+        for temporary in file.parent.glob(f".{file.name}.*"):
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -78,7 +62,7 @@ def locked(run: RunFolder) -> Iterator[None]:
             "and see to its permissions"
         ) from error
     try:
-        run.sweep()
+        delete_temporary_files(run)
         yield
     finally:
         lock.release()

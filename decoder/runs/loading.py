@@ -10,12 +10,14 @@ from torch.overrides import TorchFunctionMode
 from decoder.model import decoders
 from decoder.model.decoders import Decoder, ModelOptions
 from decoder.runs import checkpoints
-from decoder.runs.folder import MADE_BY, RunFolder, digest
+from decoder.runs.folder import digest
+from features.commands import TRAIN
 from features.errors import UserError
 from features.files import read_json
 from features.rows import RowFormat
 from pipeline import vocabulary as vocabularies
 from pipeline.vocabulary import Vocabulary
+from pipeline.work import RunFolder
 
 OptionsClass = TypeVar("OptionsClass")
 
@@ -40,8 +42,8 @@ def load_decoder(
         UserError: a file is missing or broken, or the three do not belong together.
     """
     if not run.path.is_dir():
-        raise UserError(f"there is no run {run.path}; {MADE_BY} makes one")
-    config = read_json(run.config, MADE_BY)
+        raise UserError(f"there is no run {run.path}; {TRAIN} makes one")
+    config = read_json(run.config, TRAIN)
     vocabulary = vocabularies.load(run.vocabulary)
     try:
         options = _from_json(ModelOptions, config["options"]["decoder"])

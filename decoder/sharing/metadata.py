@@ -10,14 +10,15 @@ from typing import Any
 
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner, usual_writing
-from decoder.runs.folder import RunFolder
 from decoder.sharing import card
 from decoder.sharing.options import ExportOptions
 from evaluation.results import read
+from features.commands import EXPORT, SCORE
 from features.errors import UserError
 from features.files import read_json
 from pipeline.captions import CaptionTable
 from pipeline.stamps import changed_inputs, recorded_options
+from pipeline.work import RunFolder
 
 FORMAT = 1
 
@@ -29,13 +30,10 @@ _KEPT = ("images", "corpus", "intervals", "confidence", "diagnostics")
 _JUDGED = ("scores", "confidence", "claims")
 
 
-_SCORE = "python -m evaluation.score"
-
-
 def damaged(run: RunFolder, error: Exception) -> UserError:
     """Return the error of a captioner whose captioner.json is not what export writes."""
     return UserError(
-        f"{captioner_file(run)} is not a captioner's ({error!r:.200}); copy the whole folder again "
+        f"{run.captioner} is not a captioner's ({error!r:.200}); copy the whole folder again "
         "from where it is from"
     )
 
@@ -66,21 +64,16 @@ def metadata(
     }
 
 
-def captioner_file(run: RunFolder) -> Path:
-    """Return the file that a captioner has and a run has not."""
-    return run.path / "captioner.json"
-
-
 def _previous_record(run: RunFolder) -> dict[str, Any] | None:
     """Return what a captioner says of itself, None of a run.
 
     Raises:
         UserError: it is damaged, or of other weights.
     """
-    file = captioner_file(run)
+    file = run.captioner
     if not file.exists():
         return None
-    content = read_json(file, confidence.MADE_BY)
+    content = read_json(file, EXPORT)
     try:
         # Version 0.2 did not say how much was trained on.
         known = {"data": content.get("data"), **{name: content[name] for name in _JUDGED}}
@@ -130,7 +123,7 @@ def _evaluation_record(
 
 
 def _captions_file(run: RunFolder, split: str, weights: str) -> Path:
-    return run.path / f"captions_{split}{'_xe' if weights == 'best_xe' else ''}.json"
+    return run.captions(split, "_xe" if weights == "best_xe" else "")
 
 
 def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
@@ -150,7 +143,7 @@ def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
                 print(
                     f"export: {file} is not there, so the card has no scores of {split} and "
                     f"captions no confidence; python -m decoder.caption --run {run.path} --split "
-                    f"{split} and {_SCORE} make them"
+                    f"{split} and {SCORE} make them"
                 )
             continue
         stages = (f"caption-{name}", f"scores_{name}")
@@ -172,7 +165,7 @@ def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
 
 
 def _read_scores(file: Path) -> dict[str, Any]:
-    content = read_json(file, _SCORE)
+    content = read_json(file, SCORE)
     try:
         kept = {name: content[name] for name in (*_KEPT, "per_image")}
         for name, value in kept["corpus"].items():
@@ -184,7 +177,7 @@ def _read_scores(file: Path) -> dict[str, Any]:
         for name in ("distinct_words", "distinct_captions", "bad_endings"):
             float(kept["diagnostics"][name])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not a scores file ({error!r}); {_SCORE} makes it") from error
+        raise UserError(f"{file} is not a scores file ({error!r}); {SCORE} makes it") from error
     return kept
 
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from decoder.model.cells import GRUCell, LSTMCell
 from decoder.model.decoders import Decoder
-from decoder.runs.folder import RunFolder
 from decoder.runs.loading import load_decoder
 from features.backbones import load_network
 from features.backends import exported
@@ -25,6 +24,7 @@ from features.errors import UserError
 from features.files import write_atomically
 from features.store import differences, fingerprint
 from pipeline.vocabulary import BOS, EOS
+from pipeline.work import RunFolder
 
 _OPSET = 17
 _CPU = torch.device("cpu")

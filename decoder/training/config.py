@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from decoder.model.decoders import Decoder
-from decoder.runs.folder import MADE_BY, RunFolder, digest
+from decoder.runs.folder import digest
 from decoder.training.options import TrainOptions
+from features.commands import TRAIN
 from features.distributed import world_size
 from features.errors import UserError
 from features.files import read_json
 from features.store import FeatureStore
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
+from pipeline.work import RunFolder
 
 # Where and how a run is trained, not what it is; it may be continued with others.
 _NOT_DESCRIBED = (
@@ -117,7 +119,7 @@ def arguments_like(folder: Path) -> list[str]:
         UserError: it has no config.json, or one without options.
     """
     run = RunFolder(folder)
-    options = read_json(run.config, MADE_BY)
+    options = read_json(run.config, TRAIN)
     try:
         values = with_former_options(options)["options"]
         values |= {f"xe.{k}": v for k, v in dict(values.pop("xe")).items()}
@@ -128,7 +130,7 @@ def arguments_like(folder: Path) -> list[str]:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r})") from error
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
-    return [f"--work={run.work}", *arguments]
+    return [f"--work={run.work.path}", *arguments]
 
 
 def _version(library: str) -> str:

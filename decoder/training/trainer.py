@@ -34,7 +34,6 @@ from decoder.generation.generate import NotFinite, beam_search
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import Decoder
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from decoder.training import distributed, events
 from decoder.training.adam import Adam
 from decoder.training.config import NOT_THE_RUN, differences, with_former_options
@@ -49,6 +48,7 @@ from features.errors import UserError, first_few
 from features.files import write_atomically
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
+from pipeline.work import RunFolder
 
 log = logging.getLogger(__name__)
 

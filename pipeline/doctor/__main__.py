@@ -8,6 +8,7 @@ from pipeline.command import run
 from pipeline.doctor import machine
 from pipeline.doctor.findings import Finding, problem
 from pipeline.options import DoctorOptions
+from pipeline.work import WorkFolder
 
 
 def diagnose(options: DoctorOptions) -> int:
@@ -33,7 +34,7 @@ def _findings(work: Path | None) -> Iterator[Finding]:
         except (ImportError, OSError) as error:
             yield problem(f"{work} cannot be checked: {error}", "mend the machine first")
             return
-        yield from workdir.examine(work)
+        yield from workdir.examine(WorkFolder(work))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder, digest
+from decoder.runs.folder import digest
 from decoder.runs.loading import load_decoder
 from decoder.training import checks
 from evaluation import runs
 from features.building import parts_folder
+from features.commands import CAPTION, EXTRACT, PREPARE, REPORT, SCORE, TRAIN
 from features.errors import UserError, first_few
 from features.store import FAILED, FeatureStore, differences, fingerprint
 from features.verification import damaged
@@ -22,58 +23,58 @@ from pipeline.doctor.findings import Finding, ok, problem, warning
 from pipeline.stamps import changed_inputs
 from pipeline.text import TOKENIZER
 from pipeline.vocabulary import Vocabulary
+from pipeline.work import RunFolder, WorkFolder
 
-_PREPARE, _EXTRACT = "python -m pipeline.prepare", "python -m pipeline.extract"
 # A vocabulary that knows less than this of the training captions is of another data set.
 _LEAST_KNOWN = 0.5
 _STAGES = {
-    "prepare": _PREPARE,
-    "extract": _EXTRACT,
-    "train": "python -m decoder.train",
-    "caption": "python -m decoder.caption",
-    "scores": "python -m evaluation.score",
-    "report": "python -m evaluation.report",
+    "prepare": PREPARE,
+    "extract": EXTRACT,
+    "train": TRAIN,
+    "caption": CAPTION,
+    "scores": SCORE,
+    "report": REPORT,
 }
 
 
-def examine(work: Path) -> Iterator[Finding]:
-    """Check the files of the work directory `work`, as far as the stages have come."""
-    if not work.is_dir():
-        yield problem(f"{work} is not there", f"make it with {_PREPARE}")
+def examine(work: WorkFolder) -> Iterator[Finding]:
+    """Check the files of a work directory, as far as the stages have come."""
+    if not work.path.is_dir():
+        yield problem(f"{work.path} is not there", f"make it with {PREPARE}")
         return
     try:
-        table = captions.load(work / "captions.json")
+        table = captions.load(work.captions)
     except UserError as error:
-        yield problem(str(error), f"run {_PREPARE} --force; nothing else can be checked without")
+        yield problem(str(error), f"run {PREPARE} --force; nothing else can be checked without")
         return
     yield from _table(table, work)
     words, store = None, None
     try:
-        words = vocabulary.load(work / "vocabulary.json")
+        words = vocabulary.load(work.vocabulary)
         yield from _words(words, table, work)
     except UserError as error:
-        yield problem(str(error), f"run {_PREPARE} --force")
+        yield problem(str(error), f"run {PREPARE} --force")
     try:
-        if parts_folder(work / "features.h5").exists():
-            yield warning("an extraction was stopped half-way", f"finish it with {_EXTRACT}")
-        if not (work / "features.h5").exists():
-            yield warning(f"{work} has no features.h5 yet", f"make it with {_EXTRACT}")
+        if parts_folder(work.features).exists():
+            yield warning("an extraction was stopped half-way", f"finish it with {EXTRACT}")
+        if not work.features.exists():
+            yield warning(f"{work.path} has no features.h5 yet", f"make it with {EXTRACT}")
         else:
-            store = FeatureStore(work / "features.h5")
+            store = FeatureStore(work.features)
             yield from _features(store, table)
     except UserError as error:
-        yield problem(str(error), f"run {_EXTRACT} --force")
-    yield from _outdated(work)
-    for folder in sorted(path for path in work.glob("runs/*") if path.is_dir()):
+        yield problem(str(error), f"run {EXTRACT} --force")
+    yield from _outdated(work.path)
+    for folder in sorted(path for path in work.path.glob("runs/*") if path.is_dir()):
         if not folder.name.endswith(".old"):
             yield from _run(RunFolder(folder), table, words, store)
             yield from _outdated(folder)
 
 
-def _table(table: CaptionTable, work: Path) -> Iterator[Finding]:
+def _table(table: CaptionTable, work: WorkFolder) -> Iterator[Finding]:
     counts = Counter(image.split for image in table.images)
     listed = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
-    text = f"{work / 'captions.json'}: {listed} images of {table.dataset}"
+    text = f"{work.captions}: {listed} images of {table.dataset}"
     lacking = [split for split in ("train", "val") if not counts[split]]
     if lacking:
         yield problem(f"{text}; none in {' and '.join(lacking)}", "decoder.train needs both splits")
@@ -86,37 +87,37 @@ def _table(table: CaptionTable, work: Path) -> Iterator[Finding]:
     if twice:
         yield problem(
             f"{len(twice)} pictures are in two splits: {first_few(twice)}",
-            f"mend the data set's splits and run {_PREPARE}: such scores flatter",
+            f"mend the data set's splits and run {PREPARE}: such scores flatter",
         )
     missing = [i.file_name for i in table.images if not os.path.isfile(table.path(i))]  # noqa: PTH113
     if missing:
         yield warning(
             f"{len(missing)} of {len(table.images)} pictures are not in {table.root}: "
             f"{first_few(missing)}",
-            f"bring them back for extraction and reports, or run {_PREPARE} with the new --root",
+            f"bring them back for extraction and reports, or run {PREPARE} with the new --root",
         )
 
 
-def _words(words: Vocabulary, table: CaptionTable, work: Path) -> Iterator[Finding]:
-    path = work / "vocabulary.json"
+def _words(words: Vocabulary, table: CaptionTable, work: WorkFolder) -> Iterator[Finding]:
+    path = work.vocabulary
     train = [c.tokens for i in table.images if i.split == "train" for c in i.captions]
     total = sum(map(len, train))
     known = sum(token in words.ids for tokens in train for token in tokens) / max(total, 1)
     text = f"{path}: {len(words):,} words know {known:.1%} of the {total:,} in training captions"
     if known < _LEAST_KNOWN:
-        yield problem(f"{text}; it is of another data set", f"run {_PREPARE} --force")
+        yield problem(f"{text}; it is of another data set", f"run {PREPARE} --force")
         return
     again = vocabulary.build(train, words.min_count, words.max_length)
     if (again.words, again.counts) != (words.words, words.counts):
-        yield problem(f"{text}, but it was made from other captions", f"run {_PREPARE} --force")
+        yield problem(f"{text}, but it was made from other captions", f"run {PREPARE} --force")
     elif known < 1 - checks.UNKNOWN_BOUND:
-        yield warning(text, f"keep more words: {_PREPARE} with a smaller --min-count")
+        yield warning(text, f"keep more words: {PREPARE} with a smaller --min-count")
     else:
         yield ok(text)
     if words.tokenizer != TOKENIZER:
         yield warning(
             f"{path} was made by another tokenizer ({words.tokenizer}; here {TOKENIZER})",
-            f"run {_PREPARE} --force, or install that version",
+            f"run {PREPARE} --force, or install that version",
         )
 
 
@@ -132,27 +133,27 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
     if missing:
         yield problem(
             f"{len(missing)} images of captions.json are not in the store: {first_few(missing)}",
-            f"run {_EXTRACT} again; what is there is kept",
+            f"run {EXTRACT} again; what is there is kept",
         )
     extra = there.difference(image.id for image in table.images)
     if extra:
         yield warning(
             f"{len(extra)} stored images are not in captions.json: {first_few(sorted(extra))}",
-            f"if they are not needed any more, {_EXTRACT} --prune drops them",
+            f"if they are not needed any more, {EXTRACT} --prune drops them",
         )
     if failed:
         reasons = (f"image {image_id} ({why})" for image_id, why in failed.items())
         yield warning(
             f"{int((store.status == FAILED).sum())} pictures could not be read and are left out: "
             f"{first_few(reasons, 3)}",
-            f"mend them and run {_EXTRACT} again, or leave them out for good",
+            f"mend them and run {EXTRACT} again, or leave them out for good",
         )
     broken = damaged(store)
     if broken:
         listed = (f"image {image_id} ({why})" for image_id, why in broken.items())
         yield problem(
             f"{len(broken)} rows of the store are damaged: {first_few(listed, 3)}",
-            f"run {_EXTRACT} --force, and look after the disk",
+            f"run {EXTRACT} --force, and look after the disk",
         )
         return
     yield ok(f"all rows of {store.path.name} match their checksums")
@@ -162,7 +163,7 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
             yield warning(
                 f"{len(leaked)} {split} images are pictures that are trained on under another id: "
                 f"{first_few(pairs)}",
-                f"remove them from one of the splits and run {_PREPARE}: such scores flatter",
+                f"remove them from one of the splits and run {PREPARE}: such scores flatter",
             )
 
 
@@ -190,11 +191,11 @@ def _run(
         yield problem(
             f"{name} was trained on other features than features.h5 has: "
             f"{differences(config['features'], store.description)}",
-            f"run {_EXTRACT} as then in another --work, or train anew",
+            f"run {EXTRACT} as then in another --work, or train anew",
         )
     if words is not None and digest(words.words) != digest(own_words.words):
         yield warning(
-            f"{name} has another vocabulary than {run.work / 'vocabulary.json'}",
+            f"{name} has another vocabulary than {run.work.vocabulary}",
             "train anew if the captions have changed; the run itself is whole",
         )
     try:
@@ -207,7 +208,7 @@ def _run(
     except UserError as error:
         yield problem(f"{name}: {error}", "it cannot be continued; its best weights are whole")
     for split in SPLITS:
-        if (run.path / f"captions_{split}.json").exists():
+        if run.captions(split).exists():
             try:
                 runs.load(run.path, split)
                 yield ok(f"{name}: captions of {split}, and what belongs to them, are whole")

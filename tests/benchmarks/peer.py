@@ -30,10 +30,10 @@ from decoder.cider import all_words_encoded
 from decoder.data.batches import Batch
 from decoder.model.decoders import UpDown
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from decoder.training.trainer import Trainer
 from features.files import read_json
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
+from pipeline.work import RunFolder
 from tests.benchmarks.training import BEAM, Way, made, take_turns, ways_of
 from tests.decoder.model.reference import lstm_cell
 

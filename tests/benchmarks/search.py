@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from decoder.ranking.searcher import Searcher
-from decoder.runs.folder import RunFolder
+from pipeline.work import RunFolder, WorkFolder
 
 QUERIES = 30
 
@@ -30,7 +30,7 @@ def measure(run: RunFolder, work: Path, split: str | None) -> dict[str, float]:
     """Return the figures of this process, in which nothing else has run."""
     start = time.perf_counter()
     weights = run.best_xe if run.best_xe.exists() else run.best
-    searcher = Searcher(run, weights, work, torch.device("cpu"), split)
+    searcher = Searcher(run, weights, WorkFolder(work), torch.device("cpu"), split)
     ready = time.perf_counter() - start
     captions = [
         caption.text for caption, _ in searcher.captions[:: len(searcher.captions) // QUERIES]
@@ -65,7 +65,7 @@ def main() -> None:
         work = Path(folder) / "work"
         (work / "runs").mkdir(parents=True)
         for name in ("captions.json", "features.h5"):
-            (work / name).symlink_to(run.work / name)
+            (work / name).symlink_to(run.work.path / name)
         shutil.copytree(run.path, work / "runs" / "run", ignore=lambda *_: ["state", "tensorboard"])
         command = [
             sys.executable,

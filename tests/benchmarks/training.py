@@ -36,7 +36,6 @@ from decoder.generation.generate import beam_search
 from decoder.model import decoders
 from decoder.model.decoders import Decoder, ModelOptions
 from decoder.model.operations import compiled
-from decoder.runs.folder import RunFolder
 from decoder.training.options import ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
@@ -46,6 +45,7 @@ from features.rows import RowFormat
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
 from pipeline.vocabulary import PAD, SPECIAL, Vocabulary
+from pipeline.work import RunFolder
 from tests.decoder.model.reference import PlainUpDown
 
 Phase = Literal["xe", "rl", "beam", "start"]

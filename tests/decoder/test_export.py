@@ -18,10 +18,10 @@ from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import MODELS, ModelOptions
-from decoder.runs.folder import RunFolder
 from decoder.sharing.card import claims
 from decoder.sharing.onnx import _Plain
 from evaluation import score
+from pipeline.work import RunFolder
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 
 

@@ -16,12 +16,13 @@ from decoder import caption, train
 from decoder.model import attention, operations
 from decoder.model.decoders import ModelOptions
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder, locked
+from decoder.runs.folder import locked
 from decoder.training.config import arguments_like
 from decoder.training.options import TrainOptions
 from decoder.training.trainer import Trainer, learning_rate
 from evaluation import score
 from pipeline import extract, prepare
+from pipeline.work import RunFolder
 from tests.decoder.conftest import BOTH_PHASES, SMALL
 
 

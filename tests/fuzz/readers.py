@@ -29,10 +29,9 @@ from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import ModelOptions
 from decoder.ranking import embedding
 from decoder.ranking.consensus import count_frequencies
-from decoder.ranking.expectation import EXPECTATION, ReducedExpectation
+from decoder.ranking.expectation import ReducedExpectation
 from decoder.ranking.reranker import expectation_of
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from decoder.runs.loading import load_decoder
 from decoder.training.config import arguments_like
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
@@ -50,6 +49,7 @@ from pipeline.datasets import load_table
 from pipeline.download import _unpack
 from pipeline.options import PrepareOptions
 from pipeline.vocabulary import EOS, PAD
+from pipeline.work import RunFolder
 from tests.fuzz.mutations import damage_bytes, damage_json, damage_text
 
 
@@ -392,20 +392,21 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     description = read_json(run.config, "")["features"]
     frequencies = count_frequencies(captions.load(copy / "captions.json"), vocabulary_of_run)
     whole = expectation_of(run, vocabulary_of_run, description, frequencies)
-    whole.reduced(rank=8, ngrams=50).save(folder / EXPECTATION, {})
+    whole.reduced(rank=8, ngrams=50).save(folder / "expectation.safetensors", {})
     found = Generated(torch.tensor([[[5, 6, EOS]], [[7, EOS, PAD]]]), torch.zeros(2, 1))
 
     def expect(path: Path) -> None:
         reduced = ReducedExpectation.load(path, {}, frequencies, 1280)
         reduced.cider(found, features.pooled_IC)
 
-    learnt = (copy / "search" / embedding.EMBEDDING).read_bytes()
+    reduced = (folder / "expectation.safetensors").read_bytes()
+    learnt = (copy / "search" / "embedding.safetensors").read_bytes()
     in_8_bits = checkpoints.in_8_bits(checkpoints.load(run.best, torch.device("cpu"))[0])
     ranking = (run.path / "ranking_val.npz").read_bytes()
     return [
         Reader("embedding", embed, [learnt], of_safetensors),
         Reader("ranking.npz", recall.read, [ranking], of_npz),
-        Reader("expectation", expect, [(folder / EXPECTATION).read_bytes()], of_safetensors),
+        Reader("expectation", expect, [reduced], of_safetensors),
         Reader(
             "weights",
             in_place(run.best, decode),

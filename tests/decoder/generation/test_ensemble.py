@@ -19,11 +19,12 @@ from decoder.generation.generate import Writer, beam_search, generate, sample
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
 from decoder.model.decoders import Decoder, ModelOptions
-from decoder.runs.folder import RunFolder, digest
+from decoder.runs.folder import digest
 from features.errors import UserError
 from features.images import read_picture
 from features.rows import to_float16
 from pipeline.vocabulary import EOS
+from pipeline.work import RunFolder
 from tests.decoder.generation import plain_search as plain
 
 CHANNELS, REGIONS, IMAGES, WORDS = 6, 4, 3, 12

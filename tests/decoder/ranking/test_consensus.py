@@ -15,7 +15,6 @@ from decoder import caption
 from decoder.cider import Frequencies, References
 from decoder.generation.generate import Generated
 from decoder.ranking.consensus import (
-    FREQUENCIES,
     by_consensus,
     count_frequencies,
     expected_cider,
@@ -24,11 +23,11 @@ from decoder.ranking.consensus import (
     save_frequencies,
 )
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from features.errors import UserError
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies
 from pipeline.vocabulary import EOS, PAD
+from pipeline.work import RunFolder
 
 LONGEST, CANDIDATES = 12, 5
 
@@ -143,7 +142,7 @@ def test_document_frequencies_leave_out_only_what_is_in_one_image():
 def test_document_frequencies_survive_their_file_and_a_broken_one_is_named(tmp_path):
     training, _ = random_case(seed=2)
     frequencies = References(training).frequencies
-    path = tmp_path / FREQUENCIES
+    path = tmp_path / "document_frequencies.safetensors"
     save_frequencies(frequencies, path)
     again = load_frequencies(path)
     assert torch.equal(again.key_U, frequencies.key_U)
@@ -183,9 +182,9 @@ def test_a_run_without_its_work_directory_needs_the_frequencies_beside_it(
     stage = ["--run", str(alone), "--consensus", "--captions", "2", *map(str, pictures)]
     assert caption.main(stage) == 2
     error = capsys.readouterr().err
-    assert FREQUENCIES in error
+    assert "document_frequencies.safetensors" in error
     assert "captions.json" in error
-    save_frequencies(counted, alone / FREQUENCIES)
+    save_frequencies(counted, alone / "document_frequencies.safetensors")
     assert caption.main(stage) == 0
     written = capsys.readouterr().out
     assert caption.main(["--run", str(run.path), *stage[2:]]) == 0

@@ -10,11 +10,11 @@ from decoder import caption
 from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
 from decoder.ranking.reranker import Reranker
-from decoder.runs.folder import RunFolder
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies
 from pipeline.vocabulary import PAD
+from pipeline.work import RunFolder
 
 
 @pytest.fixture(scope="module")

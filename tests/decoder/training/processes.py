@@ -27,12 +27,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tqdm import tqdm
 
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from decoder.train import main
 from decoder.training import events, trainer
 from decoder.training.state import PHASE_NAMES
 from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
+from pipeline.work import RunFolder
 
 # The function that a training is in at each moment, by the object and the name it is called by.
 _MOMENTS: dict[str, tuple[Any, str]] = {

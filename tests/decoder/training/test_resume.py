@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from decoder.runs import checkpoints
-from decoder.runs.folder import RunFolder
 from evaluation.validation import OFFICIAL
+from pipeline.work import RunFolder
 from tests.decoder.training.processes import End, kill_after, run, start, unlike, wait_until
 
 # Small, but what it writes is scored above 0, so that the best weights are not simply the last.

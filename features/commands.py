@@ -1,0 +1,13 @@
+"""The commands, by the name under which messages say what to run."""
+
+PREPARE = "python -m pipeline.prepare"
+EXTRACT = "python -m pipeline.extract"
+DOCTOR = "python -m pipeline.doctor"
+TRAIN = "python -m decoder.train"
+CAPTION = "python -m decoder.caption"
+SEARCH = "python -m decoder.search"
+DEMO = "python -m decoder.demo"
+EXPORT = "python -m decoder.export"
+SCORE = "python -m evaluation.score"
+RETRIEVE = "python -m evaluation.retrieve"
+REPORT = "python -m evaluation.report"
