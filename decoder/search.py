@@ -17,7 +17,7 @@ from features.errors import UserError, first_few
 from features.files import write_atomically
 from features.images import PictureError
 from pipeline.command import run as run_command
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
 
 

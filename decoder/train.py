@@ -28,7 +28,7 @@ from features.files import read_json, write_json
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
 from pipeline.command import run as run_command
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
 
 

@@ -18,7 +18,7 @@ from evaluation.toolkit import LABELS
 from features.files import write_atomically
 from pipeline.captions import Image
 from pipeline.command import run
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 
 _MODELS = {"show_tell": "Show and Tell", "att2in": "Att2in", "updown": "Up-Down"}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}

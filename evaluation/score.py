@@ -20,7 +20,7 @@ from evaluation.validation import tokenize_without_java
 from features.files import read_json, write_json
 from pipeline.captions import CaptionTable, load
 from pipeline.command import run
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 
 _CONFIDENCE = 0.95
 

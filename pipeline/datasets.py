@@ -10,12 +10,12 @@ from tqdm import tqdm
 from features.errors import UserError, first_few
 from pipeline import captions, shapes
 from pipeline.captions import Caption, CaptionTable, Image
-from pipeline.coco import read_coco
-from pipeline.flickr import read_flickr8k, read_flickr30k
-from pipeline.folder import read_folder
-from pipeline.karpathy import read_karpathy
 from pipeline.options import PrepareOptions
-from pipeline.records import Reading, Record, captions_file
+from pipeline.readers.coco import read_coco
+from pipeline.readers.flickr import read_flickr8k, read_flickr30k
+from pipeline.readers.folder import read_folder
+from pipeline.readers.karpathy import read_karpathy
+from pipeline.readers.records import Reading, Record, captions_file
 from pipeline.text import CONTROL, tokenize
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from features.errors import UserError, first_few
 from pipeline.options import PrepareOptions
-from pipeline.records import find
+from pipeline.readers.records import find
 
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60

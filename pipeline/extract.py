@@ -26,7 +26,7 @@ from features.views import VIEWS
 from pipeline import captions
 from pipeline.command import run
 from pipeline.options import ExtractOptions
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
 
 

@@ -12,7 +12,7 @@ from pipeline.command import run
 from pipeline.datasets import caption_files, load_table
 from pipeline.download import download
 from pipeline.options import PrepareOptions
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 from pipeline.vocabulary import SPECIAL, UNK, Vocabulary
 from pipeline.work import WorkFolder
 

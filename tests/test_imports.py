@@ -23,7 +23,7 @@ ALLOWED = {
         "features.images",
         "pipeline.captions",
         "pipeline.command",
-        "pipeline.stamps",
+        "pipeline.up_to_date",
     ),
     "decoder": ("features", "pipeline", "evaluation"),
 }

@@ -18,7 +18,7 @@ from features.errors import UserError
 from features.files import write_atomically, write_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 
 
 def caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:

@@ -17,7 +17,7 @@ from features.commands import EXPORT, SCORE
 from features.errors import UserError
 from features.files import read_json
 from pipeline.captions import CaptionTable
-from pipeline.stamps import changed_inputs, recorded_options
+from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
 FORMAT = 1

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipeline.command import run
 from pipeline.doctor import machine
-from pipeline.doctor.findings import Finding, problem
+from pipeline.doctor.results import Finding, problem
 from pipeline.options import DoctorOptions
 from pipeline.work import WorkFolder
 

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from features.errors import UserError, first_few
-from pipeline.doctor.findings import Finding, ok, problem, warning
+from pipeline.doctor.results import Finding, ok, problem, warning
 
 _REINSTALL = "install the project anew: remove .venv and run ./run_all.sh or tests/run.sh"
 _LEAST_PYTHON = (3, 11)

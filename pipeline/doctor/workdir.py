@@ -19,9 +19,9 @@ from features.store import FAILED, FeatureStore, differences, fingerprint
 from features.verification import damaged
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable
-from pipeline.doctor.findings import Finding, ok, problem, warning
-from pipeline.stamps import changed_inputs
+from pipeline.doctor.results import Finding, ok, problem, warning
 from pipeline.text import TOKENIZER
+from pipeline.up_to_date import changed_inputs
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
 

@@ -20,7 +20,7 @@ from pipeline import captions, vocabulary
 from pipeline.captions import CaptionTable
 from pipeline.doctor import machine
 from pipeline.doctor.__main__ import main
-from pipeline.doctor.findings import Finding, ok
+from pipeline.doctor.results import Finding, ok
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError, first_few
-from pipeline import records
-from pipeline.karpathy import read_karpathy_json
 from pipeline.options import PrepareOptions
-from pipeline.records import Reading, Record
+from pipeline.readers import records
+from pipeline.readers.karpathy import read_karpathy_json
+from pipeline.readers.records import Reading, Record
 
 # Each release, in the order of preference, and a file by which it is known.
 RELEASES = {

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.stamps import Stamp
+from pipeline.up_to_date import Stamp
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from features.errors import UserError
-from pipeline import records
-from pipeline.karpathy import read_karpathy_json
 from pipeline.options import PrepareOptions
-from pipeline.records import Reading
+from pipeline.readers import records
+from pipeline.readers.karpathy import read_karpathy_json
+from pipeline.readers.records import Reading
 
 _FLICKR8K_SPLITS = {
     "train": "Flickr_8k.trainImages.txt",

@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from features.errors import UserError, first_few
-from pipeline import records
 from pipeline.options import PrepareOptions
-from pipeline.records import Reading
+from pipeline.readers import records
+from pipeline.readers.records import Reading
 
 _NAME_COLUMNS = ("file_name", "image", "file", "path")
 _CAPTION_COLUMNS = ("caption", "captions")

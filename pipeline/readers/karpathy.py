@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
-from pipeline import records
 from pipeline.options import PrepareOptions
-from pipeline.records import Reading, Record
+from pipeline.readers import records
+from pipeline.readers.records import Reading, Record
 
 
 def read_karpathy(root: Path, options: PrepareOptions) -> Reading:
