@@ -1,3 +1,3 @@
-"""From somebody's data set to a work directory: formats, caption table, vocabulary, stages."""
+"""From a data set to a work directory: readers, caption table, vocabulary and stages."""
 
-import features  # noqa: F401 - before torch, see there
+import features  # noqa: F401 - before torch, see features/__init__.py

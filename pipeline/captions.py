@@ -1,8 +1,8 @@
-"""The caption table: every image of a work directory, its split and its reference captions.
+"""The caption table: every image of a work directory with its split and reference captions.
 
-On disk (`WORK/captions.json`) it is the COCO caption format with three additions: each image has a
-"split", each annotation has its "tokens" (so that nothing after `pipeline.prepare` needs a
-tokenizer), and "info" names the data set and the image root.
+`WORK/captions.json` is in the COCO caption format with three additions: each image has a "split",
+each annotation has its "tokens" (so that later stages need no tokenizer), and "info" names the
+data set and the image root.
 """
 
 import json
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
+from features.commands import PREPARE
 from features.errors import UserError, first_few
 from features.files import read_json, write_atomically
 from pipeline.text import CONTROL
@@ -22,7 +23,7 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Caption:
-    """One reference caption, as written by a person, and its tokens (see `pipeline.text`)."""
+    """One reference caption as a person wrote it, and its tokens (see `pipeline.text`)."""
 
     text: str
     tokens: tuple[str, ...]
@@ -30,7 +31,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Image:
-    """One picture of the data set; `file_name` is relative to the table's root."""
+    """One picture of the data set; `file_name` is relative to the root of its table."""
 
     id: int
     file_name: str
@@ -55,12 +56,12 @@ class CaptionTable:
         images = [image for image in self.images if image.split == name]
         if not images:
             counts = Counter(image.split for image in self.images)
-            there = ", ".join(f"{split} ({count})" for split, count in counts.items())
-            raise UserError(f"the data set {self.dataset} has no split {name!r}; it has {there}")
+            listed = ", ".join(f"{split} ({count})" for split, count in counts.items())
+            raise UserError(f"the data set {self.dataset} has no split {name!r}; it has {listed}")
         return images
 
     def path(self, image: Image) -> Path:
-        """Return where the picture of `image` lies."""
+        """Return the path of the picture of `image`."""
         return self.root / image.file_name
 
 
@@ -68,8 +69,8 @@ def check_file_name(name: object) -> str:
     """Return `name` if it is a relative path that stays inside the image root.
 
     Raises:
-        UserError: it is no string, is absolute, climbs out with "..", has a newline or another
-            control character, or has half a surrogate pair, which cannot be written as UTF-8.
+        UserError: it is not a string, is an absolute path, contains "..", a newline or another
+            control character, or contains a lone surrogate, which cannot be encoded as UTF-8.
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"expected the file name of an image, found {name!r}")
@@ -85,14 +86,14 @@ def check_file_name(name: object) -> str:
 
 
 def is_id(value: object) -> TypeGuard[int]:
-    """Whether `value` is an image id: a whole number that is not negative and fits in 64 bits."""
+    """Whether `value` is an image id: a non-negative integer that fits in 64 bits."""
     return type(value) is int and 0 <= value < 2**63
 
 
 def save(table: CaptionTable, path: Path) -> None:
     """Write `table` to `path` as COCO captions, atomically."""
     root = table.root.resolve()
-    # A root inside the work directory is written relative to it, so that the directory can move.
+    # A root inside the work directory is stored relative to it, so that the directory can be moved.
     if root.is_relative_to(path.parent.resolve()):
         root = root.relative_to(path.parent.resolve())
     images: list[dict[str, Any]] = []
@@ -110,7 +111,7 @@ def save(table: CaptionTable, path: Path) -> None:
             )
     info = {"dataset": table.dataset, "image_root": str(root)}
     content = {"info": info, "images": images, "annotations": annotations}
-    # Not indented, which would give every token a line of its own.
+    # Not indented: that would put every token on a line of its own.
     write_atomically(path, json.dumps(content, ensure_ascii=False))
 
 
@@ -118,11 +119,11 @@ def load(path: Path) -> CaptionTable:
     """Read and check the caption table of a work directory.
 
     Raises:
-        UserError: the file is missing, is not JSON, lacks a key, has a value of another type,
-            repeats an image id, names an unknown split or image, or a file name that leaves the
-            image root.
+        UserError: the file is missing, is not JSON, lacks a key, has a value of the wrong type,
+            repeats an image id, or names an unknown split, an unknown image, or a file outside
+            the image root.
     """
-    content = read_json(path, "python -m pipeline.prepare")
+    content = read_json(path, PREPARE)
     try:
         info = content["info"]
         captions = _captions_by_image(content["annotations"])
@@ -130,20 +131,18 @@ def load(path: Path) -> CaptionTable:
             Image(
                 _id(entry["id"]),
                 check_file_name(entry["file_name"]),
-                _text(entry["split"]),
+                _string(entry["split"]),
                 tuple(captions.pop(entry["id"], ())),
             )
             for entry in content["images"]
         )
-        root = path.parent / _text(info["image_root"])
-        table = CaptionTable(_text(info["dataset"]), root, images)
+        root = path.parent / _string(info["image_root"])
+        table = CaptionTable(_string(info["dataset"]), root, images)
     except KeyError as error:
-        raise UserError(
-            f"{path} lacks the key {error}; python -m pipeline.prepare makes it anew"
-        ) from error
+        raise UserError(f"{path} lacks the key {error}; create it again with {PREPARE}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path} is not a caption table ({error}); python -m pipeline.prepare makes it anew"
+            f"{path} is not a caption table ({error}); create it again with {PREPARE}"
         ) from error
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
@@ -152,18 +151,18 @@ def load(path: Path) -> CaptionTable:
             f"{path}: {len(captions)} image ids have captions but no image: {first_few(captions)}"
         )
     check_ids(images, path)
-    strange = {image.split for image in images} - set(SPLITS)
-    if strange:
-        raise UserError(f"{path}: unknown splits {sorted(strange)}; expected {', '.join(SPLITS)}")
+    unknown = {image.split for image in images} - set(SPLITS)
+    if unknown:
+        raise UserError(f"{path}: unknown splits {sorted(unknown)}; expected {', '.join(SPLITS)}")
     return table
 
 
 def check_ids(images: Iterable[Image], where: Path) -> None:
     """Raise UserError if two images share an id."""
     counts = Counter(image.id for image in images)
-    twice = [image_id for image_id, count in counts.items() if count > 1]
-    if twice:
-        raise UserError(f"{where}: {len(twice)} image ids occur twice: {first_few(twice)}")
+    repeated = [image_id for image_id, count in counts.items() if count > 1]
+    if repeated:
+        raise UserError(f"{where}: {len(repeated)} image ids occur twice: {first_few(repeated)}")
 
 
 def _captions_by_image(annotations: list[dict[str, Any]]) -> dict[int, list[Caption]]:
@@ -171,20 +170,20 @@ def _captions_by_image(annotations: list[dict[str, Any]]) -> dict[int, list[Capt
     for entry in annotations:
         if type(entry["tokens"]) is not list:
             raise TypeError(f"expected a list of tokens, found {entry['tokens']!r:.80}")
-        # The same few thousand words come again and again; interned, each is in memory once.
+        # Captions repeat the same few thousand words; interning keeps one copy of each in memory.
         tokens = tuple(map(sys.intern, entry["tokens"]))
-        caption = Caption(_text(entry["caption"]), tokens)
+        caption = Caption(_string(entry["caption"]), tokens)
         captions.setdefault(_id(entry["image_id"]), []).append(caption)
     return captions
 
 
 def _id(value: object) -> int:
     if not is_id(value):
-        raise TypeError(f"expected an image id, a whole number, found {value!r:.80}")
+        raise TypeError(f"expected an image id (a non-negative integer), found {value!r:.80}")
     return value
 
 
-def _text(value: object) -> str:
+def _string(value: object) -> str:
     if type(value) is not str or "\0" in value:
-        raise TypeError(f"expected a text, found {value!r:.80}")
+        raise TypeError(f"expected a string, found {value!r:.80}")
     return value

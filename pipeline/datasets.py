@@ -1,4 +1,4 @@
-"""Every data set by its name, read and checked into one caption table."""
+"""The data sets by name: read one, check it and return its caption table."""
 
 import os
 from collections import Counter
@@ -12,10 +12,11 @@ from pipeline import captions, shapes
 from pipeline.captions import Caption, CaptionTable, Image
 from pipeline.options import PrepareOptions
 from pipeline.readers.coco import read_coco
+from pipeline.readers.files import captions_file
 from pipeline.readers.flickr import read_flickr8k, read_flickr30k
 from pipeline.readers.folder import read_folder
 from pipeline.readers.karpathy import read_karpathy
-from pipeline.readers.records import Reading, Record, captions_file
+from pipeline.readers.records import Reading, Record
 from pipeline.text import CONTROL, tokenize
 
 
@@ -36,29 +37,29 @@ READERS: dict[str, Callable[[Path, PrepareOptions], Reading]] = {
 
 
 def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
-    """Read the data set that `options` names; return its table and remarks on what was left out.
+    """Read the chosen data set; return its table, and remarks for the user.
 
-    Images are in order of their ids: the data set's own, or 1, 2, ... in order of file names.
+    Images are sorted by id. If the data set has no ids, they are 1, 2, ... in order of file names.
 
     Raises:
-        UserError: the data set is not there, is damaged, names pictures that are not
-            there (unless `skip_missing`), or has no caption to train on.
+        UserError: the data set is missing or damaged, lacks pictures (unless `skip_missing`), or
+            has no training captions.
     """
     root = options.root or options.work / "images"
     if options.root is not None and not root.is_dir():
-        raise UserError(f"{root}: expected the folder of {options.dataset}; not there")
+        raise UserError(f"{root}: expected the folder of {options.dataset}, found nothing")
     reading = READERS[options.dataset](root, options)
     remarks = list(reading.remarks)
-    placed = [record for record in reading.records if record.split]
-    _remark(remarks, len(reading.records) - len(placed), "images are in no split, left out")
-    numbered = _numbered(placed, options.dataset)
-    there = _existing(numbered, reading.image_root, options.skip_missing, remarks)
-    images = _with_captions(there, remarks)
+    records = [record for record in reading.records if record.split]
+    _remark(remarks, len(reading.records) - len(records), "images are in no split, left out")
+    numbered = _numbered(records, options.dataset)
+    existing = _existing(numbered, reading.image_root, options.skip_missing, remarks)
+    images = _with_captions(existing, remarks)
     if not any(image.split == "train" for image in images):
-        found = Counter(image.split for image in images)
+        counts = Counter(image.split for image in images)
         raise UserError(
             f"{root}: expected images with captions in the split train, found "
-            + (", ".join(f"{n} in {split}" for split, n in found.items()) or "none in any split")
+            + (", ".join(f"{n} in {split}" for split, n in counts.items()) or "none in any split")
         )
     if not any(image.split == "val" for image in images):
         remarks.append("no image is in the split val, which decoder.train needs")
@@ -72,76 +73,78 @@ def _remark(remarks: list[str], count: int, what: str, items: Iterable[object] =
 
 
 def _numbered(records: list[Record], dataset: str) -> list[tuple[int, Record]]:
-    """Return the records in order of their ids, which are made up if the data set has none."""
+    """Return (id, record) pairs sorted by id; without ids, number the records by file name."""
     names = Counter(captions.check_file_name(record.file_name) for record in records)
-    twice = [name for name, count in names.items() if count > 1]
-    if twice:
-        raise UserError(f"{dataset}: {len(twice)} images are listed twice: {first_few(twice)}")
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{dataset}: {len(repeated)} images are listed twice: {first_few(repeated)}"
+        )
     if all(record.id is None for record in records):
         return list(enumerate(sorted(records, key=lambda record: record.file_name), 1))
     numbered = []
     for record in records:
         if not captions.is_id(record.id):
             raise UserError(
-                f"{dataset}: expected a whole number as id of {record.file_name}, "
+                f"{dataset}: expected a non-negative integer as the id of {record.file_name}, "
                 f"found {record.id!r}"
             )
         numbered.append((record.id, record))
     ids = Counter(image_id for image_id, _ in numbered)
-    twice = [str(image_id) for image_id, count in ids.items() if count > 1]
-    if twice:
-        raise UserError(f"{dataset}: {len(twice)} image ids occur twice: {first_few(twice)}")
+    shared = [str(image_id) for image_id, count in ids.items() if count > 1]
+    if shared:
+        raise UserError(f"{dataset}: {len(shared)} image ids occur twice: {first_few(shared)}")
     return sorted(numbered, key=lambda pair: pair[0])
 
 
 def _existing(
     numbered: list[tuple[int, Record]], image_root: Path, skip_missing: bool, remarks: list[str]
 ) -> list[tuple[int, Record]]:
-    """Return those whose picture is there; UserError if one is not, unless `skip_missing`."""
-    there, missing = [], []
+    """Return the records whose picture exists; refuse missing ones, unless `skip_missing`."""
+    existing, missing = [], []
     for image_id, record in numbered:
-        # Path.is_file raises for a name that is too long and in a folder that may not be read.
+        # Path.is_file raises if the name is too long or the folder is not readable.
         if os.path.isfile(image_root / record.file_name):  # noqa: PTH113
-            there.append((image_id, record))
+            existing.append((image_id, record))
         else:
             missing.append(record.file_name)
     if missing and not skip_missing:
         raise UserError(
-            f"{image_root}: {len(missing)} of {len(numbered)} pictures are not there: "
+            f"{image_root}: {len(missing)} of {len(numbered)} pictures are missing: "
             f"{first_few(missing)}; --skip-missing leaves them out"
         )
-    _remark(remarks, len(missing), "pictures are not there, left out", missing)
-    return there
+    _remark(remarks, len(missing), "pictures are missing, left out", missing)
+    return existing
 
 
 def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> list[Image]:
-    """Tokenize; leave out captions that have no word and images that have no caption."""
-    images, silent, wordless = [], [], 0
+    """Tokenize; leave out captions without a word and images without a caption."""
+    images, without_captions, wordless = [], [], 0
     for image_id, record in tqdm(numbered, "tokenizing", unit=" images", leave=False, disable=None):
-        texts = []
+        parsed = []
         for text in record.captions:
             if not isinstance(text, str):
-                raise UserError(f"{record.file_name}: expected a caption as text, found {text!r}")
-            # A newline or tab would break the formats that captions are written to later, an escape
-            # would steer terminals; half a surrogate pair, which JSON can hold, has no UTF-8.
+                raise UserError(f"{record.file_name}: expected a string as caption, found {text!r}")
+            # Newlines and tabs would break the formats that captions are written to later, escape
+            # sequences would control terminals, and a lone surrogate (from JSON) has no UTF-8.
             text = " ".join(CONTROL.sub(" ", text).split()).encode(errors="replace").decode()
-            texts.append(Caption(text, tuple(tokenize(text))))
-        kept = tuple(caption for caption in texts if caption.tokens)
-        wordless += len(texts) - len(kept)
+            parsed.append(Caption(text, tuple(tokenize(text))))
+        kept = tuple(caption for caption in parsed if caption.tokens)
+        wordless += len(parsed) - len(kept)
         if kept:
             images.append(Image(image_id, record.file_name, str(record.split), kept))
         else:
-            silent.append(record.file_name)
+            without_captions.append(record.file_name)
     _remark(remarks, wordless, "captions are empty or have no word, left out")
-    _remark(remarks, len(silent), "images have no caption, left out", silent)
+    _remark(remarks, len(without_captions), "images have no caption, left out", without_captions)
     return images
 
 
 def caption_files(options: PrepareOptions) -> list[Path]:
-    """Return the files and folders that decide what `load_table` returns.
+    """Return the files and folders that determine what `load_table` returns.
 
-    These are the files of text in the root and one folder below, and those folders, whose time
-    of change tells that a picture came or went.
+    These are the text files in the root and one folder below, and those folders themselves: their
+    modification time changes when a picture is added or removed.
     """
     root, work = options.root, options.work.resolve()
     if root is None or not root.is_dir():

@@ -1,4 +1,4 @@
-"""Fetch a public data set: resumed where a transfer was cut, checked, unpacked all or nothing."""
+"""Download a public data set: resume transfers, verify checksums, unpack atomically."""
 
 import lzma
 import shutil
@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from features.errors import UserError, first_few
 from pipeline.options import PrepareOptions
-from pipeline.readers.records import find
+from pipeline.readers.files import find
 
 _ATTEMPTS = 5
 _TIMEOUT_SECONDS = 60
 _CHUNK_BYTES = 2**20
-# What zipfile may raise for an archive that is none, or not whole.
+# What zipfile may raise for a file that is not an archive, or is a damaged one.
 _DAMAGED: tuple[type[Exception], ...] = (
     BadZipFile,
     EOFError,
@@ -43,7 +43,7 @@ _NETWORK_ERRORS = (URLError, HTTPException, ConnectionError, TimeoutError, SSLEr
 
 @dataclass(frozen=True)
 class Archive:
-    """A zip archive; `members` are the files or folders in it that go into the root."""
+    """A zip archive; `members` are its files and folders that belong in the root."""
 
     url: str
     checksum: str
@@ -61,8 +61,8 @@ _VAL2014 = Archive(
     "sha256:fe9be816052049c34717e077d9e34aa60814a55679f804cd043e3cbee3b9fde0",
     ("val2014",),
 )
-# The checksums of COCO and of Karpathy's archive are those in TensorFlow Datasets' url_checksums,
-# those of Flickr8k are in the R package torchvision; neither source publishes its own.
+# The sources publish no checksums. Those of COCO and Karpathy's archive are from url_checksums in
+# TensorFlow Datasets, those of Flickr8k from the R package torchvision.
 SOURCES = {
     "flickr8k": (
         Archive(
@@ -120,17 +120,17 @@ SOURCES = {
 
 
 def download(options: PrepareOptions) -> None:
-    """Fetch and unpack those archives of the data set whose content is not yet in the root.
+    """Download and unpack the archives of the data set whose members are not yet in the root.
 
-    An archive is kept in ROOT/downloads until it is unpacked, half a transfer as NAME.part.
+    ROOT/downloads holds an archive until it is unpacked, and a partial transfer as NAME.part.
 
     Raises:
-        UserError: there is no public source, the source cannot be reached, an archive has another
-            checksum than the published one or names files outside its folder, or the disk is full.
+        UserError: there is no public source, the source cannot be reached, an archive has the wrong
+            checksum or names files outside its folder, or the disk is full.
     """
     if options.dataset == "flickr30k":
         raise UserError(
-            "Flickr30k is given out on request only: fill in https://forms.illinois.edu/sec/229675 "
+            "Flickr30k is available only on request: fill in https://forms.illinois.edu/sec/229675 "
             "and put flickr30k-images/ and results_20130124.token into --root"
         )
     name = options.dataset
@@ -155,7 +155,7 @@ def download(options: PrepareOptions) -> None:
 
 
 def _fetch(url: str, checksum: str, folder: Path) -> Path:
-    """Return the file at `url`, downloaded into `folder` unless it is there; its sum is checked."""
+    """Download `url` into `folder` unless it is there, verify its checksum, and return its path."""
     name = PurePosixPath(url).name
     pooch.get_logger().setLevel("WARNING")
     try:
@@ -167,14 +167,14 @@ def _fetch(url: str, checksum: str, folder: Path) -> Path:
     except ValueError as error:  # pooch has removed the file
         raise UserError(
             f"{url}: expected a file with the checksum {checksum}, found another and removed it; "
-            "the source is damaged or has changed, or a proxy answered in its place"
+            "the source has changed or is damaged, or a proxy answered instead"
         ) from error
 
 
 def _resume(part: Path, url: str, output: str, _: object) -> None:
-    """Continue the transfer of `url` in `part`; move it to `output` when it is whole.
+    """Continue the transfer of `url` in `part`; move it to `output` when it is complete.
 
-    Has the signature, `part` apart, that pooch expects of a downloader.
+    Apart from `part`, this is the signature that pooch expects of a downloader.
     """
     for attempt in range(1, _ATTEMPTS + 1):
         try:
@@ -182,17 +182,17 @@ def _resume(part: Path, url: str, output: str, _: object) -> None:
             part.replace(output)
             return
         except _NETWORK_ERRORS as error:
-            gone = isinstance(error, HTTPError) and 400 <= error.code < 500
-            if attempt == _ATTEMPTS or gone:
-                kept = f"; what came is kept in {part}" if part.exists() else ""
-                raise UserError(f"cannot download {url}: {error}{kept}; run again later") from error
+            refused = isinstance(error, HTTPError) and 400 <= error.code < 500
+            if attempt == _ATTEMPTS or refused:
+                kept = f"; the partial file is kept in {part}" if part.exists() else ""
+                raise UserError(f"cannot download {url}: {error}{kept}; try again later") from error
             time.sleep(0.5 * attempt)
 
 
 def _continue(part: Path, url: str) -> None:
-    """Append to `part` what it lacks of `url`, or start anew if the server knows no ranges.
+    """Append the rest of `url` to `part`, or start again if the server does not support ranges.
 
-    A file that changed at the source in between is noticed by its checksum.
+    If the file changed at the source in between, its checksum will not match.
     """
     have = part.stat().st_size if part.exists() else 0
     request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
@@ -200,7 +200,7 @@ def _continue(part: Path, url: str) -> None:
         response = urlopen(request, timeout=_TIMEOUT_SECONDS)
     except HTTPError as error:
         error.close()
-        # 416: nothing lies behind what we have, so it is whole, or else its checksum is wrong.
+        # 416: there are no further bytes, so the file is complete or its checksum will not match.
         if error.code == 416:
             return
         raise
@@ -209,7 +209,7 @@ def _continue(part: Path, url: str) -> None:
             have = 0
         length = response.headers["Content-Length"]
         total = have + int(length) if length else None
-        _need_room(part.parent, (total or have) - have)
+        _check_space(part.parent, (total or have) - have)
         with (
             part.open("ab" if have else "wb") as file,
             tqdm(
@@ -219,52 +219,54 @@ def _continue(part: Path, url: str) -> None:
             while chunk := response.read(_CHUNK_BYTES):
                 bar.update(file.write(chunk))
     if total is not None and part.stat().st_size != total:
-        raise ConnectionError(f"it ended after {part.stat().st_size} of {total} bytes")
+        raise ConnectionError(f"the transfer ended after {part.stat().st_size} of {total} bytes")
 
 
-def _need_room(folder: Path, needed: int) -> None:
+def _check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise UserError(
-            f"{folder}: needs {needed / 1e9:.1f} GB of disk, has {free / 1e9:.1f} GB free"
+            f"{folder}: {needed / 1e9:.1f} GB are needed, but only {free / 1e9:.1f} GB are free"
         )
 
 
 def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
-    """Unpack into a folder beside, then move each member into `root`, whole.
+    """Unpack into a temporary folder, then move each member into `root`.
 
-    A single folder around all members, which some archives have, is left out. Links and devices in
-    an archive are refused: the one could lead out of the folder, and no data set needs the other.
+    A single folder around all members, which some archives have, is dropped. Links and devices are
+    refused: a link could lead out of the folder, and no data set needs a device.
 
     Raises:
-        UserError: the archive is damaged, has names or links that lead out of its folder, takes
-            more room than there is, or the files cannot be written.
+        UserError: the archive is damaged, has names that lead out of its folder, contains links
+            or devices, needs more disk space than is free, or cannot be written.
     """
     folder = root / "downloads" / f"{archive.stem}.unpacking"
-    shutil.rmtree(folder, ignore_errors=True)  # a run that was killed may have left it
+    shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left it
     try:
         with ZipFile(archive) as file:
             entries = file.infolist()
             outside = [e.filename for e in entries if _leaves(e.filename) or _is_special(e)]
             if outside:
                 raise UserError(
-                    f"{archive}: {len(outside)} names lead out of the folder it is unpacked to, or "
-                    f"are links: {first_few(map(repr, outside))}; nothing was unpacked"
+                    f"{archive}: {len(outside)} names lead out of the target folder or are links: "
+                    f"{first_few(map(repr, outside))}; nothing was unpacked"
                 )
-            _need_room(root, sum(entry.file_size for entry in entries))
+            _check_space(root, sum(entry.file_size for entry in entries))
             for entry in tqdm(entries, f"unpacking {archive.name}", unit=" files", disable=None):
                 file.extract(entry, folder)
         for member in members:
             source = find(folder, (member,))
             if source is None:
-                raise UserError(f"{archive}: expected {member} in it, not there")
+                raise UserError(f"{archive}: expected {member} in the archive, found none")
             target = root / member
             if not target.exists():
                 target.parent.mkdir(exist_ok=True)
                 source.rename(target)
     except _DAMAGED as error:
-        raise UserError(f"{archive} cannot be unpacked ({error}); delete it, run again") from error
-    except OSError as error:  # of a damaged archive too, whose names or places are impossible
+        raise UserError(
+            f"{archive} cannot be unpacked ({error}); delete it and run again"
+        ) from error
+    except OSError as error:  # also from a damaged archive with impossible names
         raise UserError(f"cannot unpack {archive} into {root}: {error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

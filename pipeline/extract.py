@@ -1,4 +1,4 @@
-"""Run the frozen CNN over every picture once and store what it saw."""
+"""Stage `extract`: run the frozen CNN on every picture once and store its features."""
 
 import json
 import shutil
@@ -33,8 +33,8 @@ from pipeline.work import WorkFolder
 def extract_features(options: ExtractOptions) -> None:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
-    A run that was stopped continues where it was. Pictures that failed are tried again when
-    anything has changed, their files included. Processes that torchrun starts share the work.
+    An interrupted run is continued. Pictures that failed are tried again once anything has changed,
+    such as their files. Under torchrun, the processes share the work.
     """
     work = WorkFolder(options.work)
     table_path, store_path, report_path = work.captions, work.features, work.extraction
@@ -43,7 +43,9 @@ def extract_features(options: ExtractOptions) -> None:
     if not paths:
         raise UserError(f"{table_path} has no images")
     if options.views > len(VIEWS):
-        raise UserError(f"--views: there are {len(VIEWS)}, {', '.join(VIEWS)}")
+        raise UserError(
+            f"--views must be at most {len(VIEWS)} ({', '.join(VIEWS)}), found {options.views}"
+        )
     if options.verify:
         _verify(options, store_path, paths)
         return
@@ -62,7 +64,7 @@ def extract_features(options: ExtractOptions) -> None:
         failures = FeatureStore(store_path).failures()
         if not stamp(failures).holds():
             return False
-        print(f"extract: unchanged, skipped{_failed(failures, paths)}")
+        print(f"extract: unchanged, skipped{_failure_note(failures, paths)}")
         return True
 
     first = rank() == 0
@@ -88,7 +90,7 @@ def extract_features(options: ExtractOptions) -> None:
     store = FeatureStore(store_path)
     failures = store.failures()
     stored = int((store.status == STORED).sum())
-    report = _content(store)
+    report = _summary(store)
     if todo:
         report |= {
             "tried_in_this_run": len(todo),
@@ -97,14 +99,14 @@ def extract_features(options: ExtractOptions) -> None:
             "backend": backbone.backend,
             "processes": world_size(),
         }
-    else:  # nothing was extracted: the figures of the run that did it stand
+    else:  # nothing was extracted: keep the figures of the last extraction
         report = {**_previous(report_path), **report}
     write_json(report_path, report)
     if not stored:
         raise UserError(
-            f"none of the {len(paths)} pictures could be read{_failed(failures, paths)}"
+            f"none of the {len(paths)} pictures could be read{_failure_note(failures, paths)}"
         )
-    print(f"extract: {stored:,} pictures stored{_failed(failures, paths)}")
+    print(f"extract: {stored:,} pictures stored{_failure_note(failures, paths)}")
     print(json.dumps(report))
     stamp(failures).write([store_path, report_path])
 
@@ -121,7 +123,7 @@ def _plan(
     backbone: Backbone,
     paths: Mapping[int, Path],
 ) -> tuple[FeatureStore | None, RowFormat, list[int]]:
-    """Return the store to extend, how rows are written, and the images that are to be extracted."""
+    """Return the store to extend, the format of its rows, and the ids of the images to extract."""
     old, row_format = resume(store_path, wanted, options.force)
     if options.dtype == "int8" and row_format.scale is None:
         row_format = replace(row_format, scale=calibrate(backbone, list(paths.values())))
@@ -129,8 +131,8 @@ def _plan(
     free = shutil.disk_usage(options.work).free
     size = len(todo) * row_format.image_bytes
     print(
-        f"extract: {len(paths):,} pictures with {options.backbone}, {len(todo):,} to do; they take "
-        f"at most {as_size(size)}, {as_size(free)} are free"
+        f"extract: {len(paths):,} pictures with {options.backbone}, {len(todo):,} to do; they need "
+        f"at most {as_size(size)}, and {as_size(free)} are free"
     )
     check_disk(store_path, row_format, len(todo))
     if todo:
@@ -146,12 +148,12 @@ def _extract_share(
     backbone: Backbone,
     paths: Mapping[int, Path],
 ) -> None:
-    """Extract this process's share of the images `todo`."""
-    here = _row_format(options, backbone).described()
-    if here != row_format.described():
+    """Extract the share of the images `todo` that falls to this process."""
+    own = _row_format(options, backbone).described()
+    if own != row_format.described():
         raise UserError(
-            f"process {rank()} would write other features than the first: "
-            f"{differences(row_format.described(), here)}"
+            f"process {rank()} would write other features than process 0: "
+            f"{differences(row_format.described(), own)}"
         )
     share = [(image_id, paths[image_id]) for image_id in todo[rank() :: world_size()]]
     if share:
@@ -159,12 +161,13 @@ def _extract_share(
             extract(backbone, share, writer, row_format.views, options.batch_size, options.workers)
 
 
-def _content(store: FeatureStore) -> dict[str, Any]:
-    """Return what extract.json says of the store."""
+def _summary(store: FeatureStore) -> dict[str, Any]:
+    """Return the size and the description of the store for extract.json."""
     stored = int((store.status == STORED).sum())
     size = store.path.stat().st_size
-    kind = store.row_format
-    float16 = stored * len(kind.views) * (kind.regions + 1) * kind.channels * 2
+    row_format = store.row_format
+    vectors = stored * len(row_format.views) * (row_format.regions + 1)
+    float16 = vectors * row_format.channels * 2  # bytes without compression
     return {
         "images": stored,
         "failed": len(store) - stored,
@@ -172,9 +175,9 @@ def _content(store: FeatureStore) -> dict[str, Any]:
         "bytes_per_image": round(size / len(store)),
         "share_of_float16": round(size / float16, 3) if stored else None,
         "backbone": store.description["backbone"],
-        "views": list(kind.views),
+        "views": list(row_format.views),
         "dtype": store.description["dtype"],
-        "compression": kind.compression,
+        "compression": row_format.compression,
     }
 
 
@@ -186,7 +189,7 @@ def _previous(report_path: Path) -> dict[str, Any]:
 
 
 def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:
-    """Say how long and how large what is left to extract will be."""
+    """Print the time and the disk space that the rest of the extraction will take."""
     backbone = load_backbone(
         options.backbone,
         options.grid,
@@ -201,7 +204,7 @@ def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path
         if old is None or old.row_format.described() == row_format.described():
             todo = pending(store_path, row_format, old, todo)
     if not todo:
-        print("extract --dry-run: nothing is left to extract; --force measures all of it")
+        print("extract --dry-run: nothing is left to extract; --force measures all pictures")
         return
     pictures = [paths[image_id] for image_id in todo]
     batch_size, workers = options.batch_size, options.workers
@@ -209,30 +212,30 @@ def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path
 
 
 def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:
-    """Check every row and recompute some; UserError if something is wrong."""
+    """Check every row and recompute some from the pictures; UserError if any is wrong."""
     store = FeatureStore(store_path)
     wrong = damaged(store)
     stored = store.image_ids[store.status == STORED].tolist()
-    whole = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
+    intact = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
     name, grid = store.description["backbone"], store.description["grid"][0]
     backbone = load_backbone(name, grid, choose_device(options.device), options.backend)
-    sample = {image_id: paths[image_id] for image_id in spread(whole)}
+    sample = {image_id: paths[image_id] for image_id in spread(intact)}
     different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
     wrong |= different
     for image_id, why in sorted(wrong.items()):
         print(f"verify: image {image_id} ({paths.get(image_id, 'not in captions.json')}): {why}")
     print(
         f"verify: {len(stored):,} rows read, {compared} of {len(sample)} recomputed, "
-        f"{len(wrong)} wrong{_failed(store.failures(), paths)}"
+        f"{len(wrong)} wrong{_failure_note(store.failures(), paths)}"
     )
     if wrong:
         raise UserError(
             f"{store_path}: {len(wrong)} images are wrong: {first_few(sorted(wrong))}; --force "
-            "extracts anew"
+            "extracts all pictures again"
         )
 
 
-def _failed(failures: Mapping[int, str], paths: Mapping[int, Path]) -> str:
+def _failure_note(failures: Mapping[int, str], paths: Mapping[int, Path]) -> str:
     if not failures:
         return ""
     listed = first_few((f"{paths[i]} ({why})" for i, why in failures.items() if i in paths), most=3)
@@ -240,7 +243,7 @@ def _failed(failures: Mapping[int, str], paths: Mapping[int, Path]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the stage; see `--help`."""
+    """Run the stage with the command line `argv` and return its exit status."""
     return run(extract_features, ExtractOptions, "pipeline.extract", argv)
 
 

@@ -21,7 +21,7 @@ def prepare(options: PrepareOptions) -> None:
     """Read a data set, check it, and write its caption table and its vocabulary."""
     if options.download:
         download(options)
-    # Made first: a work directory inside the root changes the root's time, which is an input.
+    # Created first: inside the root it changes the root's modification time, which is an input.
     make_folder(options.work)
     stamp = Stamp(options.work, "prepare", options, caption_files(options))
     if stamp.holds() and not options.force:
@@ -36,8 +36,8 @@ def prepare(options: PrepareOptions) -> None:
     )
     if len(words) == len(SPECIAL):
         raise UserError(
-            f"no word occurs {options.min_count} times in the {len(train)} training images; "
-            "lower --min-count"
+            f"no word occurs {options.min_count} times in the captions of the {len(train)} "
+            "training images; lower --min-count"
         )
     work = WorkFolder(options.work)
     table_path, words_path = work.captions, work.vocabulary
@@ -45,8 +45,8 @@ def prepare(options: PrepareOptions) -> None:
     vocabulary.save(words, words_path)
     for line in (*remarks, *_summary(table, words)):
         print(f"prepare: {line}")
-    drawn = [table.root] if options.root is None else []
-    stamp.write([table_path, words_path, *drawn])
+    drawn_pictures = [table.root] if options.root is None else []
+    stamp.write([table_path, words_path, *drawn_pictures])
 
 
 def _summary(table: CaptionTable, words: Vocabulary) -> list[str]:
@@ -57,8 +57,8 @@ def _summary(table: CaptionTable, words: Vocabulary) -> list[str]:
     return [
         ", ".join(f"{counts[split]} {split}" for split in SPLITS) + f" images of {table.dataset}",
         f"{len(lengths)} captions, {longer} longer than {words.max_length} words",
-        f"{len(words) - len(SPECIAL)} words known, which are {1 - unknown / total:.2%} of the "
-        f"{total} in training captions; {unknown} unknown (seen less than {words.min_count} times)",
+        f"vocabulary of {len(words) - len(SPECIAL)} words, {1 - unknown / total:.2%} of the "
+        f"{total} in training captions; {unknown} unknown (fewer than {words.min_count} times)",
     ]
 
 

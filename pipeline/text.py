@@ -1,4 +1,4 @@
-"""From a caption to tokens and back to a sentence that people read."""
+"""Captions as text: tokenize them, join tokens again, format a sentence for people."""
 
 import re
 import sys
@@ -7,12 +7,12 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-# Written to vocabulary.json, so that a change here is seen there.
+# Stored in vocabulary.json, so that a change of the tokenizer is noticed.
 TOKENIZER = (
     f"spacy.lang.en {version('spacy')}, lower case, hyphenated words whole, punctuation dropped"
 )
 
-# Characters that end a line, or steer the terminal they are printed on.
+# Characters that break a line or control the terminal.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
@@ -20,7 +20,7 @@ _CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 
 @cache
 def _spacy_tokenizer() -> Callable[[str], Iterable[Any]]:
-    # Imported here: spaCy takes longer to import than everything else `pipeline.prepare` does.
+    # Imported here: importing spaCy takes longer than all other imports of `pipeline.prepare`.
     from spacy.lang.en import English
     from spacy.util import compile_infix_regex
 
@@ -34,16 +34,16 @@ def _spacy_tokenizer() -> Callable[[str], Iterable[Any]]:
 def tokenize(caption: str) -> list[str]:
     """Split an English caption into lower-case words without punctuation.
 
-    Hyphenated words stay whole and clitics are split off ("dog's" gives "dog", "'s"), as the PTB
-    tokenizer of the official scorer does: of 34,963 of the 35,000 captions of Flickr8k's train and
-    dev splits it makes the same words as of `detokenize(tokenize(caption))`.
+    Hyphenated words stay whole and clitics are split off ("dog's" gives "dog", "'s"), as in the PTB
+    tokenizer of the official scorer. For 34,963 of the 35,000 captions in Flickr8k's train and dev
+    splits, that tokenizer returns the same words for `detokenize(tokenize(caption))`.
     """
     words = _spacy_tokenizer()(" ".join(caption.lower().replace("’", "'").split()))
     return [sys.intern(str(word)) for word in words if any(c.isalnum() for c in str(word))]
 
 
 def detokenize(tokens: Iterable[str]) -> str:
-    """Join tokens into plain lower-case text, clitics rejoined: the form that is scored."""
+    """Join tokens into lower-case text with clitics attached: the form that is scored."""
     text = ""
     for token in tokens:
         text += token if token in _CLITICS or not text else f" {token}"
@@ -51,5 +51,5 @@ def detokenize(tokens: Iterable[str]) -> str:
 
 
 def as_sentence(text: str) -> str:
-    """Return `text` as people expect to read it: a capital first, a full stop last."""
+    """Return `text` with a capital letter first and a full stop last."""
     return f"{text[0].upper()}{text[1:]}." if text else ""

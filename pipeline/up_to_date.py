@@ -1,4 +1,4 @@
-"""Work already done and unchanged is skipped: what a stage read, with which options, and wrote."""
+"""Skip a stage that is up to date: record its options, inputs and outputs, and compare them."""
 
 import hashlib
 import json
@@ -10,11 +10,11 @@ from typing import Any
 
 from features.files import write_json
 
-# A larger file (a feature store) is known by its size and time; hashing it would cost more than
-# some of the stages that read it.
+# A larger file, such as a feature store, is compared by size and modification time: hashing it
+# would take longer than some of the stages that read it.
 _HASHED_BYTES = 64 * 2**20
 
-# Options that do not change what a stage writes.
+# Options that do not change the output of a stage.
 _WITHOUT_EFFECT = {
     "force",
     "resume",
@@ -29,10 +29,10 @@ _WITHOUT_EFFECT = {
 
 
 class Stamp:
-    """The record of one finished stage, `folder/.done/STAGE.json`.
+    """The record of a finished stage, `folder/.done/STAGE.json`.
 
-    `options` is the stage's options dataclass. Paths inside `folder` are recorded relative to it,
-    so that the stamp still holds when the folder has moved.
+    `options` is the options dataclass of the stage. Paths inside `folder` are stored relative to
+    it, so that the stamp still holds when the folder has moved.
     """
 
     def __init__(self, folder: Path, stage: str, options: Any, inputs: Iterable[Path] = ()) -> None:
@@ -43,7 +43,7 @@ class Stamp:
         self._inputs = self._states(inputs)
 
     def holds(self) -> bool:
-        """Whether the stage was finished with these options and inputs and its outputs stand."""
+        """Whether the stage finished with these options and inputs, with its outputs unchanged."""
         try:
             record = json.loads(self.path.read_text())
             return (
@@ -53,10 +53,10 @@ class Stamp:
                 == self._states(self._folder / path for path in record["outputs"])
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            return False  # no record, or none that can be trusted: the stage runs
+            return False  # no record or a damaged one: the stage runs
 
     def write(self, outputs: Iterable[Path]) -> None:
-        """Record the stage as finished; called last."""
+        """Record the stage as finished; call this last."""
         record = {
             "options": self._options,
             "inputs": self._inputs,
@@ -67,7 +67,7 @@ class Stamp:
     def _name(self, value: object) -> str:
         if not isinstance(value, Path):
             return str(value)
-        path = Path(os.path.realpath(value))  # Path.resolve fails on links that lead in a circle
+        path = Path(os.path.realpath(value))  # Path.resolve fails on circular links
         return str(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
 
     def _states(self, paths: Iterable[Path]) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Stamp:
 
 
 def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
-    """Return the options with which a stage of `folder` was finished, None if that is not known."""
+    """Return the options with which a stage of `folder` finished, or None if there is no record."""
     try:
         return dict(json.loads((folder / ".done" / f"{stage}.json").read_text())["options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -83,13 +83,13 @@ def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
 
 
 def changed_inputs(folder: Path, stage: str) -> list[str]:
-    """Return the files that changed since the stage of `folder` that made something from them."""
+    """Return the inputs of a stage of `folder` that have changed since it finished."""
     try:
         record = json.loads((folder / ".done" / f"{stage}.json").read_text())
         inputs = record["inputs"].items()
         return [name for name, state in inputs if _state(folder / name) != state]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return []  # no record, or none that can be trusted: the stage will run
+        return []  # no record or a damaged one: the stage will run
 
 
 def _state(path: Path) -> str:
@@ -98,5 +98,5 @@ def _state(path: Path) -> str:
         if path.is_dir() or status.st_size > _HASHED_BYTES:
             return f"{status.st_size} bytes at {status.st_mtime_ns}"
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:  # missing or unreadable, which is the stage's business to tell
+    except OSError as error:  # missing or unreadable; the stage itself reports it
         return str(error.strerror)

@@ -1,4 +1,4 @@
-"""The vocabulary: which words a decoder knows, and their ids."""
+"""The vocabulary: the words that a decoder can read and write, and their ids."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -8,23 +8,24 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from features.commands import PREPARE
 from features.errors import UserError
 from features.files import read_json, write_json
 from pipeline.text import CONTROL, TOKENIZER, detokenize
 
-# A decoder only ever reads the first three: it writes ids from EOS on, so that none of the three
-# can be generated (see `decoder.model.decoders`).
+# A decoder reads the first three but never writes them: its outputs are the ids from EOS on (see
+# `decoder.model.decoders`).
 PAD, BOS, UNK, EOS = range(4)
 SPECIAL = ("<pad>", "<bos>", "<unk>", "<eos>")
-# Words of a caption; so long does a decoder write that never ends one by itself.
+# The most words in a caption. A decoder that never writes EOS stops here.
 MAX_LENGTH = 1000
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Words by id, the four special ones first; `counts` are those in the training captions.
+    """Words by id, the four special ones first, and their counts in the training captions.
 
-    `counts[UNK]` is the number of training words that fell below `min_count`.
+    `counts[UNK]` is the total count of the words that were rarer than `min_count`.
     """
 
     words: tuple[str, ...]
@@ -38,39 +39,39 @@ class Vocabulary:
 
     @cached_property
     def ids(self) -> dict[str, int]:
-        """The id of each word."""
+        """Map each word to its id."""
         return {word: i for i, word in enumerate(self.words)}
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Return the ids of `tokens`, unknown ones as UNK, then EOS.
+        """Return the ids of `tokens`, with UNK for unknown ones, followed by EOS.
 
-        Of a longer caption the first `max_length` ids are returned, without EOS: a model that
-        learns to end there would learn to end in mid-air.
+        A caption longer than `max_length` is cut and gets no EOS: the model would learn to end
+        captions in the middle of a sentence.
         """
         ids = [self.ids.get(token, UNK) for token in tokens]
         return [*ids, EOS] if len(ids) <= self.max_length else ids[: self.max_length]
 
     def strip(self, ids: Iterable[int]) -> list[int]:
-        """Return `ids` up to the first EOS or PAD, without it."""
+        """Return `ids` up to the first EOS or PAD, exclusive."""
         return list(takewhile(lambda i: i not in (EOS, PAD), ids))
 
     def words_of(self, ids: Iterable[int]) -> list[str]:
-        """Return the word of each of `ids`, up to the first EOS or PAD."""
+        """Return the words of `ids` up to the first EOS or PAD, exclusive."""
         return [self.words[i] for i in self.strip(ids)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Return the text of `ids` up to the first EOS (see `pipeline.text.detokenize`)."""
+        """Return the caption of `ids` up to the first EOS or PAD, as `detokenize` joins it."""
         return detokenize(self.words_of(ids))
 
 
 def build(captions: Iterable[Sequence[str]], min_count: int, max_length: int) -> Vocabulary:
-    """Count the tokens of the training captions and keep those seen `min_count` times.
+    """Count the tokens of the training captions and keep those seen at least `min_count` times.
 
-    Words are ordered by falling count, then by alphabet. Counting sees whole captions, although
-    training cuts them to `max_length` tokens.
+    Words are sorted by descending count, then alphabetically. All tokens are counted, although
+    training cuts captions to `max_length` tokens.
     """
     counts = Counter(token for caption in captions for token in caption)
-    # A caption may contain the text "<eos>"; it must not become a second special word.
+    # A caption may contain the text "<eos>", which must not become a second special word.
     kept = [word for word, n in counts.items() if n >= min_count and word not in SPECIAL]
     kept.sort(key=lambda word: (-counts[word], word))
     rare = sum(counts.values()) - sum(counts[word] for word in kept)
@@ -97,13 +98,13 @@ def save(vocabulary: Vocabulary, path: Path) -> None:
 
 
 def load(path: Path) -> Vocabulary:
-    """Read a vocabulary and check it.
+    """Read and check a vocabulary.
 
     Raises:
-        UserError: the file is missing, lacks a key, has a value of another type or out of its
-            range, repeats a word or does not start with the special words.
+        UserError: the file is missing, lacks a key, has a value of the wrong type or out of range,
+            repeats a word, or does not start with the special words.
     """
-    content = read_json(path, "python -m pipeline.prepare")
+    content = read_json(path, PREPARE)
     try:
         vocabulary = Vocabulary(
             tuple(map(_word, content["words"])),
@@ -113,7 +114,9 @@ def load(path: Path) -> Vocabulary:
             str(content["tokenizer"]),
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a vocabulary ({error!r}); prepare it anew") from error
+        raise UserError(
+            f"{path} is not a vocabulary ({error!r}); create it again with {PREPARE} --force"
+        ) from error
     if vocabulary.words[: len(SPECIAL)] != SPECIAL:
         raise UserError(f"{path}: expected the words to start with {' '.join(SPECIAL)}")
     if len(set(vocabulary.words)) != len(vocabulary) or len(vocabulary.counts) != len(vocabulary):
@@ -129,5 +132,5 @@ def _word(value: Any) -> str:
 
 def _count(value: Any, least: int, most: int = 2**63 - 1) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"expected a whole number from {least} to {most}, found {value!r:.80}")
+        raise ValueError(f"expected an integer from {least} to {most}, found {value!r:.80}")
     return value

@@ -1,10 +1,10 @@
-"""A work directory and the runs in it: what lies where."""
+"""The paths of the files in a work directory and in a run."""
 
 from pathlib import Path
 
 
 class WorkFolder:
-    """The files of a work directory, which commands call WORK."""
+    """Paths of the files in a work directory (WORK in the help of the commands)."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -12,15 +12,15 @@ class WorkFolder:
         self.vocabulary = path / "vocabulary.json"
         self.features = path / "features.h5"
         self.extraction = path / "extract.json"  # options and figures of the last extraction
-        self.search = path / "search"  # what decoder.search learnt
+        self.search = path / "search"  # index of decoder.search
 
     def run(self, name: str) -> "RunFolder":
-        """Return the folder of the run called `name`."""
+        """Return the run `name`."""
         return RunFolder(self.path / "runs" / name)
 
 
 class RunFolder:
-    """The files of one run, WORK/runs/NAME, or of a captioner that decoder.export made of one."""
+    """Paths of the files in a run (WORK/runs/NAME) or in a captioner that decoder.export wrote."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -34,7 +34,7 @@ class RunFolder:
         self.report = path / "report.html"
         # Beside the folder, so that it stays locked while the folder is moved aside.
         self.lock = path.with_name(f".{path.name}.lock")
-        # A captioner has these besides, the last three if it was exported with them.
+        # Only a captioner has these; the last three are optional.
         self.captioner = path / "captioner.json"
         self.card = path / "MODEL_CARD.md"
         self.frequencies = path / "document_frequencies.safetensors"
@@ -43,21 +43,21 @@ class RunFolder:
 
     @property
     def work(self) -> WorkFolder:
-        """The work directory that the run belongs to."""
+        """Work directory of the run."""
         return WorkFolder(self.path.resolve().parent.parent)
 
     def captions(self, split: str, suffix: str = "") -> Path:
-        """Return the file of a split's captions; the suffix tells ways of writing apart."""
+        """Return the file of the captions of a split; the suffix names a variant, such as "_xe"."""
         return self.path / f"captions_{split}{suffix}.json"
 
     def scores(self, split: str, suffix: str = "") -> Path:
-        """Return the file of these captions' scores."""
+        """Return the file with the scores of those captions."""
         return self.path / f"scores_{split}{suffix}.json"
 
     def attention(self, split: str) -> Path:
-        """Return the file that says where the decoder looked as it wrote each word."""
+        """Return the file with the attention weights of each word."""
         return self.path / f"attention_{split}.npz"
 
     def ranking(self, split: str) -> Path:
-        """Return the file of a split's images ranked for each caption, and the reverse."""
+        """Return the file that ranks images for each caption and captions for each image."""
         return self.path / f"ranking_{split}.npz"

@@ -171,7 +171,8 @@ seen = []
 sys.addaudithook(lambda event, _: seen.append(event) if event.startswith("pickle.") else None)
 run = {str(finished / RUN)!r}
 assert caption.main(["--run", run, "--split", "val", "--out", {out!r}]) == 0
-assert all(f.level == "ok" for f in workdir.examine(RunFolder(pathlib.Path(run)).work))
+results = workdir.check_work_directory(RunFolder(pathlib.Path(run)).work)
+assert all(result.level == "ok" for result in results)
 print(seen)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,1 +1,1 @@
-"""Stage `doctor`: whether the installation and a work directory are sound. It may import all."""
+"""Stage `doctor`: check the installation and a work directory. It may import every package."""

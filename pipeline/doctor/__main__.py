@@ -1,4 +1,4 @@
-"""Stage `doctor`: whether this machine and a work directory are well, and what to do if not."""
+"""Stage `doctor`: check this machine and a work directory, and advise what to fix."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -6,40 +6,40 @@ from pathlib import Path
 
 from pipeline.command import run
 from pipeline.doctor import machine
-from pipeline.doctor.results import Finding, problem
+from pipeline.doctor.results import CheckResult, problem
 from pipeline.options import DoctorOptions
 from pipeline.work import WorkFolder
 
 
-def diagnose(options: DoctorOptions) -> int:
+def doctor(options: DoctorOptions) -> int:
     """Check this machine and a work directory; exit status 2 if something does not work."""
     advice: dict[str, list[str]] = {"problem": [], "warning": []}
-    for finding in _findings(options.work):
-        print(f"{finding.level:8} {finding.text}")
-        if finding.level in advice and finding.advice not in advice[finding.level]:
-            advice[finding.level].append(finding.advice)
+    for result in _check(options.work):
+        print(f"{result.level:8} {result.text}")
+        if result.level in advice and result.advice not in advice[result.level]:
+            advice[result.level].append(result.advice)
     steps = [*advice["problem"], *advice["warning"]]
     if not steps:
-        print("doctor: all is well")
+        print("doctor: everything works")
     for number, step in enumerate(steps, 1):
         print(f"{'what to do:' if number == 1 else '':12}{number}. {step}")
     return 2 if advice["problem"] else 0
 
 
-def _findings(work: Path | None) -> Iterator[Finding]:
-    yield from machine.examine(work if work and work.is_dir() else Path())
+def _check(work: Path | None) -> Iterator[CheckResult]:
+    yield from machine.check_machine(work if work and work.is_dir() else Path())
     if work is not None:
-        try:  # here, for a broken library must not keep the doctor away
+        try:  # imported here: with a broken library, the checks of the machine must still run
             from pipeline.doctor import workdir
         except (ImportError, OSError) as error:
-            yield problem(f"{work} cannot be checked: {error}", "mend the machine first")
+            yield problem(f"{work} cannot be checked: {error}", "fix the problems above first")
             return
-        yield from workdir.examine(WorkFolder(work))
+        yield from workdir.check_work_directory(WorkFolder(work))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(diagnose, DoctorOptions, "pipeline.doctor", argv)
+    return run(doctor, DoctorOptions, "pipeline.doctor", argv)
 
 
 if __name__ == "__main__":

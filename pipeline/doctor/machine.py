@@ -1,6 +1,6 @@
-"""Whether this machine can do what the stages ask of it: each check does the real thing, small.
+"""Check that this machine can run the stages; each check does the real work on a small scale.
 
-Libraries are imported by the checks that need them: a broken one must not hide the others.
+Each check imports the libraries that it needs, so that a broken one does not stop the other checks.
 """
 
 import hashlib
@@ -11,70 +11,70 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from features.errors import UserError, first_few
-from pipeline.doctor.results import Finding, ok, problem, warning
+from pipeline.doctor.results import CheckResult, ok, problem, warning
 
-_REINSTALL = "install the project anew: remove .venv and run ./run_all.sh or tests/run.sh"
+_REINSTALL = "reinstall the project: remove .venv and run ./run_all.sh install"
 _LEAST_PYTHON = (3, 11)
-_LEAST_DISK, _LEAST_MEMORY = 2e9, 2e9  # bytes; METEOR takes up to 2 GB
+_LEAST_DISK, _LEAST_MEMORY = 2e9, 2e9  # bytes; METEOR needs up to 2 GB
 _METEOR_SECONDS = 120.0
 
 
-def examine(folder: Path) -> Iterator[Finding]:
-    """Check this machine, and the disk that `folder` is on."""
-    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
-        _python,
-        _torch,
-        _torchvision,
-        _java,
-        _meteor,
-        _weights,
-        lambda: _disk(folder),
-        _memory,
-    )
-    for check in checks:
-        name = getattr(check, "__name__", "_disk").lstrip("_")
+def check_machine(folder: Path) -> Iterator[CheckResult]:
+    """Check this machine and the disk of `folder`."""
+    checks: dict[str, Callable[[], Iterator[CheckResult]]] = {
+        "Python": _python,
+        "torch": _torch,
+        "torchvision": _torchvision,
+        "Java": _java,
+        "METEOR": _meteor,
+        "weights": _weights,
+        "disk": partial(_disk, folder),
+        "memory": _memory,
+    }
+    for name, check in checks.items():
         try:
             yield from check()
         except UserError as error:
             yield problem(f"{name} does not work here", str(error))
-        except Exception as error:  # whatever a broken library raises: it is what is looked for
+        except Exception as error:  # a broken library may raise anything; that is what we look for
             yield problem(f"{name} does not work: {type(error).__name__}: {error}", _REINSTALL)
 
 
-def _python() -> Iterator[Finding]:
-    """Check Python, and that the libraries installed are those that setup.cfg asks for."""
+def _python() -> Iterator[CheckResult]:
+    """Check the versions of Python and of the libraries that setup.cfg requires."""
     text = f"Python {platform.python_version()} in {sys.prefix}"
     if sys.version_info < _LEAST_PYTHON:
         yield problem(text, "install Python 3.11 or newer")
     try:
-        wanted = [r for r in requires("caption-pipeline") or () if "extra ==" not in r]
+        required = [r for r in requires("caption-pipeline") or () if "extra ==" not in r]
     except PackageNotFoundError:
         yield warning(f"{text}; the project is not installed in it", _REINSTALL)
         return
     from packaging.requirements import Requirement
 
     wrong = []
-    for requirement in map(Requirement, wanted):
+    for requirement in map(Requirement, required):
         if requirement.marker and not requirement.marker.evaluate():
             continue
         try:
-            found = version(requirement.name)
+            installed = version(requirement.name)
         except PackageNotFoundError:
-            found = ""
-        if not requirement.specifier.contains(found or "0", prereleases=True) or not found:
-            wrong.append(f"{requirement} (found {found or 'none'})")
+            installed = ""
+        if not installed or not requirement.specifier.contains(installed, prereleases=True):
+            wrong.append(f"{requirement} (found {installed or 'none'})")
     if wrong:
         yield problem(f"{text}: expected {first_few(wrong)}", _REINSTALL)
     else:
-        yield ok(f"{text}, with all {len(wanted)} libraries")
+        yield ok(f"{text}, with all {len(required)} libraries")
 
 
-def _torch() -> Iterator[Finding]:
-    """Multiply two small matrices on the device that the stages would take."""
+def _torch() -> Iterator[CheckResult]:
+    """Multiply two small matrices on the device that the stages would use."""
     import torch
 
     from features.devices import choose_device
@@ -89,13 +89,13 @@ def _torch() -> Iterator[Finding]:
     text = f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads"
     error = float((product.double() - exact).abs().max() / exact.max())
     if not error < 1e-3:
-        yield problem(f"{text}: a matrix product is wrong by {error:.1%}", _REINSTALL)
+        yield problem(f"{text}: a matrix product has an error of {error:.1%}", _REINSTALL)
     else:
-        yield ok(f"{text}; a matrix product of 512 x 512 is right, in {1000 * seconds:.1f} ms")
+        yield ok(f"{text}; a 512 x 512 matrix product is right and took {1000 * seconds:.1f} ms")
 
 
-def _torchvision() -> Iterator[Finding]:
-    """Run an operation of torchvision's own, which fails if it is built for another torch."""
+def _torchvision() -> Iterator[CheckResult]:
+    """Run a compiled torchvision operation, which fails if it was built for another torch."""
     import torch
     import torchvision
 
@@ -105,31 +105,30 @@ def _torchvision() -> Iterator[Finding]:
     yield ok(text) if kept == [0, 2] else problem(f"{text} computes wrongly", _REINSTALL)
 
 
-def _java() -> Iterator[Finding]:
+def _java() -> Iterator[CheckResult]:
     from evaluation import java
 
-    found = java.find_java()
-    yield ok(f"Java: {java.version(found)}, {found}")
+    path = java.find_java()
+    yield ok(f"Java: {java.version(path)}, {path}")
 
 
-def _meteor() -> Iterator[Finding]:
-    """Score a caption that equals its reference: the tokenizer and METEOR both run."""
+def _meteor() -> Iterator[CheckResult]:
+    """Score a caption that equals its reference, which runs the tokenizer and METEOR."""
     from evaluation.toolkit import score
 
     caption = "a brown dog runs over the grass"
     start = time.perf_counter()
     scores = score({1: [caption]}, {1: caption}, ("METEOR",), _METEOR_SECONDS)
-    seconds, found = time.perf_counter() - start, scores.corpus["METEOR"]
-    if found == 1:
-        yield ok(f"METEOR scores a caption that equals its reference 1, in {seconds:.1f} s")
+    seconds, meteor = time.perf_counter() - start, scores.corpus["METEOR"]
+    text = f"METEOR of a caption that equals its reference is {meteor:g}"
+    if meteor == 1:
+        yield ok(f"{text}; it took {seconds:.1f} s")
     else:
-        yield problem(
-            f"METEOR scores a caption that equals its reference {found}, not 1", _REINSTALL
-        )
+        yield problem(f"{text}, not 1", _REINSTALL)
 
 
-def _weights() -> Iterator[Finding]:
-    """Compare the CNNs' weights with the first digits of their checksum, which end their names."""
+def _weights() -> Iterator[CheckResult]:
+    """Compare the CNN weights with the start of their checksum, which is in their file names."""
     import torch
 
     from features.efficientnet_lite import VARIANTS, weights_file
@@ -147,43 +146,45 @@ def _weights() -> Iterator[Finding]:
         else:
             yield problem(
                 f"weights {path} are damaged: their SHA-256 starts with {digest[:8]}",
-                f"delete {path}; it is downloaded again, or comes with the package",
+                f"delete {path}; it is downloaded again (or reinstall, if it came with a package)",
             )
 
 
-def _disk(folder: Path) -> Iterator[Finding]:
+def _disk(folder: Path) -> Iterator[CheckResult]:
     for place in (folder, Path(tempfile.gettempdir())):
         free = shutil.disk_usage(place).free
-        text = f"disk: {free / 1e9:.1f} GB are free for {place.absolute()}"
+        text = f"disk: {free / 1e9:.1f} GB are free in {place.absolute()}"
         try:
             with tempfile.TemporaryFile(dir=place) as file:
                 file.write(b"x")
         except OSError as error:
             yield problem(
                 f"{text}, but nothing can be written there: {error.strerror}",
-                "make room, see to its permissions, or choose another --work (TMPDIR, if it is the "
-                "folder for temporary files)",
+                "free disk space, fix the permissions, or choose another --work (for temporary "
+                "files, another TMPDIR)",
             )
             continue
         if free < _LEAST_DISK:
-            yield warning(text, "make room: features take 30 to 60 kB a picture, a run 100 MB")
+            yield warning(
+                text, "free disk space: features need 30 to 60 kB per picture, a run 100 MB"
+            )
         else:
             yield ok(text)
 
 
-def _memory() -> Iterator[Finding]:
+def _memory() -> Iterator[CheckResult]:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     available = total
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")  # of the container we may be in
+    limit = Path("/sys/fs/cgroup/memory.max")  # set if we run in a container
     if limit.exists() and (bound := limit.read_text().strip()).isdigit():
         used = int(limit.with_name("memory.current").read_text())
         total, available = min(total, int(bound)), min(available, int(bound) - used)
     text = f"memory: {available / 1e9:.1f} of {total / 1e9:.1f} GB are available"
     if available < _LEAST_MEMORY:
-        yield warning(text, "close other programs: METEOR takes up to 2 GB, training 1 to 2 GB")
+        yield warning(text, "close other programs: METEOR needs up to 2 GB, training 1 to 2 GB")
     else:
         yield ok(text)

@@ -1,4 +1,4 @@
-"""Whether the files of a work directory are whole and belong together."""
+"""Check that the files of a work directory are intact and belong together."""
 
 import os
 from collections import Counter
@@ -19,14 +19,14 @@ from features.store import FAILED, FeatureStore, differences, fingerprint
 from features.verification import damaged
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable
-from pipeline.doctor.results import Finding, ok, problem, warning
+from pipeline.doctor.results import CheckResult, ok, problem, warning
 from pipeline.text import TOKENIZER
 from pipeline.up_to_date import changed_inputs
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
 
-# A vocabulary that knows less than this of the training captions is of another data set.
-_LEAST_KNOWN = 0.5
+# A vocabulary with a smaller share of the training words belongs to another data set.
+_LEAST_COVERAGE = 0.5
 _STAGES = {
     "prepare": PREPARE,
     "extract": EXTRACT,
@@ -37,15 +37,15 @@ _STAGES = {
 }
 
 
-def examine(work: WorkFolder) -> Iterator[Finding]:
-    """Check the files of a work directory, as far as the stages have come."""
+def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
+    """Check the files that the stages have written so far."""
     if not work.path.is_dir():
-        yield problem(f"{work.path} is not there", f"make it with {PREPARE}")
+        yield problem(f"{work.path} does not exist", f"create it with {PREPARE}")
         return
     try:
         table = captions.load(work.captions)
     except UserError as error:
-        yield problem(str(error), f"run {PREPARE} --force; nothing else can be checked without")
+        yield problem(str(error), f"run {PREPARE} --force; the other checks need this file")
         return
     yield from _table(table, work)
     words, store = None, None
@@ -56,9 +56,11 @@ def examine(work: WorkFolder) -> Iterator[Finding]:
         yield problem(str(error), f"run {PREPARE} --force")
     try:
         if parts_folder(work.features).exists():
-            yield warning("an extraction was stopped half-way", f"finish it with {EXTRACT}")
+            yield warning(
+                "the extraction of features is not finished", f"continue it with {EXTRACT}"
+            )
         if not work.features.exists():
-            yield warning(f"{work.path} has no features.h5 yet", f"make it with {EXTRACT}")
+            yield warning(f"{work.path} has no features.h5 yet", f"create it with {EXTRACT}")
         else:
             store = FeatureStore(work.features)
             yield from _features(store, table)
@@ -71,89 +73,89 @@ def examine(work: WorkFolder) -> Iterator[Finding]:
             yield from _outdated(folder)
 
 
-def _table(table: CaptionTable, work: WorkFolder) -> Iterator[Finding]:
+def _table(table: CaptionTable, work: WorkFolder) -> Iterator[CheckResult]:
     counts = Counter(image.split for image in table.images)
     listed = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
     text = f"{work.captions}: {listed} images of {table.dataset}"
-    lacking = [split for split in ("train", "val") if not counts[split]]
-    if lacking:
-        yield problem(f"{text}; none in {' and '.join(lacking)}", "decoder.train needs both splits")
+    empty = [split for split in ("train", "val") if not counts[split]]
+    if empty:
+        yield problem(f"{text}; none in {' and '.join(empty)}", "decoder.train needs both splits")
     else:
         yield ok(text)
     splits: dict[str, set[str]] = {}
     for image in table.images:
         splits.setdefault(os.path.normpath(image.file_name), set()).add(image.split)
-    twice = [name for name, found in splits.items() if len(found) > 1]
-    if twice:
+    overlap = [name for name, of_name in splits.items() if len(of_name) > 1]
+    if overlap:
         yield problem(
-            f"{len(twice)} pictures are in two splits: {first_few(twice)}",
-            f"mend the data set's splits and run {PREPARE}: such scores flatter",
+            f"{len(overlap)} pictures are in two splits: {first_few(overlap)}",
+            f"fix the splits and run {PREPARE}; overlapping splits inflate the scores",
         )
     missing = [i.file_name for i in table.images if not os.path.isfile(table.path(i))]  # noqa: PTH113
     if missing:
         yield warning(
             f"{len(missing)} of {len(table.images)} pictures are not in {table.root}: "
             f"{first_few(missing)}",
-            f"bring them back for extraction and reports, or run {PREPARE} with the new --root",
+            f"restore them for extraction and reports, or run {PREPARE} with the new --root",
         )
 
 
-def _words(words: Vocabulary, table: CaptionTable, work: WorkFolder) -> Iterator[Finding]:
+def _words(words: Vocabulary, table: CaptionTable, work: WorkFolder) -> Iterator[CheckResult]:
     path = work.vocabulary
     train = [c.tokens for i in table.images if i.split == "train" for c in i.captions]
     total = sum(map(len, train))
     known = sum(token in words.ids for tokens in train for token in tokens) / max(total, 1)
-    text = f"{path}: {len(words):,} words know {known:.1%} of the {total:,} in training captions"
-    if known < _LEAST_KNOWN:
-        yield problem(f"{text}; it is of another data set", f"run {PREPARE} --force")
+    text = f"{path}: {len(words):,} words cover {known:.1%} of the {total:,} in training captions"
+    if known < _LEAST_COVERAGE:
+        yield problem(f"{text}; it belongs to another data set", f"run {PREPARE} --force")
         return
-    again = vocabulary.build(train, words.min_count, words.max_length)
-    if (again.words, again.counts) != (words.words, words.counts):
-        yield problem(f"{text}, but it was made from other captions", f"run {PREPARE} --force")
+    rebuilt = vocabulary.build(train, words.min_count, words.max_length)
+    if (rebuilt.words, rebuilt.counts) != (words.words, words.counts):
+        yield problem(f"{text}, but it was built from other captions", f"run {PREPARE} --force")
     elif known < 1 - checks.UNKNOWN_BOUND:
-        yield warning(text, f"keep more words: {PREPARE} with a smaller --min-count")
+        yield warning(text, f"keep more words: run {PREPARE} with a smaller --min-count")
     else:
         yield ok(text)
     if words.tokenizer != TOKENIZER:
         yield warning(
-            f"{path} was made by another tokenizer ({words.tokenizer}; here {TOKENIZER})",
-            f"run {PREPARE} --force, or install that version",
+            f"{path} was built with another tokenizer ({words.tokenizer}; installed: {TOKENIZER})",
+            f"run {PREPARE} --force, or install the version that built it",
         )
 
 
-def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
-    failed, there = store.failures(), set(store.image_ids.tolist())
+def _features(store: FeatureStore, table: CaptionTable) -> Iterator[CheckResult]:
+    failed, stored = store.failures(), set(store.image_ids.tolist())
     kind = store.description
     yield ok(
         f"{store.path}: {len(store) - len(failed):,} images stored, {kind['backbone']}, "
         f"{kind['grid'][0]} x {kind['grid'][1]} x {kind['channels']} {kind['dtype']}, fingerprint "
         f"{store.fingerprint[:12]}"
     )
-    missing = [image.id for image in table.images if image.id not in there]
+    missing = [image.id for image in table.images if image.id not in stored]
     if missing:
         yield problem(
             f"{len(missing)} images of captions.json are not in the store: {first_few(missing)}",
-            f"run {EXTRACT} again; what is there is kept",
+            f"run {EXTRACT} again; it keeps what is stored",
         )
-    extra = there.difference(image.id for image in table.images)
+    extra = stored.difference(image.id for image in table.images)
     if extra:
         yield warning(
             f"{len(extra)} stored images are not in captions.json: {first_few(sorted(extra))}",
-            f"if they are not needed any more, {EXTRACT} --prune drops them",
+            f"if they are no longer needed, remove them with {EXTRACT} --prune",
         )
     if failed:
         reasons = (f"image {image_id} ({why})" for image_id, why in failed.items())
         yield warning(
             f"{int((store.status == FAILED).sum())} pictures could not be read and are left out: "
             f"{first_few(reasons, 3)}",
-            f"mend them and run {EXTRACT} again, or leave them out for good",
+            f"fix them and run {EXTRACT} again, or leave them out",
         )
     broken = damaged(store)
     if broken:
         listed = (f"image {image_id} ({why})" for image_id, why in broken.items())
         yield problem(
             f"{len(broken)} rows of the store are damaged: {first_few(listed, 3)}",
-            f"run {EXTRACT} --force, and look after the disk",
+            f"run {EXTRACT} --force, and check the disk",
         )
         return
     yield ok(f"all rows of {store.path.name} match their checksums")
@@ -161,28 +163,28 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[Finding]:
         if leaked:
             pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
             yield warning(
-                f"{len(leaked)} {split} images are pictures that are trained on under another id: "
+                f"{len(leaked)} {split} images are also in the training split under another id: "
                 f"{first_few(pairs)}",
-                f"remove them from one of the splits and run {PREPARE}: such scores flatter",
+                f"remove them from one split and run {PREPARE}; overlapping splits inflate the "
+                "scores",
             )
 
 
 def _run(
     run: RunFolder, table: CaptionTable, words: Vocabulary | None, store: FeatureStore | None
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     name = f"run {run.path.name}"
     if not run.best.exists():
         yield warning(
             f"{name} has no weights yet",
-            "wait if it is being trained; else continue it with decoder.train --resume, or delete "
-            f"{run.path}",
+            f"unless it is being trained now, continue it with --resume, or delete {run.path}",
         )
         return
     try:
         model, own_words, config = load_decoder(run, run.best, torch.device("cpu"))
     except UserError as error:
         yield problem(
-            f"{name}: {error}", "copy these files from where they are whole, or train anew"
+            f"{name}: {error}", "restore these files from a backup, or train the run again"
         )
         return
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -191,33 +193,40 @@ def _run(
         yield problem(
             f"{name} was trained on other features than features.h5 has: "
             f"{differences(config['features'], store.description)}",
-            f"run {EXTRACT} as then in another --work, or train anew",
+            f"run {EXTRACT} with the earlier options in another --work, or train the run again",
         )
     if words is not None and digest(words.words) != digest(own_words.words):
         yield warning(
             f"{name} has another vocabulary than {run.work.vocabulary}",
-            "train anew if the captions have changed; the run itself is whole",
+            "train again if the captions have changed; the run itself is intact",
         )
     try:
         if run.state.exists():
             checkpoints.load(run.state, torch.device("cpu"))
         else:
             yield warning(
-                f"{name} has no state: --resume cannot continue it", "train anew if need be"
+                f"{name} has no state: --resume cannot continue it",
+                "train it again if you want to continue it",
             )
     except UserError as error:
-        yield problem(f"{name}: {error}", "it cannot be continued; its best weights are whole")
+        yield problem(
+            f"{name}: {error}", "the run cannot be continued; its best weights are intact"
+        )
     for split in SPLITS:
         if run.captions(split).exists():
             try:
                 runs.load(run.path, split)
-                yield ok(f"{name}: captions of {split}, and what belongs to them, are whole")
+                yield ok(
+                    f"{name}: captions of {split} and the files that belong to them are intact"
+                )
             except UserError as error:
-                yield problem(f"{name}: {error}", "make the named file anew by its stage's --force")
+                yield problem(
+                    f"{name}: {error}", "write the named file again, with --force on its command"
+                )
 
 
-def _outdated(folder: Path) -> Iterator[Finding]:
-    """Find files that were made from others which have changed since."""
+def _outdated(folder: Path) -> Iterator[CheckResult]:
+    """Warn about files that are older than the files they were made from."""
     for record in sorted(folder.glob(".done/*.json")):
         if changed := changed_inputs(folder, record.stem):
             command = next(

@@ -1,1 +1,1 @@
-"""Readers of the data set formats: each returns the records that its files hold."""
+"""Readers of data set formats: each returns the records of a data set and its image root."""

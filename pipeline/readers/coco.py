@@ -8,11 +8,11 @@ from typing import Any
 
 from features.errors import UserError, first_few
 from pipeline.options import PrepareOptions
-from pipeline.readers import records
+from pipeline.readers.files import find, read_json
 from pipeline.readers.karpathy import read_karpathy_json
 from pipeline.readers.records import Reading, Record
 
-# Each release, in the order of preference, and a file by which it is known.
+# The releases in order of preference, each with a file that identifies it.
 RELEASES = {
     "karpathy": "dataset_coco.json",
     "2014": "annotations/captions_train2014.json",
@@ -21,35 +21,35 @@ RELEASES = {
 
 
 def read_coco(root: Path, options: PrepareOptions) -> Reading:
-    """Read the release of COCO that lies in the root (see `RELEASES`), or the one chosen.
+    """Read `--release`, or the first of `RELEASES` that is in the root.
 
     Raises:
-        UserError: the root has none of them, or not the chosen one, or a file is damaged.
+        UserError: that release is not in the root, or a file is damaged.
     """
     wanted: list[str] = [options.release] if options.release else list(RELEASES)
-    found = {release: records.find(root, (RELEASES[release],)) for release in wanted}
-    there = {release: path for release, path in found.items() if path}
-    if not there:
+    paths = {release: find(root, (RELEASES[release],)) for release in wanted}
+    present = {release: path for release, path in paths.items() if path}
+    if not present:
         files = " or ".join(RELEASES[release] for release in wanted)
-        raise UserError(f"{root}: expected {files}; not there (--download gets it)")
-    release, path = next(iter(there.items()))
-    pictures = records.find(root, ("val2017" if release == "2017" else "val2014",))
+        raise UserError(f"{root}: expected {files}, found none; --download fetches it")
+    release, path = next(iter(present.items()))
+    pictures = find(root, ("val2017" if release == "2017" else "val2014",))
     image_root = pictures.parent if pictures else root
     if release == "karpathy":
         reading = read_karpathy_json(path, image_root)
     else:
         reading = _read_official(path.parent, image_root, release, options.skip_missing)
     remark = f"captions and splits of {path}"
-    if len(there) > 1:
-        remark += f"; also there: {', '.join(list(there)[1:])} (see --release)"
+    if len(present) > 1:
+        remark += f"; also present: {', '.join(list(present)[1:])} (choose with --release)"
     return Reading(image_root, reading.records, [remark, *reading.remarks])
 
 
 def _read_official(folder: Path, image_root: Path, year: str, skip_missing: bool) -> Reading:
-    read, remarks = [], []
+    records, remarks = [], []
     for split in ("train", "val"):  # the captions of the official test split are not public
         path = folder / f"captions_{split}{year}.json"
-        content = records.read_json(path)
+        content = read_json(path)
         try:
             captions: dict[Any, list[str]] = {}
             for entry in content["annotations"]:
@@ -57,15 +57,15 @@ def _read_official(folder: Path, image_root: Path, year: str, skip_missing: bool
             for image in content["images"]:
                 name = f"{split}{year}/{image['file_name']}"
                 texts = tuple(captions.pop(image["id"], ()))
-                read.append(Record(name, split, texts, image["id"]))
+                records.append(Record(name, split, texts, image["id"]))
         except KeyError as error:
             raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
         except TypeError as error:
             raise UserError(f"{path} is not in COCO's format ({error})") from error
         if captions:
-            found = f"{path}: {len(captions)} image ids have captions but no image: "
-            found += first_few(captions)
+            remark = f"{path}: {len(captions)} image ids have captions but no image: "
+            remark += first_few(captions)
             if not skip_missing:
-                raise UserError(f"{found}; --skip-missing leaves them out")
-            remarks.append(found)
-    return Reading(image_root, read, remarks)
+                raise UserError(f"{remark}; --skip-missing leaves them out")
+            remarks.append(remark)
+    return Reading(image_root, records, remarks)

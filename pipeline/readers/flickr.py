@@ -1,4 +1,4 @@
-"""Readers of Flickr8k and Flickr30k as their authors and others distribute them."""
+"""Readers of Flickr8k and Flickr30k, in the layouts in which they are distributed."""
 
 import csv
 import io
@@ -7,23 +7,23 @@ from pathlib import Path
 
 from features.errors import UserError
 from pipeline.options import PrepareOptions
-from pipeline.readers import records
+from pipeline.readers.files import find, read_text
 from pipeline.readers.karpathy import read_karpathy_json
-from pipeline.readers.records import Reading
+from pipeline.readers.records import Reading, merge, split_by_hash
 
 _FLICKR8K_SPLITS = {
     "train": "Flickr_8k.trainImages.txt",
     "val": "Flickr_8k.devImages.txt",
     "test": "Flickr_8k.testImages.txt",
 }
-# The official release has captions for this name, and no such picture.
+# The official release has captions for this file name but no such picture.
 _NOT_A_PICTURE = "2258277193_586949ec62.jpg.1"
 
 
 def read_flickr8k(root: Path, options: PrepareOptions) -> Reading:
     """Read Flickr8k: the official release, or the one on Kaggle (Images/, captions.txt).
 
-    The split lists may be incomplete or absent; see `_read` for what takes their place.
+    The split lists may be incomplete or missing; `_read` says what replaces them.
 
     Source: M. Hodosh, P. Young, J. Hockenmaier, "Framing Image Description as a Ranking Task",
     JAIR 2013.
@@ -62,48 +62,51 @@ def _read(
     karpathy: str,
     lists: dict[str, str],
 ) -> Reading:
-    """Read one of the two; splits are those of `lists`, else of `karpathy`, else by hash."""
-    image_root = records.find(root, images)
+    """Read one of the two data sets.
+
+    Splits come from `lists`; without those, from `karpathy`; without that, from a hash.
+    """
+    image_root = find(root, images)
     if image_root is None:
         raise UserError(
             f"{root}: expected the pictures of {options.dataset} in one of the folders "
-            f"{', '.join(images)}; none is there"
+            f"{', '.join(images)}, found none"
         )
-    found = {split: records.find(root, (name,)) for split, name in lists.items()}
     splits: dict[str, str | None] = {}
-    for split, path in found.items():
-        for name in records.read_text(path).split() if path else ():
+    for split, list_name in lists.items():
+        path = find(root, (list_name,))
+        for name in read_text(path).split() if path else ():
             if splits.setdefault(name, split) != split:
-                raise UserError(f"{path}: {name} is in the split {splits[name]} as well")
+                raise UserError(f"{path}: {name} is also in the split {splits[name]}")
     splits.pop(_NOT_A_PICTURE, None)
-    karpathy_file = records.find(root, (karpathy,))
+    karpathy_file = find(root, (karpathy,))
     if not splits and karpathy_file:
         return read_karpathy_json(karpathy_file, image_root)
 
-    caption_file = records.find(root, captions)
+    caption_file = find(root, captions)
     if caption_file is None:
         raise UserError(
             f"{root}: expected the captions of {options.dataset} in "
-            f"{' or '.join((*captions, karpathy))}, there or one folder below; none is there"
+            f"{' or '.join((*captions, karpathy))}, there or one folder below, found none"
         )
     pairs = _kaggle_rows if caption_file.name == "captions.txt" else _token_lines
-    read = records.merge(
+    records = merge(
         ((name, text) for name, text in pairs(caption_file) if name != _NOT_A_PICTURE), splits
     )
     if splits:
-        return Reading(image_root, read)
+        return Reading(image_root, records)
     return Reading(
         image_root,
-        records.split_by_hash(read, options.seed, caption_file),
+        split_by_hash(records, options.seed, caption_file),
         [
-            f"no list of splits: split by file name 80:10:10 with --seed {options.seed}; for the "
-            f"split that publications use, put {' or '.join((*lists.values(), karpathy))} there"
+            f"no split lists: split by file name 80:10:10 with --seed {options.seed}; for the "
+            f"published split, add {' or '.join((*lists.values(), karpathy))}"
         ],
     )
 
 
 def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
-    for number, line in enumerate(records.read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         key, tab, caption = line.partition("\t")
@@ -116,12 +119,12 @@ def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _kaggle_rows(path: Path) -> Iterator[tuple[str, str]]:
-    rows = csv.reader(io.StringIO(records.read_text(path)))
+    rows = csv.reader(io.StringIO(read_text(path)))
     try:
         if next(rows, None) != ["image", "caption"]:
             raise UserError(f"{path}, line 1: expected image,caption")
         for row in filter(None, rows):
-            # A caption with commas that nobody quoted comes in several fields.
+            # An unquoted caption with commas is read as more than one field.
             yield row[0], ",".join(row[1:])
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}") from error

@@ -1,4 +1,4 @@
-"""Reader of anybody's own pictures: a folder and a CSV or JSONL file of captions."""
+"""Reader of the data set `folder`: your own pictures with a CSV or JSONL file of captions."""
 
 import csv
 import io
@@ -10,8 +10,8 @@ from typing import Any
 
 from features.errors import UserError, first_few
 from pipeline.options import PrepareOptions
-from pipeline.readers import records
-from pipeline.readers.records import Reading
+from pipeline.readers.files import captions_file, read_text
+from pipeline.readers.records import Reading, merge, split_by_hash, split_name
 
 _NAME_COLUMNS = ("file_name", "image", "file", "path")
 _CAPTION_COLUMNS = ("caption", "captions")
@@ -21,15 +21,15 @@ _PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", "
 def read_folder(root: Path, options: PrepareOptions) -> Reading:
     """Read `--captions`, or the only .csv or .jsonl file in the root.
 
-    A row names a picture, relative to the root, in the column file_name (or image, file, path),
-    and holds its caption in the column caption; a picture with several captions has several rows
-    or, in JSONL, a list. A column split, if there is one, says train, val or test; a picture
-    where it is empty is in no split. Without the column, `records.split_by_hash` splits.
+    The column file_name (or image, file, path) names a picture relative to the root, the column
+    caption holds its caption. A picture with more captions has more rows or, in JSONL, a list. The
+    optional column split is train, val or test; if it is empty, the picture is in no split. Without
+    that column, `split_by_hash` makes the splits.
 
     Raises:
         UserError: a row lacks a column or is not JSON, or a picture is in two splits.
     """
-    path = records.captions_file(root, options.captions, ("*.csv", "*.jsonl"))
+    path = captions_file(root, options.captions, ("*.csv", "*.jsonl"))
     rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
     pairs: list[tuple[str, str]] = []
     splits: dict[str, str | None] = {}
@@ -38,31 +38,32 @@ def read_folder(root: Path, options: PrepareOptions) -> Reading:
         where = f"{path}, line {line}"
         name = _column(row, _NAME_COLUMNS, where)
         if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: expected the name of a picture, found {name!r}")
+            raise UserError(f"{where}: expected the file name of a picture, found {name!r}")
         name = str(PurePosixPath(name))  # so that ./a.jpg and a.jpg are one picture
         captions = _column(row, _CAPTION_COLUMNS, where)
         pairs += [(name, text) for text in (captions if isinstance(captions, list) else [captions])]
         has_splits |= "split" in row
         try:
-            split = records.split_name(row["split"]) if row.get("split") else None
+            split = split_name(row["split"]) if row.get("split") else None
         except (UserError, AttributeError) as error:
             raise UserError(f"{where}: {error}") from error
         if splits.setdefault(name, split) != split:
             raise UserError(f"{where}: {name} is in the split {split} and in {splits[name]}")
-    read = records.merge(pairs, splits)
+    records = merge(pairs, splits)
     remarks = []
-    silent = _pictures(root, options.work) - splits.keys()
-    if silent:
-        named = first_few(sorted(silent))
-        remarks.append(f"{len(silent)} pictures have no row in {path.name}: {named}")
+    without_captions = _pictures(root, options.work) - splits.keys()
+    if without_captions:
+        named = first_few(sorted(without_captions))
+        remarks.append(f"{len(without_captions)} pictures have no row in {path.name}: {named}")
     if not has_splits:
         remarks.append(f"no column split: split by file name 80:10:10 with --seed {options.seed}")
-        read = records.split_by_hash(read, options.seed, path)
-    return Reading(root, read, remarks)
+        records = split_by_hash(records, options.seed, path)
+    return Reading(root, records, remarks)
 
 
 def _pictures(root: Path, work: Path) -> set[str]:
-    work = Path(os.path.realpath(work))  # unlike Path.resolve, it bears links that lead in a circle
+    """Return the file names of all pictures below `root` that are not in the work directory."""
+    work = Path(os.path.realpath(work))  # unlike Path.resolve, it accepts circular links
     return {
         path.relative_to(root).as_posix()
         for path in root.rglob("*")
@@ -80,7 +81,7 @@ def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
 
 
 def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(records.read_text(path).split("\n"), 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -93,12 +94,12 @@ def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the line number and columns of each row.
+    """Yield the line number and the columns of each row.
 
-    The separator is the one of comma, semicolon and tab that is most frequent in the header;
-    csv.Sniffer would also look at the captions and be misled by their punctuation.
+    The separator is whichever of comma, semicolon and tab is most frequent in the header.
+    csv.Sniffer also looks at the captions, and their punctuation misleads it.
     """
-    text = records.read_text(path)
+    text = read_text(path)
     header = text.partition("\n")[0]
     reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), strict=True)
     try:
@@ -107,7 +108,7 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if None in row:
                 raise UserError(
                     f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} "
-                    f"columns, found {len(row) - 1 + len(row[None])}; quote the caption"
+                    f"columns, found {len(row) - 1 + len(row[None])}; put the caption in quotes"
                 )
             yield reader.line_num, row
     except csv.Error as error:

@@ -1,4 +1,4 @@
-"""Reader of the JSON format in which A. Karpathy distributes captions and splits.
+"""Reader of the JSON format in which A. Karpathy published captions and splits.
 
 Source: A. Karpathy, L. Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image
 Descriptions", CVPR 2015; https://cs.stanford.edu/people/karpathy/deepimagesent/
@@ -9,25 +9,25 @@ from typing import Any
 
 from features.errors import UserError
 from pipeline.options import PrepareOptions
-from pipeline.readers import records
-from pipeline.readers.records import Reading, Record
+from pipeline.readers.files import captions_file, read_json
+from pipeline.readers.records import Reading, Record, split_name
 
 
 def read_karpathy(root: Path, options: PrepareOptions) -> Reading:
-    """Read any data set in that format, `--captions` or the only dataset_*.json in the root."""
-    path = records.captions_file(root, options.captions, ("dataset_*.json",))
+    """Read `--captions`, or the only dataset_*.json in the root."""
+    path = captions_file(root, options.captions, ("dataset_*.json",))
     return read_karpathy_json(path, root)
 
 
 def read_karpathy_json(path: Path, image_root: Path) -> Reading:
-    """Read the file at `path`, whose pictures lie in `image_root`.
+    """Read the file `path`; its pictures are in `image_root`.
 
-    An image's id is its "cocoid", if it has one; its file lies in "filepath", if it has one.
+    The optional "cocoid" of an image is its id, the optional "filepath" the folder of its file.
 
     Raises:
         UserError: the file is not JSON, or an image lacks a key or has an unknown split.
     """
-    content = records.read_json(path)
+    content = read_json(path)
     entries = content.get("images") if isinstance(content, dict) else None
     if not isinstance(entries, list):
         raise UserError(f'{path}: expected an object with a list "images"')
@@ -39,7 +39,7 @@ def _record(entry: Any, index: int, path: Path) -> Record:
         folder, name = entry.get("filepath"), entry["filename"]
         return Record(
             f"{folder}/{name}" if folder else name,
-            records.split_name(entry["split"]),
+            split_name(entry["split"]),
             tuple(sentence["raw"] for sentence in entry["sentences"]),
             entry.get("cocoid"),
         )

@@ -1,17 +1,14 @@
-"""What every reader of a data set returns, and what the readers share."""
+"""What a reader returns: records of pictures, their splits and captions, nothing checked yet."""
 
-import codecs
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
-from features.errors import UserError, first_few
+from features.errors import UserError
 
-# Names of splits met in published data sets; restval is the part of COCO's val that Karpathy and
-# Fei-Fei (2015) left over, which everyone trains on.
+# Split names in published data sets. restval is the part of COCO's validation set that Karpathy and
+# Fei-Fei (2015) left over; everyone trains on it.
 _SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -27,10 +24,10 @@ _SPLIT_NAMES = {
 
 @dataclass(frozen=True)
 class Record:
-    """One picture as its data set describes it, nothing checked yet.
+    """One picture as its data set describes it.
 
-    `split` is None for a picture that the data set has put in no split, `id` is None where the
-    data set numbers no pictures.
+    `split` is None if the data set puts the picture in no split, `id` is None if the data set does
+    not number its pictures.
     """
 
     file_name: str
@@ -41,55 +38,18 @@ class Record:
 
 @dataclass(frozen=True)
 class Reading:
-    """What a reader found: the folder that file names are relative to, records and remarks."""
+    """The records of a data set, the folder of its pictures, and remarks for the user."""
 
     image_root: Path
     records: list[Record]
     remarks: list[str] = field(default_factory=list)
 
 
-def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file, with or without a byte order mark, or of UTF-16 with one.
-
-    Raises:
-        UserError: the file is missing, unreadable or neither.
-    """
-    try:
-        content = path.read_bytes()
-        if content.startswith(b"PK\3\4"):
-            raise UserError(
-                f"{path} is no text but an archive or a spreadsheet; save it as CSV in UTF-8"
-            )
-        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        return content.decode("utf-16" if wide else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(
-            f"{path}, line {line}: expected UTF-8, found the byte "
-            f"0x{error.object[error.start]:02x}; convert it, as in: iconv -f cp1252 -t utf-8"
-        ) from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-
-
-def read_json(path: Path) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        UserError: as `read_text`, or the file is not JSON.
-    """
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: expected JSON: {error}") from error
-
-
 def split_name(name: str) -> str:
     """Return train, val or test for the `name` that a data set gives to a split.
 
     Raises:
-        UserError: the name is none that is known.
+        UserError: the name is unknown.
     """
     known = _SPLIT_NAMES.get(name.strip().lower())
     if known is None:
@@ -100,12 +60,12 @@ def split_name(name: str) -> str:
 def merge(
     captions: Iterable[tuple[str, str]], splits: Mapping[str, str | None] | None = None
 ) -> list[Record]:
-    """Return a record for each picture, in order of first mention.
+    """Return one record per picture, in order of first mention.
 
     Args:
         captions: (file name, caption) pairs.
-        splits: the split of each file name; one named only here has no captions, one not named
-            here is in no split.
+        splits: the split of each file name. A picture that is only here has no captions; one that
+            is missing here is in no split.
     """
     splits = splits or {}
     texts: dict[str, list[str]] = {name: [] for name in splits}
@@ -117,48 +77,24 @@ def merge(
 def split_by_hash(records: list[Record], seed: int, source: Path) -> list[Record]:
     """Put each record into train (80 %), val (10 %) or test (10 %) by a hash of its file name.
 
-    A picture keeps its split when others are added or removed; only where train or val would be
-    empty, one picture moves there.
+    A picture keeps its split when others are added or removed. Only if train or val would be empty
+    is one picture moved there.
 
     Raises:
-        UserError: there are fewer than two pictures; `source` is the file to name.
+        UserError: there are fewer than two pictures; the message names the file `source`.
     """
     if len(records) < 2:
         raise UserError(f"{source}: expected 2 pictures or more to split, found {len(records)}")
-    # A number in [0, 1) for each picture, as even as chance and the same on every machine.
-    place = {}
+    # A number for each picture, uniform in [0, 1) and the same on every machine.
+    position = {}
     for record in records:
         digest = sha256(f"{seed}/{record.file_name}".encode(errors="replace")).digest()
-        place[record.file_name] = int.from_bytes(digest[:8]) / 2**64
-    chosen = {n: "val" if x < 0.1 else "test" if x < 0.2 else "train" for n, x in place.items()}
-    if "val" not in chosen.values():
-        chosen[min(place, key=place.__getitem__)] = "val"
-    if "train" not in chosen.values():
-        chosen[max(place, key=place.__getitem__)] = "train"
-    return [replace(record, split=chosen[record.file_name]) for record in records]
-
-
-def captions_file(root: Path, chosen: Path | None, patterns: Iterable[str]) -> Path:
-    """Return the `chosen` file, or the only one in `root` that matches one of `patterns`.
-
-    Raises:
-        UserError: the root is not there, or no file matches, or several do.
-    """
-    if chosen is not None:
-        return chosen if chosen.exists() else root / chosen
-    found = sorted(path for pattern in patterns for path in root.glob(pattern))
-    if len(found) != 1:
-        listed = first_few(path.name for path in found) or "none"
-        raise UserError(
-            f"{root}: expected one {' or '.join(patterns)}, found {listed}; name it with --captions"
-        )
-    return found[0]
-
-
-def find(root: Path, names: Iterable[str]) -> Path | None:
-    """Return the first of `names`, files or folders, that is in `root` or one folder below."""
-    for name in names:
-        for path in (root / name, *sorted(root.glob(f"*/{name}"))):
-            if path.exists():
-                return path
-    return None
+        position[record.file_name] = int.from_bytes(digest[:8]) / 2**64
+    splits = {
+        name: "val" if x < 0.1 else "test" if x < 0.2 else "train" for name, x in position.items()
+    }
+    if "val" not in splits.values():
+        splits[min(position, key=position.__getitem__)] = "val"
+    if "train" not in splits.values():
+        splits[max(position, key=position.__getitem__)] = "train"
+    return [replace(record, split=splits[record.file_name]) for record in records]

@@ -1,8 +1,8 @@
 """The built-in data set `shapes`: drawn scenes with five captions each.
 
-Several coloured things stand, fly or swim in relation to each other. `world` says what exists,
-`layout` composes a scene of it, `pictures` paints the scene (with `pen` and `things`), `captions`
-tells it. Everything is decided by (seed, index) alone.
+Two to four coloured things stand, fly or swim in relation to each other. `world` lists what exists,
+`layout` composes a scene, `pictures` paints it (with `pen` and `things`), and `captions` describes
+it. A scene depends only on its seed and index.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from pipeline.shapes.pictures import paint
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture in the folder it was drawn into, and its five captions."""
+    """One drawn picture and its five captions."""
 
     file_name: str
     split: str
@@ -31,8 +31,8 @@ class Scene:
 def draw(folder: Path, count: int, seed: int, size: int = 224) -> list[Scene]:
     """Draw `count` pictures of `size` x `size` pixels into `folder` as JPEG files.
 
-    Picture i of a seed is the same whatever `count` is; one that is there already is drawn anew.
-    Of every ten, eight are in the training split, the ninth in val and the tenth in test.
+    Picture i of a seed does not depend on `count`; an existing file is drawn again. Of every ten
+    pictures, eight are in the training split, the ninth in val and the tenth in test.
 
     Raises:
         UserError: `count` or `size` is below 1, or a file cannot be written.
@@ -52,10 +52,10 @@ def draw(folder: Path, count: int, seed: int, size: int = 224) -> list[Scene]:
 
 
 def describe(seed: int, index: int) -> Layout:
-    """Return what is where in picture `index` of `seed`."""
+    """Return the layout of picture `index` of `seed`."""
     return compose(Random(f"{seed}/{index}/layout"))
 
 
 def split_of(index: int) -> str:
-    """Return the split of picture `index`: any ten in a row have all three."""
+    """Return the split of picture `index`; any ten consecutive pictures have all three splits."""
     return {8: "val", 9: "test"}.get(index % 10, "train")

@@ -1,4 +1,4 @@
-"""Five captions of a scene, as five people might write them: each true, grammatical, different."""
+"""Five captions of a scene, as five people might write them: true, grammatical and different."""
 
 from dataclasses import dataclass
 from random import Random
@@ -8,7 +8,7 @@ from pipeline.text import as_sentence
 
 MOST_WORDS = 16
 
-# Where several wordings are listed one is drawn; one that is listed twice is drawn more often.
+# One of the listed wordings is drawn; a wording that is listed twice is drawn more often.
 NOUNS = {
     "balloon": ("balloon", "balloon", "hot air balloon"),
     "boat": ("boat", "boat", "sailboat"),
@@ -17,7 +17,7 @@ NOUNS = {
 PLURALS = {"bird": "birds", "duck": "ducks", "flower": "flowers", "sheep": "sheep"}
 NUMBERS = {2: "two", 3: "three"}
 SIZE_WORDS = {"small": ("small", "small", "little"), "large": ("large", "large", "big")}
-VERBS = {  # one, several, participle
+VERBS = {  # singular, plural, participle
     "stand": ("stands", "stand", "standing"),
     "sit": ("sits", "sit", "sitting"),
     "park": ("is parked", "are parked", "parked"),
@@ -38,7 +38,7 @@ RELATION_WORDS = {
     "left of": ("to the left of",),
     "right of": ("to the right of",),
 }
-# How readily people mention a relation.
+# How likely people are to mention a relation.
 SALIENCE = {
     "on": 8,
     "under": 8,
@@ -87,29 +87,29 @@ def captions(layout: Layout, random: Random) -> tuple[str, ...]:
     writer = _Writer(layout, random)
     patterns = [writer.brief, writer.existential, writer.statement, writer.three, writer.listing]
     random.shuffle(patterns)
-    told: list[str] = []
+    written: list[str] = []
     for pattern in patterns:
         caption = as_sentence(pattern())
-        while caption in told or len(caption.split()) > MOST_WORDS:
+        while caption in written or len(caption.split()) > MOST_WORDS:
             caption = as_sentence(random.choice((writer.existential, writer.statement))())
-        told.append(caption)
-    return tuple(told)
+        written.append(caption)
+    return tuple(written)
 
 
 @dataclass(frozen=True)
 class _Writer:
-    """Words for the things of one layout, given by their position in `layout.things`."""
+    """Writes phrases and sentences about one layout; things are indices into `layout.things`."""
 
     layout: Layout
     random: Random
 
     def brief(self) -> str:
-        """Tell a relation and no more: "a red house next to a tree"."""
+        """State only a relation: "a red house next to a tree"."""
         a, relation, b = self.relation(self.layout.relations())
         return f"{self.plain(a)} {relation} {self.plain(b)}"
 
     def existential(self) -> str:
-        """Say what there is: "there are two birds flying over a small boat on the sea"."""
+        """Say what exists: "there are two birds flying over a small boat on the sea"."""
         a, relation, b = self.relation(self.layout.relations())
         there = "there are" if self.layout.things[a].count > 1 else "there is"
         doing = f" {self.participle(a)}" if self.random.random() < 0.3 else ""
@@ -122,7 +122,7 @@ class _Writer:
         return f"{self.full(a)} {doing} {relation} {self.full(b)}{self.setting([a, b], 0.8)}"
 
     def three(self) -> str:
-        """Name three things if there are: three in a row, or two and one in the sky."""
+        """Name three things if possible: three side by side, or two and one in the sky."""
         layout, random = self.layout, self.random
         row, flyers = layout.row(), layout.flyers()
         if len(row) == 3 and len({self.zone(i) for i in row}) == 1 and random.random() < 0.6:
@@ -143,7 +143,7 @@ class _Writer:
         return f"{self.plain(a)} {relation} {self.plain(b)} {end} in the sky"
 
     def listing(self) -> str:
-        """List two things in their place: "a beach at night with a black dog and a tent"."""
+        """Name a place and two things in it: "a beach at night with a black dog and a tent"."""
         layout, random = self.layout, self.random
         a, b = random.sample(range(len(layout.things)), 2)
         if layout.things[a].kind.far:
@@ -156,10 +156,10 @@ class _Writer:
         return f"{start} with {self.plain(a)} and {self.plain(b)}"
 
     def relation(self, relations: list[Relation]) -> tuple[int, str, int]:
-        """Draw one of `relations`, the telling ones more often, and put it into words."""
+        """Draw one of `relations`, the salient ones more often, and put it into words."""
         things = self.layout.things
         weights = [
-            # "A cat next to a house" is what people say, seldom "a house next to a cat".
+            # People say "a cat next to a house", seldom "a house next to a cat".
             SALIENCE[name] * (0.2 if things[a].kind.far and not things[b].kind.far else 1)
             for a, name, b in relations
         ]
@@ -171,14 +171,14 @@ class _Writer:
         return self.noun_phrase(i, size=0.6)
 
     def plain(self, i: int) -> str:
-        """Return e.g. "a red boat", seldom its size."""
+        """Return e.g. "a red boat", seldom with its size."""
         return self.noun_phrase(i, size=0.2)
 
     def noun_phrase(self, i: int, size: float) -> str:
-        """Name a thing with its number and colour, and with its size as often as `size` says."""
+        """Name a thing with its number and colour, and with probability `size` its size."""
         thing, random = self.layout.things[i], self.random
         alike = sum(other.kind is thing.kind for other in self.layout.things) > 1
-        # People rarely say that a cactus is green, and always which of two houses they mean.
+        # People rarely say that a cactus is green, but they always distinguish two houses.
         colour = 1 if alike else 0.1 if len(thing.kind.colours) == 1 else 0.8
         words = []
         if thing.size in SIZE_WORDS and random.random() < size:
@@ -191,7 +191,7 @@ class _Writer:
         return " ".join(("an" if words[0][0] in "aeiou" else "a", *words))
 
     def verb(self, i: int) -> str:
-        """Return what a thing does, agreeing with its number: "flies", "fly"."""
+        """Return what a thing does, singular or plural: "flies", "fly"."""
         thing = self.layout.things[i]
         return VERBS[thing.pose][1 if thing.count > 1 else 0]
 
@@ -200,10 +200,10 @@ class _Writer:
         return VERBS[self.layout.things[i].pose][2]
 
     def setting(self, mentioned: list[int], likely: float) -> str:
-        """Return the place, the time, both or nothing, to end a sentence with.
+        """Return the end of a sentence: the place, the time, both or nothing.
 
-        Who reads "a boat under a balloon on the sea" sees the balloon swim: no place follows a
-        thing in the sky, unless only the sky was spoken of.
+        In "a boat under a balloon on the sea" the balloon seems to swim, so no place follows a
+        thing in the sky, unless everything mentioned is in the sky.
         """
         random, place = self.random, self.layout.place.name
         zones = [self.zone(i) for i in mentioned]
@@ -224,6 +224,6 @@ class _Writer:
         return ending
 
     def zone(self, i: int) -> str:
-        """Return land, water or sky; what sits on a thing is where that thing is."""
+        """Return land, water or sky; a thing that sits on another is in the zone of the other."""
         host = self.layout.host(i)
         return self.layout.things[i if host is None else host].kind.zone

@@ -1,6 +1,6 @@
-"""What is where in a picture of the `shapes` data set; says nothing of paint or of words.
+"""Where things are in a picture of the `shapes` data set, independent of painting and wording.
 
-Lengths are fractions of the picture's side; x runs to the right and y runs down.
+Lengths are fractions of the side of the picture; x runs to the right and y runs down.
 """
 
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from pipeline.shapes.world import GUESTS, KINDS, PALE, PLACES, SKIES, Kind, Plac
 
 SIZES = {"small": 0.8, "medium": 1.0, "large": 1.25}
 HORIZON = 0.6
-_MARGIN = 0.03  # kept free along the picture's edges
+_MARGIN = 0.03  # kept free along the edges of the picture
 _NEAR = 0.12  # things on the ground with a smaller gap are next to each other
 
 
 class Box(NamedTuple):
-    """The rectangle that a thing fills."""
+    """The bounding box of a thing."""
 
     left: float
     top: float
@@ -27,21 +27,21 @@ class Box(NamedTuple):
 
     @property
     def width(self) -> float:
-        """From left to right."""
+        """Horizontal extent."""
         return self.right - self.left
 
     @property
     def height(self) -> float:
-        """From top to bottom."""
+        """Vertical extent."""
         return self.bottom - self.top
 
     @property
     def x(self) -> float:
-        """The centre, horizontally."""
+        """Horizontal centre."""
         return (self.left + self.right) / 2
 
     def clear_of(self, other: "Box", gap: float) -> bool:
-        """Whether at least `gap` lies between this box and `other`."""
+        """Whether the gap between this box and `other` is at least `gap`."""
         return (
             self.right + gap <= other.left
             or other.right + gap <= self.left
@@ -52,7 +52,7 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing, or a flock of `count` alike, as it stands in the picture."""
+    """One thing in the picture, or a flock of `count` equal ones."""
 
     kind: Kind
     colour: str  # empty for a kind without colours
@@ -79,7 +79,7 @@ class Thing:
 
 
 class Relation(NamedTuple):
-    """`subject` and `object` are positions in `Layout.things`."""
+    """A relation between two things; `subject` and `object` are indices into `Layout.things`."""
 
     subject: int
     name: str
@@ -88,10 +88,10 @@ class Relation(NamedTuple):
 
 @dataclass(frozen=True)
 class Layout:
-    """A scene before it is painted or told: 2 to 4 things in a place under a sky.
+    """A scene before it is painted and captioned: 2 to 4 things in a place under a sky.
 
     `links` are the relations made on purpose ("on", "under", "in front of"); all others follow
-    from the boxes. `lamp` is where the sun or the moon stands.
+    from the boxes. `lamp` is the position of the sun or the moon.
     """
 
     place: Place
@@ -101,20 +101,22 @@ class Layout:
     lamp: tuple[float, float]
 
     def host(self, i: int) -> int | None:
-        """Return the thing that thing `i` is on, under or in front of, if there is one."""
+        """Return the thing that thing `i` is on, under or in front of, or None."""
         return next((link.object for link in self.links if link.subject == i), None)
 
     def relations(self) -> list[Relation]:
         """Return every relation that a caption may state, those made on purpose first."""
-        found = list(self.links)
-        found += [Relation(b, "behind", a) for a, name, b in self.links if name == "in front of"]
+        relations = list(self.links)
+        relations += [
+            Relation(b, "behind", a) for a, name, b in self.links if name == "in front of"
+        ]
         free = [i for i in range(len(self.things)) if self.host(i) is None]
         for a, b in combinations(free, 2):
-            found += _relations_of(a, b, self.things)
-        return found
+            relations += _relations_of(a, b, self.things)
+        return relations
 
     def row(self) -> list[int]:
-        """Return the free things on the ground, from left to right."""
+        """Return the things on land or water that have no host, from left to right."""
         ground = [
             i
             for i, thing in enumerate(self.things)
@@ -123,7 +125,7 @@ class Layout:
         return sorted(ground, key=lambda i: self.things[i].box.x)
 
     def flyers(self) -> list[int]:
-        """Return the things in the air."""
+        """Return the things in the sky that have no host."""
         return [
             i
             for i, thing in enumerate(self.things)
@@ -153,7 +155,7 @@ def _relations_of(a: int, b: int, things: tuple[Thing, ...]) -> Iterator[Relatio
 
 
 def compose(random: Random) -> Layout:
-    """Return a scene in which nothing is hidden but on purpose and at least two things relate."""
+    """Return a scene with at least one relation, in which things overlap only on purpose."""
     while True:
         layout = _attempt(random)
         if layout is not None:
@@ -161,7 +163,7 @@ def compose(random: Random) -> Layout:
 
 
 def _attempt(random: Random) -> Layout | None:
-    """Return a random scene, or None where the things drawn by lot do not fit together."""
+    """Return a random scene, or None if its things do not fit together."""
     place = random.choice(PLACES)
     sky = random.choices(list(SKIES), list(SKIES.values()))[0]
     wanted = random.choices((2, 3, 4), (15, 50, 35))[0]
@@ -174,14 +176,14 @@ def _attempt(random: Random) -> Layout | None:
     lamp = _lamp(random, sky, things)
     looks = {(thing.kind, thing.colour) for thing in things}
     if len(things) < wanted or lamp is None or len(looks) < len(things):
-        return None  # two of a kind must differ in colour, or no caption could tell them apart
+        return None  # two of a kind must differ in colour, or captions could not distinguish them
     layout = Layout(place, sky, tuple(things), tuple(links), lamp)
     return layout if layout.relations() else None
 
 
-def _thing(random: Random, kind: Kind, drowned: tuple[str, ...]) -> Thing:
-    """Return a thing of `kind` that still has to be moved to its place."""
-    colours = [colour for colour in kind.colours if colour not in drowned]
+def _thing(random: Random, kind: Kind, hidden_colours: tuple[str, ...]) -> Thing:
+    """Return a random thing of `kind`, not yet in its place."""
+    colours = [colour for colour in kind.colours if colour not in hidden_colours]
     colour = random.choice(colours) if colours else ""
     size = random.choices(list(SIZES), (1, 2, 1))[0]
     mirrored = random.random() < 0.5
@@ -207,9 +209,9 @@ def _standing(thing: Thing, x: float, foot: float) -> Thing:
 
 
 def _row(random: Random, place: Place, count: int) -> list[Thing]:
-    """Return up to `count` things side by side on the ground: as many as fit."""
+    """Return as many things as fit side by side on the ground, at most `count`."""
     kinds = [KINDS[random.choice(place.grounded)] for _ in range(count)]
-    things = [_thing(random, kind, place.drowned) for kind in kinds]
+    things = [_thing(random, kind, place.hidden_colours) for kind in kinds]
     while (slack := 1 - 2 * _MARGIN - sum(thing.box.width for thing in things)) < 0.02:
         things.pop()
     shares = [random.random() + 0.1 for _ in range(len(things) + 1)]
@@ -229,7 +231,7 @@ def _foot(random: Random, place: Place, kind: Kind) -> float:
 
 
 def _add_guest(random: Random, place: Place, things: list[Thing]) -> list[Relation]:
-    """Put one more thing on, under or in front of one of `things`, where that fits."""
+    """Add a thing on, under or in front of one of `things`, if it fits."""
     i = random.randrange(len(things))
     host, box = things[i], things[i].box
     choices = [
@@ -241,7 +243,7 @@ def _add_guest(random: Random, place: Place, things: list[Thing]) -> list[Relati
     if not choices or host.size == "small":
         return []
     relation, name = random.choice(choices)
-    guest = _thing(random, KINDS[name], place.drowned)
+    guest = _thing(random, KINDS[name], place.hidden_colours)
     if relation == "on":
         guest = replace(_standing(_sized(guest, "small"), box.x, box.top + 0.015), pose="sit")
     elif relation == "under":
@@ -262,7 +264,7 @@ def _add_guest(random: Random, place: Place, things: list[Thing]) -> list[Relati
 
 
 def _add_flyer(random: Random, place: Place, sky: str, things: list[Thing]) -> None:
-    """Let one more thing fly clear of all `things`, often above one of them, if there is room."""
+    """Add a flying thing that overlaps none of `things`, often above one of them, if it fits."""
     thing = _thing(random, KINDS[random.choice(place.aloft)], PALE[sky])
     for _ in range(20):
         x = random.choice(things).box.x + random.uniform(-0.05, 0.05)
@@ -275,7 +277,7 @@ def _add_flyer(random: Random, place: Place, sky: str, things: list[Thing]) -> N
 
 
 def _lamp(random: Random, sky: str, things: list[Thing]) -> tuple[float, float] | None:
-    """Return where the sun or the moon is seen; the setting sun may hide behind things."""
+    """Return the position of the sun or the moon; things may hide only the setting sun."""
     if sky == "sunset":
         return random.uniform(0.2, 0.8), HORIZON - 0.02
     for _ in range(20):

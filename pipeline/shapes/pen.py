@@ -1,4 +1,4 @@
-"""Drawing with colours of one palette, in coordinates relative to a box, under a given light."""
+"""Draw with the colours of a palette, in coordinates relative to a box, under a given light."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -28,7 +28,7 @@ BEAK: Colour = (243, 150, 52)
 
 
 def mix(colour: Colour, other: Colour, share: float) -> Colour:
-    """Return `colour` with `share` (0 to 1) of `other` in it."""
+    """Return `colour` with a share (0 to 1) of `other` mixed in."""
     red, green, blue = (round(a + (b - a) * share) for a, b in zip(colour, other, strict=True))
     return red, green, blue
 
@@ -44,12 +44,12 @@ def lighter(colour: Colour, share: float = 0.25) -> Colour:
 
 
 def is_dark(colour: Colour) -> bool:
-    """Whether ink would not show on `colour`."""
+    """Whether ink would not be visible on `colour`."""
     return max(colour) < 80
 
 
 def is_pale(colour: Colour) -> bool:
-    """Whether cream would not show on `colour`."""
+    """Whether cream would not be visible on `colour`."""
     return min(colour) > 200
 
 
@@ -93,9 +93,8 @@ def _soft_disc(alpha: float) -> Image.Image:
 class Pen:
     """Draws inside a box: x and y run from 0 to 1 over its width and height.
 
-    Radii and line widths are fractions of the box's height. `light` is the colour of the light
-    that falls on everything (white by day), by which each colour is multiplied; `window` is the
-    colour that windows have in it.
+    Radii and line widths are fractions of the height of the box. Every colour is multiplied by the
+    colour of the light, `light` (white by day). `window` is the colour of windows in that light.
     """
 
     def __init__(
@@ -154,7 +153,7 @@ class Pen:
             self._draw.ellipse((x - r, y - r, x + r, y + r), colour)
 
     def veil(self, x0: float, y0: float, x1: float, y1: float, fill: Colour, alpha: float) -> None:
-        """Lay a soft disc of `fill` over a rectangle, `alpha` (0 to 1) thick in its middle."""
+        """Lay a soft disc over a rectangle; `alpha` (0 to 1) is its opacity in the centre."""
         left, top, right, bottom = map(round, self._rectangle(x0, y0, x1, y1))
         size = (max(1, right - left), max(1, bottom - top))
         mask = _soft_disc(alpha).resize(size, Image.Resampling.BILINEAR)

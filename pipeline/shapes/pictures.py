@@ -1,4 +1,4 @@
-"""Painting a scene: the sky, the land, then the things from far to near."""
+"""Paint a scene: the sky, the land, then the things from far to near."""
 
 from collections.abc import Callable
 from math import pi, sin
@@ -53,7 +53,7 @@ SNOW: Colour = (238, 244, 250)
 def paint(layout: Layout, random: Random, size: int) -> Image.Image:
     """Return the picture of `layout`, RGB, `size` x `size` pixels.
 
-    `random` decides what no caption tells: clouds, hills, stars and shades of a colour.
+    `random` decides what captions do not mention: clouds, hills, stars and shades of a colour.
     """
     side = size * _OVERSAMPLING
     image = _gradient(SKY_COLOURS[layout.sky], side, side)
@@ -113,7 +113,7 @@ def _paint_cloud(pen: Pen, random: Random, colour: Colour, large: bool) -> None:
 
 
 def _ridge(random: Random, level: float, height: float) -> Callable[[float], float]:
-    """Return a rolling skyline: its y for an x."""
+    """Return a rolling skyline as a function from x to y."""
     phase, wide = random.uniform(0, 2 * pi), random.uniform(0.8, 1.3)
     return lambda x: (
         level

@@ -1,4 +1,4 @@
-"""How each kind of thing is drawn, in its own box, facing right."""
+"""A drawing of each kind of thing, in its own box, facing right."""
 
 from collections.abc import Callable
 
@@ -302,22 +302,11 @@ def _balloon(pen: Pen, colour: Colour) -> None:
     pale = darker(colour, 0.16) if is_pale(colour) else mix(CREAM, colour, 0.12)
     for x in (0.42, 0.58):
         pen.line([(x - 0.06 if x < 0.5 else x + 0.06, 0.68), (x, 0.88)], WOOD, 0.012)
-    widths = ((0.5, colour), (0.34, pale), (0.16, colour))
-    for half, fill in widths:
-        pen.blob(
-            [
-                (0.5, 0),
-                (0.5 + half * 0.75, 0.09),
-                (0.5 + half, 0.32),
-                (0.5 + half * 0.72, 0.55),
-                (0.5 + half * 0.3, 0.73),
-                (0.5 - half * 0.3, 0.73),
-                (0.5 - half * 0.72, 0.55),
-                (0.5 - half, 0.32),
-                (0.5 - half * 0.75, 0.09),
-            ],
-            fill,
-        )
+    side = path(".75,.09 1,.32 .72,.55 .3,.73")
+    for half, fill in ((0.5, colour), (0.34, pale), (0.16, colour)):
+        right = [(0.5 + half * x, y) for x, y in side]
+        left = [(0.5 - half * x, y) for x, y in reversed(side)]
+        pen.blob([(0.5, 0), *right, *left], fill)
     pen.rectangle(0.36, 0.7, 0.64, 0.745, darker(colour), 0.02)
     pen.rectangle(0.39, 0.86, 0.61, 1, WOOD, 0.03)
     pen.rectangle(0.38, 0.85, 0.62, 0.89, darker(WOOD), 0.02)

@@ -1,9 +1,9 @@
-"""What exists in the `shapes` data set: the kinds of things and the places where they are found."""
+"""The kinds of things and the places that exist in the `shapes` data set."""
 
 from dataclasses import dataclass
 
 SKIES = {"sunny": 4, "cloudy": 2, "sunset": 2, "night": 2}  # how often each is drawn
-# Colours that can hardly be told from the sky behind a thing that flies.
+# Colours that a flying thing must not have, because they hardly differ from the sky.
 PALE = {"sunny": (), "cloudy": ("white",), "sunset": ("orange", "pink"), "night": ("black",)}
 
 _BRIGHT = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
@@ -13,7 +13,7 @@ _PAINT = ("red", "yellow", "green", "blue", "white")
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of thing; `width` and `height` (of the picture's side) are those of medium size."""
+    """A kind of thing; `width` and `height` are fractions of the picture, for medium size."""
 
     name: str
     width: float
@@ -61,7 +61,7 @@ KINDS = {
     )
 }
 
-# Which kinds may be on, under or in front of which others.
+# The kinds that may be on, under or in front of other kinds: relation -> guest -> hosts.
 GUESTS = {
     "on": {
         "bird": ("house", "cactus", "lighthouse", "tent", "snowman", "car", "bus", "boat"),
@@ -83,12 +83,12 @@ GUESTS = {
 
 @dataclass(frozen=True)
 class Place:
-    """A landscape: what may be on its ground, what may fly over it, colours that drown in it."""
+    """A landscape: the kinds on its ground and in its air, and colours invisible against it."""
 
     name: str
     grounded: tuple[str, ...]
     aloft: tuple[str, ...]
-    drowned: tuple[str, ...] = ()
+    hidden_colours: tuple[str, ...] = ()
 
 
 PLACES = (

@@ -1,4 +1,4 @@
-"""What the tests of the pipeline's stages share."""
+"""Fixtures for the tests of the stages."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +42,7 @@ def prepare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[...,
     def run(dataset: str, *arguments: str, root: Path = tmp_path / "root") -> Outcome:
         work = tmp_path / "work"
         common = ["--dataset", dataset, "--root", str(root), "--work", str(work)]
-        # Words of the few captions of a test are rare, so all are kept unless it says otherwise.
+        # A test has few captions, so all words are kept unless it sets another --min-count.
         status = main([*common, "--min-count", "1", *arguments])
         return Outcome(status, *capsys.readouterr(), work)
 

@@ -1,4 +1,4 @@
-"""Real processes that extract, each forked from one that has imported torch already."""
+"""Start pipeline.extract in processes forked from one that has already imported torch."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ def _run(arguments: list[str], environment: Mapping[str, str], output: Path) -> 
     with output.open("w") as file:
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
-    # What a shell starts in its background, perhaps these tests, is deaf to SIGINT.
+    # A shell's background jobs, perhaps including these tests, ignore SIGINT.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.update(environment)
     torch.set_num_threads(1)
@@ -27,7 +27,7 @@ def _run(arguments: list[str], environment: Mapping[str, str], output: Path) -> 
 def start(
     arguments: list[str], output: Path, environment: Mapping[str, str] | None = None
 ) -> ForkServerProcess:
-    """Start pipeline.extract with `arguments`; what it prints goes to the file `output`."""
+    """Start pipeline.extract with `arguments`; its output goes to the file `output`."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     process = context.Process(target=_run, args=(arguments, environment or {}, output))

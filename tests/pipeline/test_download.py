@@ -34,14 +34,16 @@ def zipped(files: dict[str, str]) -> bytes:
 
 
 class Server:
-    """A file server on this machine that can cut a transfer, as a network does."""
+    """A local file server that can break off transfers."""
 
     def __init__(self) -> None:
         self.files = {
             "Flickr8k_text.zip": zipped(TEXT),
             "Flickr8k_Dataset.zip": zipped(PICTURES),
         }
-        self.cut_after: list[int] = []  # bytes after which the next answers break off
+        self.cut_after: list[
+            int
+        ] = []  # the number of bytes after which each of the next answers breaks off
         self.ranges = True
         self.claimed_length: int | None = None
         self.requests: list[tuple[str, str | None]] = []
@@ -81,7 +83,7 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A mirror of two small archives, whose checksums stand for the published ones."""
+    """A mirror of two small archives; their checksums replace the published ones."""
     server = Server()
     archives = [
         Archive(
@@ -105,33 +107,33 @@ def fetch(prepare: Callable, server: Server) -> Callable:
     return lambda *more: prepare("flickr8k", "--download", "--mirror", server.url, *more)
 
 
-def test_data_set_is_fetched_unpacked_and_prepared(
+def test_data_set_is_downloaded_unpacked_and_prepared(
     fetch: Callable, server: Server, root: Path
 ) -> None:
     outcome = fetch()
     assert outcome.splits == {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test"}
     assert server.url in outcome.out
-    # Neither archives nor half-made folders are left, nor what else the archives hold.
+    # No archives, temporary folders or other members of the archives are left.
     assert sorted(path.name for path in root.iterdir()) == sorted(
         [*list(TEXT)[:4], "Flicker8k_Dataset", "downloads"]
     )
     assert not list((root / "downloads").iterdir())
 
 
-def test_what_is_there_is_not_fetched_again(fetch: Callable, server: Server) -> None:
+def test_existing_files_are_not_downloaded_again(fetch: Callable, server: Server) -> None:
     fetch()
     before = len(server.requests)
     assert "unchanged, skipped" in fetch().out
     assert len(server.requests) == before
 
 
-def test_root_that_is_not_there_is_made(prepare: Callable, server: Server, tmp_path: Path) -> None:
+def test_missing_root_is_created(prepare: Callable, server: Server, tmp_path: Path) -> None:
     new = tmp_path / "new" / "root"
     outcome = prepare("flickr8k", "--download", "--mirror", server.url, root=new)
     assert len(outcome.table.images) == 3
 
 
-def test_cut_transfer_continues_where_it_was(fetch: Callable, server: Server) -> None:
+def test_interrupted_transfer_is_resumed(fetch: Callable, server: Server) -> None:
     server.cut_after = [100, 10_000_000, 60_000, 50_000]
     assert len(fetch().table.images) == 3
     assert server.requests == [
@@ -143,32 +145,34 @@ def test_cut_transfer_continues_where_it_was(fetch: Callable, server: Server) ->
     ]
 
 
-def test_later_run_continues_what_an_earlier_one_gave_up(
+def test_later_run_resumes_a_transfer_that_an_earlier_one_gave_up(
     fetch: Callable, server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download, "_ATTEMPTS", 1)
     server.cut_after = [100]
     outcome = fetch()
     assert outcome.status == 2
-    assert "ended after 100 of" in outcome.err
+    assert "the transfer ended after 100 of" in outcome.err
     assert (root / "downloads" / "Flickr8k_text.zip.part").stat().st_size == 100
     assert len(fetch().table.images) == 3
     assert ("Flickr8k_text.zip", "bytes=100-") in server.requests
 
 
-def test_whole_part_is_not_fetched_again(fetch: Callable, server: Server, root: Path) -> None:
+def test_complete_part_is_not_downloaded_again(fetch: Callable, server: Server, root: Path) -> None:
     (root / "downloads").mkdir()
     (root / "downloads" / "Flickr8k_text.zip.part").write_bytes(server.files["Flickr8k_text.zip"])
     assert len(fetch().table.images) == 3
 
 
-def test_server_without_ranges_starts_anew(fetch: Callable, server: Server) -> None:
+def test_transfer_from_a_server_without_ranges_starts_again(
+    fetch: Callable, server: Server
+) -> None:
     server.ranges = False
     server.cut_after = [100]
     assert len(fetch().table.images) == 3
 
 
-def test_wrong_checksum_is_refused_and_the_file_removed(
+def test_file_with_a_wrong_checksum_is_refused_and_removed(
     fetch: Callable, server: Server, root: Path
 ) -> None:
     server.files["Flickr8k_text.zip"] = zipped(TEXT | {"more": "than was published"})
@@ -179,7 +183,7 @@ def test_wrong_checksum_is_refused_and_the_file_removed(
 
 
 def publish(server: Server, monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    """Serve `content` as Flickr8k_text.zip and take its checksum for the published one."""
+    """Serve `content` as Flickr8k_text.zip, with its checksum as the published one."""
     server.files["Flickr8k_text.zip"] = content
     text, pictures = SOURCES["flickr8k"]
     checksum = f"sha256:{hashlib.sha256(content).hexdigest()}"
@@ -194,7 +198,7 @@ def test_archive_that_writes_outside_its_folder_is_refused(
     publish(server, monkeypatch, zipped(TEXT | {name: "evil"}))
     outcome = fetch()
     assert outcome.status == 2
-    assert re.search(r"1 names lead out of the folder .*nothing was unpacked", outcome.err)
+    assert re.search(r"1 names lead out of the target folder .*nothing was unpacked", outcome.err)
     assert [path.name for path in root.iterdir()] == ["downloads"]
     assert not (root.parent / "outside.txt").exists()
 
@@ -228,7 +232,7 @@ def test_archive_with_a_link_or_a_device_is_refused(
     assert [path.name for path in root.iterdir()] == ["downloads"]
 
 
-def test_archive_that_unpacks_to_more_than_the_disk_holds_is_refused(
+def test_archive_that_unpacks_to_more_than_the_free_space_is_refused(
     fetch: Callable, server: Server, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A small archive may claim, and unpack to, any size."""
@@ -239,7 +243,7 @@ def test_archive_that_unpacks_to_more_than_the_disk_holds_is_refused(
     publish(server, monkeypatch, bytes(content))
     outcome = fetch()
     assert outcome.status == 2
-    assert "needs 4.3 GB of disk, has 2.1 GB free" in outcome.err
+    assert "4.3 GB are needed, but only 2.1 GB are free" in outcome.err
 
 
 class Usage(NamedTuple):
@@ -254,11 +258,11 @@ class Usage(NamedTuple):
         (zipped({"x" * 300: ""}), "File name too long"),
         (zipped({"é": ""}).replace("é".encode(), b"\xff\xff"), "cannot be unpacked"),
         (zipped(TEXT).replace(b"A dog", b"A cat"), "cannot be unpacked"),
-        (zipped({"readme.txt": "?"}), "expected Flickr8k.token.txt in it"),
+        (zipped({"readme.txt": "?"}), "expected Flickr8k.token.txt in the archive"),
     ],
     ids=["no archive", "no name", "long name", "name not UTF-8", "wrong checksum", "no captions"],
 )
-def test_archive_that_is_damaged_leaves_nothing_half_unpacked(
+def test_damaged_archive_leaves_nothing_half_unpacked(
     fetch: Callable,
     server: Server,
     root: Path,
@@ -273,24 +277,24 @@ def test_archive_that_is_damaged_leaves_nothing_half_unpacked(
     assert [path.name for path in root.rglob("*")] == ["downloads", "Flickr8k_text.zip"]
 
 
-def test_folder_around_the_members_is_left_out(
+def test_folder_around_the_members_is_dropped(
     fetch: Callable, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     publish(server, monkeypatch, zipped({f"around/{name}": text for name, text in TEXT.items()}))
     assert len(fetch().table.images) == 3
 
 
-def test_transfer_that_the_disk_cannot_hold_is_refused_before_it_starts(
+def test_transfer_larger_than_the_disk_is_refused_before_it_starts(
     fetch: Callable, server: Server, root: Path
 ) -> None:
     server.claimed_length = 10**18
     outcome = fetch()
     assert outcome.status == 2
-    assert re.search(r"needs 1000000000.0 GB of disk, has \d+\.\d GB free", outcome.err)
+    assert re.search(r"1000000000.0 GB are needed, but only \d+\.\d GB are free", outcome.err)
     assert not list((root / "downloads").iterdir())
 
 
-def test_file_that_the_source_lacks_is_not_asked_for_again(fetch: Callable, server: Server) -> None:
+def test_file_that_the_server_lacks_is_requested_only_once(fetch: Callable, server: Server) -> None:
     del server.files["Flickr8k_text.zip"]
     outcome = fetch()
     assert outcome.status == 2
@@ -306,7 +310,7 @@ def test_file_that_the_source_lacks_is_not_asked_for_again(fetch: Callable, serv
         (["coco", "--download", "--mirror", "ftp://x"], "expected http://... or https://..."),
     ],
 )
-def test_download_that_cannot_be_says_why(
+def test_impossible_download_is_refused_with_the_reason(
     prepare: Callable, arguments: list[str], message: str
 ) -> None:
     outcome = prepare(*arguments)
@@ -315,10 +319,10 @@ def test_download_that_cannot_be_says_why(
 
 
 @pytest.mark.parametrize("release", ["karpathy", "2014", "2017"])
-def test_coco_asks_the_mirror_for_the_files_of_its_release(
+def test_coco_requests_the_files_of_its_release_from_the_mirror(
     prepare: Callable, server: Server, release: str
 ) -> None:
     outcome = prepare("coco", "--download", "--mirror", server.url, "--release", release)
-    assert outcome.status == 2  # the mirror of this test has no COCO
+    assert outcome.status == 2  # this mirror has no COCO
     first = SOURCES[f"coco {release}"][0].url.rsplit("/", 1)[-1]
     assert server.requests == [(first, None)]

@@ -9,11 +9,11 @@ LITE0 = ["--backbone", "efficientnet_lite0", "--backend", "eager", "--batch-size
 
 
 def files(work: Path) -> dict[str, tuple[int, int]]:
-    found = {path: path.stat() for path in work.rglob("*")}
-    return {str(path): (status.st_size, status.st_mtime_ns) for path, status in found.items()}
+    states = {path: path.stat() for path in work.rglob("*")}
+    return {str(path): (state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
 
-def test_dry_run_tells_time_and_size_and_writes_nothing(work: Path, capsys) -> None:
+def test_dry_run_prints_time_and_size_and_writes_nothing(work: Path, capsys) -> None:
     size = (work / "features.h5").stat().st_size
     before = files(work)
     capsys.readouterr()
@@ -24,7 +24,7 @@ def test_dry_run_tells_time_and_size_and_writes_nothing(work: Path, capsys) -> N
     assert re.search(r"in all +\d+ min \d+ s, [\d.]+ pictures/s", out)
     assert re.search(r"memory +[\d.]+ [GM]B at the peak", out)
     estimated = float(re.search(r"disk +([\d.]+) MB", out)[1]) * 1e6
-    # The store has image ids, checksums and HDF5's own structures besides.
+    # The store also has image ids, checksums and the structures of HDF5.
     assert estimated == pytest.approx(size, rel=0.1)
 
 

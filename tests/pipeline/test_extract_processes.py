@@ -1,4 +1,4 @@
-"""Extraction survives whatever happens to its processes, and may be shared among several."""
+"""Extraction survives killed processes and full disks, and can be shared among processes."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def arguments(work: Path) -> list[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Eager PyTorch's last digits depend on how many threads there are, and torchrun gives one."""
+    """The last digits of eager PyTorch depend on the number of threads; torchrun sets one."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -43,16 +43,16 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory whose pictures are not extracted yet; one of them cannot be read."""
+    """A work directory without features; one of its pictures cannot be read."""
     folder = tmp_path_factory.mktemp("pictures")
     files = {f"{i}.png": encoded(picture(i)) for i in range(PICTURES)}
     return prepare(folder, {**files, "bad.png": b""})
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The store of a run that nothing interrupted."""
-    work = shutil.copytree(pictures, tmp_path_factory.mktemp("whole") / "work")
+def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The store of an uninterrupted run."""
+    work = shutil.copytree(pictures, tmp_path_factory.mktemp("uninterrupted") / "work")
     assert main(arguments(work)) == 0
     return (work / "features.h5").read_bytes()
 
@@ -69,26 +69,26 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 
 def records(work: Path) -> Counter[int]:
-    """How many whole records the parts have of each image."""
+    """Count the complete records of each image in the parts."""
     folder = work / "features.parts"
-    found: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for path in folder.glob("*.part"):
         with path.open("rb") as file:
             while data := parts._read(file, 10**6):
-                found[parts._FIELDS.unpack_from(data, parts._HEADER.size)[0]] += 1
-    return found
+                counts[parts._FIELDS.unpack_from(data, parts._HEADER.size)[0]] += 1
+    return counts
 
 
 def bytes_written(work: Path) -> int:
     total = 0
     for path in (work / "features.parts").glob("*.part"):
-        with suppress(FileNotFoundError):  # a run that ends removes them meanwhile
+        with suppress(FileNotFoundError):  # a run that finishes removes them
             total += path.stat().st_size
     return total
 
 
-def test_kills_at_random_moments_cost_nothing_that_was_finished(
-    work: Path, whole: bytes, tmp_path: Path
+def test_kills_at_random_moments_lose_nothing_that_was_stored(
+    work: Path, uninterrupted: bytes, tmp_path: Path
 ) -> None:
     random = np.random.default_rng()
     done: set[int] = set()
@@ -104,20 +104,22 @@ def test_kills_at_random_moments_cost_nothing_that_was_finished(
         process.join()
         kills += 1
         if not (work / "features.h5").exists():
-            found = records(work)
-            stored = set(found) - {PICTURES + 1}
+            counts = records(work)
+            stored = set(counts) - {PICTURES + 1}
             assert stored >= done
-            assert max(found[image_id] for image_id in stored or {0}) <= 1, "a row was redone"
+            assert max(counts[image_id] for image_id in stored or {0}) <= 1, (
+                "an image was extracted twice"
+            )
             done = stored
-    assert kills > 1  # how many more it took depends on how soon this process looks again
-    assert main(arguments(work)) == 0  # what the last kill may have left to do
-    assert (work / "features.h5").read_bytes() == whole
+    assert kills > 1  # the exact number depends on when this process looks
+    assert main(arguments(work)) == 0  # in case the last kill left something to do
+    assert (work / "features.h5").read_bytes() == uninterrupted
     assert not (work / "features.parts").exists()
 
 
 @pytest.mark.parametrize("kill", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_continues_to_the_same_store(
-    kill: signal.Signals, work: Path, whole: bytes, tmp_path: Path
+def test_extraction_continued_after_a_signal_writes_the_same_store(
+    kill: signal.Signals, work: Path, uninterrupted: bytes, tmp_path: Path
 ) -> None:
     process = start(arguments(work), tmp_path / "output")
     wait_for(lambda: bytes_written(work) > 200_000)
@@ -131,7 +133,7 @@ def test_a_stopped_run_continues_to_the_same_store(
     assert json.loads((work / "extract.json").read_text())["tried_in_this_run"] == (
         PICTURES + 1 - done
     )
-    assert (work / "features.h5").read_bytes() == whole
+    assert (work / "features.h5").read_bytes() == uninterrupted
 
 
 @pytest.fixture
@@ -148,8 +150,8 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_disk_that_fills_up_keeps_what_was_finished(
-    pictures: Path, whole: bytes, disk: Path, tmp_path: Path
+def test_a_full_disk_loses_nothing_that_was_stored(
+    pictures: Path, uninterrupted: bytes, disk: Path, tmp_path: Path
 ) -> None:
     work = Path(shutil.copytree(pictures, disk / "work"))
     process = start(arguments(work), tmp_path / "output")
@@ -168,13 +170,13 @@ def test_a_disk_that_fills_up_keeps_what_was_finished(
     assert main(arguments(work)) == 0
     report = json.loads((work / "extract.json").read_text())
     assert report["tried_in_this_run"] == PICTURES + 1 - done
-    assert (work / "features.h5").read_bytes() == whole
+    assert (work / "features.h5").read_bytes() == uninterrupted
 
 
 def start_ranks(
     work: Path, count: int, output: Path, options: dict[int, list[str]]
 ) -> list[ForkServerProcess]:
-    """Start `count` processes without torchrun, which would end all if one ends."""
+    """Start `count` processes without torchrun, which would end all of them when one ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -188,14 +190,14 @@ def start_ranks(
 
 
 def end(processes: list[ForkServerProcess]) -> list[int | None]:
-    """Wait for processes and return how they ended."""
+    """Wait for processes and return their exit codes."""
     for process in processes:
         process.join(100)
     return [process.exitcode for process in processes]
 
 
-def test_a_rank_that_dies_is_taken_up_by_the_next_start(
-    work: Path, whole: bytes, tmp_path: Path
+def test_the_next_run_continues_after_a_rank_dies(
+    work: Path, uninterrupted: bytes, tmp_path: Path
 ) -> None:
     processes = start_ranks(work, 3, tmp_path, {})
     wait_for(lambda: bytes_written(work) > 150_000)
@@ -216,10 +218,10 @@ def test_a_rank_that_dies_is_taken_up_by_the_next_start(
     report = json.loads((work / "extract.json").read_text())
     assert (report["tried_in_this_run"], report["processes"]) == (PICTURES + 1 - done, 2)
     assert json.loads(torchrun.stdout.splitlines()[-1]) == report
-    assert (work / "features.h5").read_bytes() == whole
+    assert (work / "features.h5").read_bytes() == uninterrupted
 
 
-def test_an_error_of_the_first_process_leaves_none_waiting(work: Path, tmp_path: Path) -> None:
+def test_no_process_waits_for_ever_after_an_error_of_the_first(work: Path, tmp_path: Path) -> None:
     with only_writer(work / "features.h5"):
         assert end(start_ranks(work, 2, tmp_path, {})) == [2, 2]
     assert "another process is writing" in (tmp_path / "rank0").read_text()
@@ -228,22 +230,22 @@ def test_an_error_of_the_first_process_leaves_none_waiting(work: Path, tmp_path:
     assert "Traceback" not in error
 
 
-def test_an_error_of_another_process_leaves_none_waiting(
-    work: Path, whole: bytes, tmp_path: Path
+def test_no_process_waits_for_ever_after_an_error_of_another(
+    work: Path, uninterrupted: bytes, tmp_path: Path
 ) -> None:
-    # As if the other machine had other weights: it must not write its features among the first's.
+    # As if the other machine had other weights: its features must not be mixed with the first's.
     assert end(start_ranks(work, 2, tmp_path, {1: ["--grid", "5"]})) == [2, 2]
     error = (tmp_path / "rank1").read_text()
-    assert "process 1 would write other features than the first: grid [5, 5] instead of" in error
+    assert "process 1 would write other features than process 0: grid [5, 5] instead of" in error
     assert "another process of this command stopped" in (tmp_path / "rank0").read_text()
     assert len(set(records(work)) - {PICTURES + 1}) == PICTURES / 2  # the first's share is kept
     assert end(start_ranks(work, 2, tmp_path, {})) == [0, 0]
-    assert (work / "features.h5").read_bytes() == whole
+    assert (work / "features.h5").read_bytes() == uninterrupted
     assert end(start_ranks(work, 2, tmp_path, {})) == [0, 0]
     assert "unchanged, skipped" in (tmp_path / "rank0").read_text()
 
 
-def test_int8_has_one_scale_in_all_processes(work: Path, tmp_path: Path) -> None:
+def test_all_processes_use_the_same_int8_scale(work: Path, tmp_path: Path) -> None:
     options = ["--dtype", "int8", "--views", "2"]
     assert end(start_ranks(work, 2, tmp_path, dict.fromkeys(range(2), options))) == [0, 0]
     shared = (work / "features.h5").read_bytes()

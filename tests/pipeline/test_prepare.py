@@ -1,4 +1,4 @@
-"""The stage as a whole: what it writes, says, skips and refuses. Formats are in the next file."""
+"""What the stage prepare writes, prints, skips and refuses; formats: test_prepare_formats.py."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def test_table_and_vocabulary_are_written_and_summarized(prepare: Callable, root
     assert "4 captions, 1 longer than 2 words" in outcome.out
 
 
-def test_vocabulary_knows_the_training_captions_only(prepare: Callable, root: Path) -> None:
+def test_vocabulary_has_words_of_training_captions_only(prepare: Callable, root: Path) -> None:
     make_folder(root)
     outcome = prepare("folder")
     assert outcome.vocabulary.words[4:] == ("a", "dog", "dogs", "runs", "two")
@@ -50,7 +50,7 @@ def test_vocabulary_knows_the_training_captions_only(prepare: Callable, root: Pa
 def test_share_of_known_words_is_printed(prepare: Callable, root: Path) -> None:
     make_folder(root, "ab", "a.jpg,dog dog dog cat,train\nb.jpg,cow,val\n")
     outcome = prepare("folder", "--min-count", "2")
-    assert "1 words known, which are 75.00% of the 4 in training captions; 1 unknown" in outcome.out
+    assert "vocabulary of 1 words, 75.00% of the 4 in training captions; 1 unknown" in outcome.out
 
 
 def test_newlines_and_tabs_in_captions_become_spaces(prepare: Callable, root: Path) -> None:
@@ -68,7 +68,7 @@ def test_shapes_are_drawn_into_the_work_directory(
     assert main(command) == 0
     assert capsys.readouterr().out == "prepare: unchanged, skipped\n"
     (work / "images" / "000003.jpg").unlink()
-    assert main(command) == 0  # draws what was lost
+    assert main(command) == 0  # draws the deleted picture again
     work = work.rename(tmp_path / "moved")  # the pictures move with it
     table = captions.load(work / "captions.json")
     assert {len(image.captions) for image in table.images} == {5}
@@ -84,7 +84,7 @@ def test_second_run_is_skipped(prepare: Callable, root: Path) -> None:
     assert prepare("folder").out == "prepare: unchanged, skipped\n"
 
 
-def test_changed_option_reruns_and_force_does(prepare: Callable, root: Path) -> None:
+def test_changed_option_or_force_runs_the_stage_again(prepare: Callable, root: Path) -> None:
     make_folder(root)
     prepare("folder")
     assert prepare("folder", "--max-length", "3").vocabulary.max_length == 3
@@ -92,29 +92,31 @@ def test_changed_option_reruns_and_force_does(prepare: Callable, root: Path) -> 
     assert "unchanged" not in prepare("folder", "--max-length", "3", "--force").out
 
 
-def test_changed_captions_rerun(prepare: Callable, root: Path) -> None:
+def test_changed_captions_run_the_stage_again(prepare: Callable, root: Path) -> None:
     make_folder(root)
     prepare("folder")
     make_folder(root, "d", "a.jpg,A horse,train\nd.jpg,A cow,val\n")
     assert prepare("folder").texts == {"a.jpg": ["A horse"], "d.jpg": ["A cow"]}
 
 
-def test_picture_that_went_missing_reruns_and_is_noticed(prepare: Callable, root: Path) -> None:
+def test_deleted_picture_runs_the_stage_again_and_is_reported(
+    prepare: Callable, root: Path
+) -> None:
     make_folder(root)
     prepare("folder")
     os.utime(root, (0, 0))
     prepare("folder")
     (root / "c.jpg").unlink()
-    assert "1 of 3 pictures are not there: c.jpg" in prepare("folder").err
+    assert "1 of 3 pictures are missing: c.jpg" in prepare("folder").err
 
 
-def test_lost_output_is_made_again(prepare: Callable, root: Path) -> None:
+def test_deleted_output_is_written_again(prepare: Callable, root: Path) -> None:
     make_folder(root)
     (prepare("folder").work / "vocabulary.json").unlink()
     assert len(prepare("folder").vocabulary) == 9
 
 
-def test_work_directory_inside_the_root_is_skipped_as_well(
+def test_second_run_with_the_work_directory_inside_the_root_is_skipped(
     root: Path, prepare: Callable, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_folder(root)
@@ -126,14 +128,14 @@ def test_work_directory_inside_the_root_is_skipped_as_well(
 
 
 def test_escapes_in_captions_do_not_reach_the_vocabulary(prepare: Callable, root: Path) -> None:
-    """They would steer the terminal that captions are printed on."""
+    """They would control the terminal that captions are printed on."""
     make_folder(root, "ab", "a.jpg,A \x1b[31mdog\x07 runs,train\nb.jpg,x,val\n")
     outcome = prepare("folder")
     assert outcome.texts["a.jpg"] == ["A [31mdog runs"]
     assert all(word.isprintable() for word in outcome.vocabulary.words)
 
 
-def test_link_that_leads_in_a_circle_is_no_picture(prepare: Callable, root: Path) -> None:
+def test_circular_link_is_not_taken_for_a_picture(prepare: Callable, root: Path) -> None:
     make_folder(root)
     (root / "circle.jpg").symlink_to(root / "circle.jpg")
     outcome = prepare("folder")
@@ -143,7 +145,7 @@ def test_link_that_leads_in_a_circle_is_no_picture(prepare: Callable, root: Path
 
 @pytest.mark.parametrize("dataset", ["folder", "shapes"])
 def test_same_seed_gives_the_same_bytes(tmp_path: Path, root: Path, dataset: str) -> None:
-    """Also in processes whose hashes of texts differ, and so the order of their sets."""
+    """Also if PYTHONHASHSEED differs, and with it the order of sets."""
     root.mkdir()
     make_folder(root, "abcdefghij", "".join(f"{n}.jpg,A {n} dog\n" for n in "jihgfedcba"))
     (root / "captions.csv").write_text((root / "captions.csv").read_text().replace(",split", ""))
@@ -160,7 +162,7 @@ def test_same_seed_gives_the_same_bytes(tmp_path: Path, root: Path, dataset: str
     assert made("1") == made("2")
 
 
-def test_failed_run_keeps_what_an_earlier_one_wrote(prepare: Callable, root: Path) -> None:
+def test_failed_run_keeps_the_earlier_output(prepare: Callable, root: Path) -> None:
     make_folder(root)
     before = prepare("folder").table
     (root / "captions.csv").write_text(HEADER)
@@ -189,18 +191,18 @@ def test_images_without_captions_are_left_out_and_counted(prepare: Callable, roo
     assert "1 pictures have no row in captions.csv: d.jpg" in outcome.out
 
 
-def test_missing_pictures_stop_and_are_all_counted(prepare: Callable, root: Path) -> None:
+def test_missing_pictures_stop_the_stage_and_are_counted(prepare: Callable, root: Path) -> None:
     make_folder(root, "a", "a.jpg,x,train\n" + "".join(f"{i}.jpg,x,val\n" for i in range(10, 17)))
     outcome = prepare("folder")
     assert outcome.status == 2
     assert (
-        "7 of 8 pictures are not there: 10.jpg, 11.jpg, 12.jpg, 13.jpg, 14.jpg and 2 more; "
+        "7 of 8 pictures are missing: 10.jpg, 11.jpg, 12.jpg, 13.jpg, 14.jpg and 2 more; "
         "--skip-missing leaves them out"
     ) in outcome.err
     assert not (outcome.work / "captions.json").exists()
 
 
-def test_missing_pictures_are_left_out_on_request_without_renumbering(
+def test_skip_missing_leaves_pictures_out_without_renumbering(
     prepare: Callable, root: Path
 ) -> None:
     make_folder(root, "ac")
@@ -209,7 +211,7 @@ def test_missing_pictures_are_left_out_on_request_without_renumbering(
         (1, "a.jpg"),
         (3, "c.jpg"),
     ]
-    assert "1 pictures are not there, left out: b.jpg" in outcome.out
+    assert "1 pictures are missing, left out: b.jpg" in outcome.out
 
 
 # Bad input: exit status 2, one message, no traceback
@@ -228,7 +230,7 @@ def test_missing_pictures_are_left_out_on_request_without_renumbering(
         ("/etc/passwd,A dog,train\n", "'/etc/passwd' leaves the image root"),
         ("a.jpg,A dog,train\na.jpg,A dog,val\n", "line 3: a.jpg is in the split val and in train"),
         ("a.jpg,A dog,trian\n", "line 2: unknown split 'trian'; expected train, val or test"),
-        (f"{'x' * 300}.jpg,A dog,train\n", "1 of 1 pictures are not there"),
+        (f"{'x' * 300}.jpg,A dog,train\n", "1 of 1 pictures are missing"),
     ],
 )
 def test_rows_that_cannot_be_used_are_refused(
@@ -244,7 +246,7 @@ def test_empty_vocabulary_is_refused(prepare: Callable, root: Path) -> None:
     make_folder(root)
     outcome = prepare("folder", "--min-count", "9")
     assert outcome.status == 2
-    assert "no word occurs 9 times in the 1 training images; lower --min-count" in outcome.err
+    assert "no word occurs 9 times in the captions of the 1 training images" in outcome.err
     assert not (outcome.work / "captions.json").exists()
 
 
@@ -277,7 +279,7 @@ def test_unknown_option_suggests_the_nearest(
 def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
     outcome = prepare(dataset, root=tmp_path / "nowhere")
     assert outcome.status == 2
-    assert f"nowhere: expected the folder of {dataset}; not there" in outcome.err
+    assert f"nowhere: expected the folder of {dataset}, found nothing" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -298,25 +300,23 @@ def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path
         (["--dataset", "shapes", "--work", "w", "--images", "0"], "--images must be at least 1"),
     ],
 )
-def test_options_that_contradict_are_refused(
+def test_invalid_options_are_refused(
     capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     assert main(arguments) == 2
     assert message in capsys.readouterr().err
 
 
-def test_work_directory_that_cannot_be_made_is_refused(
+def test_work_directory_that_cannot_be_created_is_refused(
     prepare: Callable, root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make_folder(root)
     work = str(root / "a.jpg" / "work")
     assert main(["--dataset", "folder", "--root", str(root), "--work", work]) == 2
-    assert "cannot make the folder" in capsys.readouterr().err
+    assert f"the folder {work}: Not a directory" in capsys.readouterr().err
 
 
-def test_half_a_surrogate_pair_in_a_caption_does_not_stop_the_stage(
-    prepare: Callable, root: Path
-) -> None:
+def test_lone_surrogate_in_a_caption_is_replaced(prepare: Callable, root: Path) -> None:
     for name in "ab":
         (root / f"{name}.jpg").touch()
     rows = [{"file_name": f"{name}.jpg", "caption": "A dog \ud83d runs"} for name in "ab"]

@@ -32,7 +32,7 @@ def make_flickr8k(
 
 @pytest.mark.parametrize("text", ["Flickr8k_text", "."])
 @pytest.mark.parametrize("images", ["Flicker8k_Dataset", "Flickr8k_Dataset", "all/Images"])
-def test_flickr8k_in_its_usual_layouts_without_a_test_list(
+def test_flickr8k_is_read_in_its_usual_layouts_and_without_a_test_list(
     prepare: Callable, root: Path, text: str, images: str
 ) -> None:
     make_flickr8k(root, text, images)
@@ -45,7 +45,7 @@ def test_flickr8k_in_its_usual_layouts_without_a_test_list(
     assert "1 images have no caption, left out: 5.jpg" in outcome.out
 
 
-def test_flickr8k_known_name_that_is_no_picture_is_passed_over(
+def test_flickr8k_captions_of_a_picture_that_does_not_exist_are_ignored(
     prepare: Callable, root: Path
 ) -> None:
     make_flickr8k(root)
@@ -58,25 +58,25 @@ def test_flickr8k_known_name_that_is_no_picture_is_passed_over(
     assert set(prepare("flickr8k").splits) == {"1.jpg", "2.jpg", "3.jpg"}
 
 
-def test_flickr8k_of_kaggle_is_split_by_file_name(prepare: Callable, root: Path) -> None:
+def test_flickr8k_from_kaggle_is_split_by_file_name(prepare: Callable, root: Path) -> None:
     touch(*(root / "Images" / f"{i}.jpg" for i in range(30)))
     rows = [f'{i}.jpg,"A dog , with ""a"" tail"\n{i}.jpg,A dog , unquoted\n' for i in range(30)]
     (root / "captions.txt").write_text("image,caption\n" + "".join(rows))
     outcome = prepare("flickr8k")
     assert outcome.texts["7.jpg"] == ['A dog , with "a" tail', "A dog , unquoted"]
     assert {"train", "val"} <= set(outcome.splits.values())
-    assert "no list of splits: split by file name 80:10:10 with --seed 1" in outcome.out
+    assert "no split lists: split by file name 80:10:10 with --seed 1" in outcome.out
 
 
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
         ("Flickr8k.token.txt", "1.jpg#0\tA dog\n1.jpg A dog\n", "line 2: expected FILE#NUMBER"),
-        ("Flickr_8k.devImages.txt", "1.jpg\n", "1.jpg is in the split train as well"),
-        ("Flickr_8k.devImages.txt", "9.jpg\n", "1 of 4 pictures are not there: 9.jpg"),
+        ("Flickr_8k.devImages.txt", "1.jpg\n", "1.jpg is also in the split train"),
+        ("Flickr_8k.devImages.txt", "9.jpg\n", "1 of 4 pictures are missing: 9.jpg"),
     ],
 )
-def test_flickr8k_file_that_is_damaged_is_refused(
+def test_damaged_flickr8k_file_is_refused(
     prepare: Callable, root: Path, file: str, content: str, message: str
 ) -> None:
     make_flickr8k(root)
@@ -89,7 +89,7 @@ def test_flickr8k_file_that_is_damaged_is_refused(
 @pytest.mark.parametrize(
     "rows", [f"1.jpg,{'A' * 200_000}\n", "1.jpg,A dog\rruns\n"], ids=["long", "return"]
 )
-def test_flickr8k_of_kaggle_that_is_no_csv_is_refused(
+def test_flickr8k_from_kaggle_with_invalid_csv_is_refused(
     prepare: Callable, root: Path, rows: str
 ) -> None:
     touch(root / "Images" / "1.jpg")
@@ -132,7 +132,7 @@ def make_karpathy(root: Path, name: str, *images: dict[str, Any], folder: str = 
     (root / name).write_text(json.dumps({"dataset": "x", "images": images}))
 
 
-def test_karpathy_restval_is_training_and_own_ids_and_folders_are_kept(
+def test_karpathy_restval_is_training_and_ids_and_folders_are_kept(
     prepare: Callable, root: Path
 ) -> None:
     make_karpathy(
@@ -151,7 +151,7 @@ def test_karpathy_restval_is_training_and_own_ids_and_folders_are_kept(
     assert outcome.texts["val2014/b.jpg"] == ["A dog in b.jpg.", "Dogs"]
 
 
-def test_karpathy_file_is_chosen_by_option_if_there_are_two(prepare: Callable, root: Path) -> None:
+def test_one_of_two_karpathy_files_is_chosen_with_an_option(prepare: Callable, root: Path) -> None:
     make_karpathy(root, "dataset_one.json", karpathy_image("a.jpg", "train"))
     make_karpathy(root, "dataset_two.json", karpathy_image("b.jpg", "train"))
     outcome = prepare("karpathy")
@@ -185,7 +185,7 @@ def test_karpathy_file_is_chosen_by_option_if_there_are_two(prepare: Callable, r
         ),
         (
             json.dumps({"images": [karpathy_image("a.jpg", "train", cocoid="3")]}),
-            "expected a whole number as id of a.jpg, found '3'",
+            "expected a non-negative integer as the id of a.jpg, found '3'",
         ),
         (
             json.dumps({"images": [karpathy_image("../a.jpg", "train")]}),
@@ -193,11 +193,11 @@ def test_karpathy_file_is_chosen_by_option_if_there_are_two(prepare: Callable, r
         ),
         (
             '{"images": [{"filename": "a.jpg", "split": "val", "sentences": [{"raw": 5}]}]}',
-            "a.jpg: expected a caption as text, found 5",
+            "a.jpg: expected a string as caption, found 5",
         ),
     ],
 )
-def test_karpathy_file_that_is_damaged_is_refused(
+def test_damaged_karpathy_file_is_refused(
     prepare: Callable, root: Path, content: str, message: str
 ) -> None:
     touch(root / "a.jpg")
@@ -210,7 +210,9 @@ def test_karpathy_file_that_is_damaged_is_refused(
 # Flickr30k
 
 
-def test_flickr30k_takes_captions_and_splits_of_karpathy(prepare: Callable, root: Path) -> None:
+def test_flickr30k_takes_captions_and_splits_from_karpathys_file(
+    prepare: Callable, root: Path
+) -> None:
     make_karpathy(
         root,
         "dataset_flickr30k.json",
@@ -225,16 +227,20 @@ def test_flickr30k_takes_captions_and_splits_of_karpathy(prepare: Callable, root
     ]
 
 
-def test_flickr30k_without_splits_says_so(prepare: Callable, root: Path) -> None:
+def test_flickr30k_without_splits_is_split_by_hash_with_a_remark(
+    prepare: Callable, root: Path
+) -> None:
     touch(*(root / "flickr30k-images" / f"{i}.jpg" for i in range(20)))
     lines = [f"{i}.jpg#0\tA dog .\n" for i in range(20)]
     (root / "results_20130124.token").write_text("".join(lines))
     outcome = prepare("flickr30k")
     assert len(outcome.table.images) == 20
-    assert "for the split that publications use, put dataset_flickr30k.json there" in outcome.out
+    assert "for the published split, add dataset_flickr30k.json" in outcome.out
 
 
-def test_flickr30k_says_what_it_expects(prepare: Callable, root: Path) -> None:
+def test_error_for_missing_flickr30k_captions_names_the_expected_files(
+    prepare: Callable, root: Path
+) -> None:
     (root / "flickr30k-images").mkdir()
     outcome = prepare("flickr30k")
     assert outcome.status == 2
@@ -262,7 +268,7 @@ def make_coco(root: Path, year: str, train: dict[str, Any], pictures: str = ".")
 
 @pytest.mark.parametrize("year", ["2014", "2017"])
 @pytest.mark.parametrize("pictures", [".", "images"])
-def test_coco_with_the_official_splits(
+def test_coco_is_read_with_the_official_splits(
     prepare: Callable, root: Path, year: str, pictures: str
 ) -> None:
     make_coco(root, year, official("train", year, [9, 3]), pictures)
@@ -286,16 +292,18 @@ def test_coco_prefers_karpathy_then_2014_then_2017(prepare: Callable, root: Path
     make_karpathy(root, "dataset_coco.json", *images)
     outcome = prepare("coco")
     assert outcome.splits == {"val2014/1.jpg": "train", "val2014/2.jpg": "test"}
-    assert "also there: 2014, 2017 (see --release)" in outcome.out
+    assert "also present: 2014, 2017 (choose with --release)" in outcome.out
     assert "train2017/000000000003.jpg" in prepare("coco", "--release", "2017").splits
 
 
-def test_coco_that_is_not_there_says_what_it_expects(prepare: Callable, root: Path) -> None:
+def test_error_for_missing_coco_files_names_the_expected_ones(
+    prepare: Callable, root: Path
+) -> None:
     everything = prepare("coco")
     assert everything.status == 2
     assert "dataset_coco.json or annotations/captions_train2014.json or" in everything.err
     one = prepare("coco", "--release", "2017")
-    assert "expected annotations/captions_train2017.json; not there" in one.err
+    assert "expected annotations/captions_train2017.json, found none" in one.err
 
 
 @pytest.mark.parametrize(
@@ -316,7 +324,7 @@ def test_coco_that_is_not_there_says_what_it_expects(prepare: Callable, root: Pa
         ),
     ],
 )
-def test_coco_file_that_is_damaged_is_refused(
+def test_damaged_coco_file_is_refused(
     prepare: Callable, root: Path, changes: dict[str, Any], message: str
 ) -> None:
     make_coco(root, "2014", official("train", "2014", [3]))
@@ -371,14 +379,14 @@ CSV = "file_name,caption\na.jpg,A dog\nb/c.jpg,A cat\nb/c.jpg,Cats\n"
 )
 def test_folder_reads_csv_and_jsonl(prepare: Callable, root: Path, file: str, content: str) -> None:
     touch(root / "a.jpg", root / "b" / "c.jpg")
-    for encoding in ("utf-8", "utf-16"):  # which is what Excel calls Unicode text
+    for encoding in ("utf-8", "utf-16"):  # the latter is what Excel calls Unicode text
         (root / file).write_bytes(content.removeprefix("\ufeff").encode(encoding))
         assert prepare("folder").texts == {"a.jpg": ["A dog"], "b/c.jpg": ["A cat", "Cats"]}
     (root / file).write_bytes(content.encode())
     assert prepare("folder").texts == {"a.jpg": ["A dog"], "b/c.jpg": ["A cat", "Cats"]}
 
 
-def test_folder_caption_may_hold_separators_quotes_and_newlines_if_quoted(
+def test_quoted_caption_may_contain_separators_quotes_and_newlines(
     prepare: Callable, root: Path
 ) -> None:
     touch(root / "a.jpg", root / "b.jpg")
@@ -397,20 +405,24 @@ def test_folder_caption_may_hold_separators_quotes_and_newlines_if_quoted(
         ("x.csv", "file_name,text\na.jpg,A dog\n", "line 2: expected caption or captions"),
         ("x.csv", "name,caption\na.jpg,A dog\n", "line 2: expected file_name or image or file"),
         ("x.csv", "file_name,caption\na.jpg\n", "line 2: expected caption or captions, found only"),
-        ("x.csv", "file_name,caption\na.jpg,A dog, big\n", "expected 2 columns, found 3; quote"),
+        ("x.csv", "file_name,caption\na.jpg,A dog, big\n", "expected 2 columns, found 3; put"),
         ("x.csv", 'file_name,caption\na.jpg,"A dog\n', "line 2: unexpected end of data"),
         ("x.csv", 'file_name,"caption\n', "line 1: unexpected end of data"),
         ("x.csv", f"file_name,caption\na.jpg,{'A' * 200_000}\n", "line 2: field larger than"),
-        ("x.csv", "file_name,caption\n,A dog\n", "line 2: expected the name of a picture"),
+        ("x.csv", "file_name,caption\n,A dog\n", "line 2: expected the file name of a picture"),
         ("x.jsonl", '{"file_name": "a.jpg", "caption": 5}\n' * 2, "expected 2 pictures or more"),
-        ("x.jsonl", '{"file_name": ["a"], "caption": "A dog"}\n', "line 1: expected the name of"),
+        (
+            "x.jsonl",
+            '{"file_name": ["a"], "caption": "A dog"}\n',
+            "line 1: expected the file name of",
+        ),
         ("x.jsonl", "\nA dog\n", "line 2: expected JSON"),
         ("x.jsonl", '["a.jpg", "A dog"]\n', "line 1: expected a JSON object"),
         ("x.jsonl", '{"file_name": "a.jpg", "caption": "A", "split": 1}\n', "line 1"),
         ("x.txt", "", "expected one *.csv or *.jsonl, found none"),
     ],
 )
-def test_folder_file_that_is_damaged_is_refused(
+def test_damaged_folder_file_is_refused(
     prepare: Callable, root: Path, file: str, content: str, message: str
 ) -> None:
     touch(root / "a.jpg")
@@ -421,7 +433,7 @@ def test_folder_file_that_is_damaged_is_refused(
     assert file in outcome.err or file == "x.txt"
 
 
-def test_folder_captions_file_may_lie_elsewhere(
+def test_folder_captions_file_may_be_outside_the_root(
     prepare: Callable, root: Path, tmp_path: Path
 ) -> None:
     touch(root / "a.jpg", root / "b" / "c.jpg")
@@ -443,7 +455,7 @@ def make_pictures(root: Path, count: int) -> None:
 
 @pytest.mark.parametrize("count", [2, 3, 10])
 @pytest.mark.parametrize("seed", range(5))
-def test_folder_split_of_few_pictures_can_be_trained_and_validated_on(
+def test_few_pictures_are_split_into_at_least_train_and_val(
     prepare: Callable, root: Path, count: int, seed: int
 ) -> None:
     make_pictures(root, count)
@@ -451,7 +463,7 @@ def test_folder_split_of_few_pictures_can_be_trained_and_validated_on(
     assert {"train", "val"} <= set(splits.values())
 
 
-def test_folder_split_is_80_10_10_by_seed_and_a_picture_keeps_its_own(
+def test_split_by_hash_is_80_10_10_and_a_picture_keeps_its_split(
     prepare: Callable, root: Path
 ) -> None:
     make_pictures(root, 1000)

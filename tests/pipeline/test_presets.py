@@ -1,4 +1,4 @@
-"""The settings of `./run_all.sh DATASET`: they parse, and COCO's go through on a tiny COCO."""
+"""The presets of `./run_all.sh`: their options are valid, and COCO's run on a tiny COCO."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
 
 def options(preset: str, stage: str) -> Any:
-    """Return the options that a preset gives a stage, as the stage reads them."""
+    """Return the options of a stage under a preset, parsed as the stage parses them."""
     script = f'source pipeline/presets.sh; preset {preset}; printf "%s\\n" "${{{stage}[@]}}"'
     done = subprocess.run(
         ["bash", "-euc", script], cwd=PROJECT, capture_output=True, text=True, check=True
@@ -40,19 +40,19 @@ def options(preset: str, stage: str) -> Any:
 @pytest.mark.parametrize(
     "preset", ["shapes", "flickr8k", "flickr30k", "karpathy", "folder", "coco", "coco_att2in"]
 )
-def test_a_preset_has_only_options_that_its_stages_have(preset):
+def test_a_preset_has_only_valid_options(preset):
     assert set(options(preset, "extract").backbone.split("+")) <= set(names())
     assert options(preset, "train").xe.epochs > 0
     assert options(preset, "prepare").dataset == "coco"
     assert options(preset, "best").split == "val"
 
 
-def test_your_own_pictures_have_the_defaults():
+def test_preset_for_your_own_pictures_is_the_defaults():
     for stage, (kind, required) in STAGES.items():
         assert options("folder", stage) == tyro.cli(kind, args=required)
 
 
-def test_coco_is_trained_as_published():
+def test_coco_presets_have_the_published_settings():
     for preset, model, hidden in (("coco", "updown", 1000), ("coco_att2in", "att2in", 512)):
         train = options(preset, "train")
         assert (train.decoder.model, train.decoder.hidden) == (model, hidden)
@@ -62,7 +62,7 @@ def test_coco_is_trained_as_published():
 
 
 def make_coco(root: Path) -> None:
-    """Write COCO's layout: pictures in train2014 and val2014, their captions, Karpathy's splits."""
+    """Write a tiny COCO: pictures in train2014 and val2014, captions, Karpathy's splits."""
     splits = ["train"] * 10 + ["restval"] * 4 + ["val"] * 4 + ["test"] * 4
     images = []
     for number, split in enumerate(splits, 1):
@@ -100,7 +100,7 @@ def make_coco(root: Path) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_run_all_trains_a_tiny_coco_by_its_preset_but_for_what_is_given_besides(tmp_path):
+def test_run_all_trains_a_tiny_coco_with_its_preset_and_options_given_override_it(tmp_path):
     make_coco(tmp_path / "coco")
     work = tmp_path / "work"
     # ResNet-101's weights would have to be downloaded, and its decoder takes too long.
@@ -116,11 +116,11 @@ def test_run_all_trains_a_tiny_coco_by_its_preset_but_for_what_is_given_besides(
     )
     assert done.returncode == 0, done.stderr
     run = work / "runs" / "coco"
-    found = json.loads((run / "config.json").read_text())["options"]
+    saved = json.loads((run / "config.json").read_text())["options"]
     expected = asdict(options("coco", "train"))
     expected["decoder"] |= {"hidden": 16, "attention": 16}
     expected["xe"]["epochs"], expected["rl"]["epochs"] = 1, 0
-    assert found == {name: expected[name] for name in found}
+    assert saved == {name: expected[name] for name in saved}
     vocabulary = json.loads((work / "vocabulary.json").read_text())
     assert (vocabulary["min_count"], vocabulary["max_length"]) == (2, 16)
     assert json.loads((work / "extract.json").read_text())["backbone"] == "efficientnet_lite0"

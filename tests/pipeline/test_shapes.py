@@ -1,4 +1,4 @@
-"""The built-in data set: the same for everybody, and its captions true and grammatical."""
+"""The built-in data set is reproducible, and its captions are true and grammatical."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from pipeline.shapes.pen import PALETTE
 from pipeline.shapes.pictures import paint
 from pipeline.shapes.world import KINDS
 
-# A description of the language, kept apart from the code that writes it.
+# A description of the language, independent of the code that writes it.
 NOUNS = {
     **{name: name for name in KINDS},
     "hot air balloon": "balloon",
@@ -81,7 +81,7 @@ SKIES = {
 
 PLURALS = {"birds", "ducks", "flowers", "sheep"}
 VERBS_OF = {"a": "verb", "b": "b_verb", "c": "c_verb"}
-Told = list[tuple[Layout, tuple[str, ...]]]
+Scenes = list[tuple[Layout, tuple[str, ...]]]
 
 
 def _inside(thing: Box, other: Box) -> bool:
@@ -147,7 +147,7 @@ SENTENCES = [
 
 
 def _parse(caption: str) -> dict[str, str]:
-    """Return the parts of a caption, by the pattern that it follows to the last word."""
+    """Return the parts of a caption, which must match one of the patterns completely."""
     text = caption[0].lower() + caption[1:].removesuffix(".")
     for sentence in SENTENCES:
         match = sentence.fullmatch(text)
@@ -171,8 +171,8 @@ def _meant(name: str, layout: Layout) -> list[Thing]:
 
 
 @pytest.fixture(scope="module")
-def told() -> Told:
-    """Scenes of several seeds and their captions, without the pictures."""
+def scenes() -> Scenes:
+    """Layouts of three seeds with their captions, without pictures."""
     return [
         (layout, captions(layout, Random(i)))
         for i in range(600)
@@ -180,7 +180,7 @@ def told() -> Told:
     ]
 
 
-def test_a_picture_is_the_same_whatever_the_number_drawn(tmp_path: Path) -> None:
+def test_a_picture_does_not_depend_on_the_number_of_pictures(tmp_path: Path) -> None:
     few = shapes.draw(tmp_path / "few", count=4, seed=7, size=64)
     many = shapes.draw(tmp_path / "many", count=12, seed=7, size=64)
     assert many[:4] == few
@@ -212,48 +212,48 @@ def test_ten_pictures_have_all_three_splits(tmp_path: Path) -> None:
     assert [splits.count(name) for name in ("train", "val", "test")] == [8, 1, 1]
 
 
-def test_captions_are_those_agreed_on(tmp_path: Path) -> None:
-    # The file is written by regenerate_golden_shapes.py beside this one.
+def test_captions_equal_the_golden_ones(tmp_path: Path) -> None:
+    # Written by regenerate_golden_shapes.py.
     golden = json.loads(Path(__file__).with_name("golden_shapes.json").read_text())
     scenes = shapes.draw(tmp_path, count=len(golden), seed=0, size=64)
     assert {scene.file_name: list(scene.captions) for scene in scenes} == golden
 
 
-def test_five_different_captions_are_short_sentences(told: Told) -> None:
-    for _, five in told:
+def test_five_different_captions_are_short_sentences(scenes: Scenes) -> None:
+    for _, five in scenes:
         assert len(set(five)) == 5
         for caption in five:
             assert re.fullmatch(r"[A-Z][a-z]*( [a-z]+)+\.", caption), caption
             assert len(caption.split()) <= 16
 
 
-def test_captions_are_grammatical(told: Told) -> None:
-    for _, five in told:
+def test_captions_are_grammatical(scenes: Scenes) -> None:
+    for _, five in scenes:
         for caption in five:
             parts = _parse(caption)
-            several = {}
+            is_plural = {}
             for name in parts.keys() & set("abcd"):
                 number, *_, noun = parts[name].split()
-                several[name] = number in ("two", "three")
-                assert noun in (PLURALS if several[name] else NOUNS.keys() - PLURALS | {"sheep"}), (
-                    caption
-                )
+                is_plural[name] = number in ("two", "three")
+                assert noun in (
+                    PLURALS if is_plural[name] else NOUNS.keys() - PLURALS | {"sheep"}
+                ), caption
             for article, letter in re.findall(r"\b(an?) (\w)", caption.lower()):
                 assert (article == "an") == (letter in "aeiou"), caption
             if "there" in parts:
-                assert parts["there"] == ("there are " if several["a"] else "there is "), caption
+                assert parts["there"] == ("there are " if is_plural["a"] else "there is "), caption
             for name, verb in VERBS_OF.items():
                 if verb in parts:
                     one, many, doing = next(forms for forms in POSES if parts[verb] in forms)
-                    finite = many if several[name] else one
+                    finite = many if is_plural[name] else one
                     assert parts[verb] == doing or (
                         parts[verb] == finite and "there" not in parts
                     ), caption
 
 
-def test_captions_are_true(told: Told) -> None:
+def test_captions_are_true(scenes: Scenes) -> None:
     stated = set()
-    for layout, five in told:
+    for layout, five in scenes:
         for caption in five:
             parts = _parse(caption)
             meant = {name: _meant(parts[name], layout) for name in "abcd" if name in parts}
@@ -278,12 +278,14 @@ def test_captions_are_true(told: Told) -> None:
             if "place" in parts:
                 at_the_shore = layout.place.name == "beach" and PLACES[parts["place"]] == "sea"
                 assert at_the_shore or PLACES[parts["place"]] == layout.place.name, caption
-    assert stated == TRUTHS.keys()  # every relation was put to the test
+    assert stated == TRUTHS.keys()  # every relation was tested
 
 
-def test_at_the_beach_what_swims_is_on_the_water_and_what_stands_is_not(told: Told) -> None:
+def test_at_the_beach_swimming_things_are_on_the_water_and_standing_ones_are_not(
+    scenes: Scenes,
+) -> None:
     seen = set()
-    for layout, five in told:
+    for layout, five in scenes:
         if layout.place.name != "beach":
             continue
         for caption in five:
@@ -298,13 +300,13 @@ def test_at_the_beach_what_swims_is_on_the_water_and_what_stands_is_not(told: To
     assert seen == {True, False}
 
 
-def test_the_vocabulary_is_small_enough_to_learn_and_rich_enough_to_tell(told: Told) -> None:
-    words = {word for _, five in told for c in five for word in c.lower().rstrip(".").split()}
+def test_the_vocabulary_has_60_to_150_words(scenes: Scenes) -> None:
+    words = {word for _, five in scenes for c in five for word in c.lower().rstrip(".").split()}
     assert 60 <= len(words) <= 150
 
 
-def test_things_are_whole_apart_and_large_enough_for_a_cnn(told: Told) -> None:
-    for layout, _ in told:
+def test_things_are_inside_the_picture_separate_and_large_enough_for_a_cnn(scenes: Scenes) -> None:
+    for layout, _ in scenes:
         assert 2 <= len(layout.things) <= 4
         linked = {frozenset((link.subject, link.object)) for link in layout.links}
         for i, thing in enumerate(layout.things):
@@ -317,10 +319,10 @@ def test_things_are_whole_apart_and_large_enough_for_a_cnn(told: Told) -> None:
                     assert thing.box.clear_of(layout.things[j].box, 0), layout
 
 
-def test_two_of_a_kind_differ_in_colour(told: Told) -> None:
+def test_two_of_a_kind_differ_in_colour(scenes: Scenes) -> None:
     alike = [
         (a.colour, b.colour)
-        for layout, _ in told
+        for layout, _ in scenes
         for a, b in combinations(layout.things, 2)
         if a.kind is b.kind
     ]
@@ -328,7 +330,7 @@ def test_two_of_a_kind_differ_in_colour(told: Told) -> None:
     assert all(a != b for a, b in alike)
 
 
-def test_things_are_painted_where_and_in_the_colour_that_is_told() -> None:
+def test_things_are_painted_in_their_box_and_colour() -> None:
     seen = set()
     for i in range(120):
         layout = shapes.describe(seed=0, index=i)

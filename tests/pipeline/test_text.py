@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from pipeline.text import as_sentence, detokenize, tokenize
 
-# Caption, its tokens, the text that is scored.
+# A caption, its tokens, and the text that is scored.
 TRICKY = [
     (
         "The man's t-shirt can't be washed.",
@@ -28,7 +28,7 @@ TRICKY = [
 
 
 @pytest.mark.parametrize(("caption", "tokens", "text"), TRICKY)
-def test_tricky_captions_keep_their_tokens_and_their_scored_text(
+def test_tricky_captions_have_the_expected_tokens_and_scored_text(
     caption: str, tokens: str, text: str
 ) -> None:
     assert tokenize(caption) == tokens.split()
@@ -55,7 +55,7 @@ def test_tokens_of_any_text_have_a_letter_or_digit_and_no_space(text: str) -> No
 
 
 @given(st.lists(WORDS, max_size=12))
-def test_detokenized_text_has_the_tokens_characters_in_order(tokens: list[str]) -> None:
+def test_detokenized_text_has_the_characters_of_the_tokens_in_order(tokens: list[str]) -> None:
     assert detokenize(tokens).replace(" ", "") == "".join(tokens)
 
 

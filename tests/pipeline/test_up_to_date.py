@@ -17,7 +17,7 @@ class Options:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    """A work directory with a finished stage that read `in` and wrote `out`."""
+    """A work directory in which a stage has read `in` and written `out`."""
     work = tmp_path / "work"
     work.mkdir()
     (work / "in").write_text("input")
@@ -34,7 +34,7 @@ def test_stamp_holds_while_nothing_changes(work: Path) -> None:
     assert holds(work)
 
 
-def test_options_that_do_not_change_the_output_do_not_count(work: Path) -> None:
+def test_options_that_do_not_change_the_output_are_ignored(work: Path) -> None:
     assert holds(work, force=True, device="cuda")
 
 
@@ -54,7 +54,7 @@ def test_another_set_of_inputs_breaks_the_stamp(work: Path) -> None:
     assert not Stamp(work, "stage", Options(work), [work / "in", work / "more"]).holds()
 
 
-def test_folder_as_input_tells_that_a_file_came(work: Path) -> None:
+def test_new_file_in_an_input_folder_breaks_the_stamp(work: Path) -> None:
     folder = work / "pictures"
     folder.mkdir()
     os.utime(folder, (0, 0))
