@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# From pictures to scored captions and a report:
+# Run every stage, from pictures to scored captions and a report:
 #
 #     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--download] [--skip-missing] [--images N]
 #                  [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
-#     ./run_all.sh install        # only installs, into .venv
+#     ./run_all.sh install        # only install, into .venv
 #
-# DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder; DIR is where
-# its files are, FILE its captions (karpathy, folder), N how many scenes of shapes to draw. Everything
-# is written to WORK, by default work/DATASET. The settings are those that pipeline/presets.sh has for
-# the data set, or under another NAME (coco_att2in); every option given here wins over them, and so does
-# what follows "--", which goes to decoder.train. Run again, it skips what is done and goes on where it
-# was stopped.
+# DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the
+# folder of its files, FILE its captions (karpathy, folder), and --images N the number of scenes to draw
+# (shapes). Everything is written to WORK, by default work/DATASET. pipeline/presets.sh has the settings
+# for each data set; --preset chooses others (coco_att2in). Options given here override the preset, and
+# options after "--" go to decoder.train. A second run skips finished stages and continues an unfinished
+# one.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/pipeline/install.sh"
@@ -48,7 +48,7 @@ work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset
 
 preset "${preset:-$dataset}" || {
     [[ -z $preset ]] || { echo "error: unknown --preset $preset; expected $PRESETS" >&2; exit 2; }
-    preset folder  # pipeline.prepare says what is wrong with the data set's name
+    preset folder  # pipeline.prepare explains what is wrong with the name of the data set
 }
 
 install
@@ -63,7 +63,7 @@ caption_and_score() {
     stage evaluation.score --captions "$work/captions.json" --results "$run/captions_$split$1.json" --partial
 }
 if [[ -f $run/best_xe.safetensors ]] && grep -q '"phase": "rl"' "$run/metrics.jsonl"; then
-    caption_and_score _xe --weights best_xe  # before REINFORCE, to compare
+    caption_and_score _xe --weights best_xe  # before REINFORCE, for comparison
     [[ ${#best[@]} -eq 0 ]] || best+=(--weights both)
 fi
 caption_and_score ""

@@ -1,1 +1,1 @@
-import features  # noqa: F401 - before torch, see there
+import features  # noqa: F401 - before torch, see features/__init__.py

@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures for all tests."""
 
 import shutil
 from pathlib import Path
@@ -13,7 +13,7 @@ FLICKR8K = Path(__file__).resolve().parents[2] / "shared" / "flickr8k"
 
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
-    """The real photographs and captions, which may not be copied into the project."""
+    """Flickr8k's photographs and captions, which may not be copied into the project."""
     if not FLICKR8K.is_dir():
         pytest.skip("needs Flickr8k in ../shared/flickr8k, whose licence forbids copying it here")
     return FLICKR8K
@@ -21,7 +21,7 @@ def flickr8k() -> Path:
 
 @pytest.fixture(scope="session")
 def extracted_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory of 40 drawn scenes with real features; never written to, see `work`."""
+    """A work directory of 40 drawn scenes with their features; read-only, `work` is a copy."""
     folder = tmp_path_factory.mktemp("shapes")
     stage = ["--dataset", "shapes", "--images", "40", "--min-count", "2", "--work", str(folder)]
     assert prepare.main(stage) == 0
@@ -31,13 +31,13 @@ def extracted_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def work(extracted_shapes: Path, tmp_path: Path) -> Path:
-    """A copy of that work directory of a test's own."""
+    """A copy of `extracted_shapes` that a test may change."""
     return Path(shutil.copytree(extracted_shapes, tmp_path / "work"))
 
 
 @pytest.fixture(scope="session")
 def finished(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory with the run "small", trained, captioned and scored; never written to."""
+    """A work directory with the run "small", trained, captioned and scored; read-only."""
     folder = tmp_path_factory.mktemp("finished") / "work"
     shutil.copytree(extracted_shapes, folder)
     finish(folder)

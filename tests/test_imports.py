@@ -1,4 +1,4 @@
-"""Imports run one way, features <- pipeline <- evaluation <- decoder, and are not slow in vain."""
+"""Imports go one way, features <- pipeline <- evaluation <- decoder, and are not slow."""
 
 import ast
 import os
@@ -12,11 +12,11 @@ from PIL import Image
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("features", "pipeline", "evaluation", "decoder")
 
-# What each package may import of ours, besides itself.
+# What each package may import from the project, in addition to itself.
 ALLOWED = {
     "features": (),
     "pipeline": ("features",),
-    # Scores and reports need captions and pictures only: no features, no model.
+    # Scores and reports need captions and pictures, but no features and no model.
     "evaluation": (
         "features.errors",
         "features.files",
@@ -28,14 +28,13 @@ ALLOWED = {
     "decoder": ("features", "pipeline", "evaluation"),
 }
 
-
-# What looks at every floor, to say whether its files are whole. Nothing but the stage itself may
-# import these, so no floor comes to depend on one above it.
-EXAMINERS = {"pipeline.doctor.__main__", "pipeline.doctor.machine", "pipeline.doctor.workdir"}
+# The doctor checks the files of every package, so these modules may import all of them. Only the
+# doctor's own command may import them; otherwise a package could depend on a higher one.
+DOCTOR = {"pipeline.doctor.__main__", "pipeline.doctor.machine", "pipeline.doctor.workdir"}
 
 
 def imported(file: Path) -> set[str]:
-    """Return the full names of our modules that a file imports, also inside functions."""
+    """Return the project modules that a file imports, including imports inside functions."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -47,27 +46,27 @@ def imported(file: Path) -> set[str]:
 
 
 def _module(package: str, name: str) -> str:
-    """Return "pipeline.captions" for `from pipeline import captions`, which imports a module."""
-    whole = f"{package}.{name}"
-    path = PROJECT.joinpath(*whole.split("."))
-    return whole if path.with_suffix(".py").exists() or path.is_dir() else package
+    """Return the module that is imported: `from pipeline import captions` is pipeline.captions."""
+    full_name = f"{package}.{name}"
+    path = PROJECT.joinpath(*full_name.split("."))
+    return full_name if path.with_suffix(".py").exists() or path.is_dir() else package
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_imports_keep_the_direction_of_the_house(package):
+def test_packages_import_lower_packages_only(package):
     allowed = (package, *ALLOWED[package])
     wrong = [
         f"{file.relative_to(PROJECT)} imports {name}"
         for file in sorted((PROJECT / package).rglob("*.py"))
         for name in sorted(imported(file))
         if not any(name == a or name.startswith(f"{a}.") for a in allowed)
-        and name_of(file) not in EXAMINERS
+        and name_of(file) not in DOCTOR
     ]
     assert wrong == []
 
 
-# The rooms of decoder/, lowest first. A module may import its own room and those on lower floors;
-# rooms that share a floor do not know each other.
+# The rooms of decoder/ by floor, lowest first. A module may import from its own room and from rooms
+# on lower floors, but not from other rooms on its own floor.
 FLOORS = (
     {"cider", "regression"},
     {"data"},
@@ -82,7 +81,7 @@ FLOORS = (
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
-def test_rooms_of_the_decoder_import_lower_ones_only():
+def test_rooms_of_the_decoder_import_rooms_on_lower_floors_only():
     wrong = []
     for file in sorted((PROJECT / "decoder").rglob("*.py")):
         room = name_of(file).split(".")[1]
@@ -100,14 +99,14 @@ def name_of(file: Path) -> str:
     return ".".join(file.relative_to(PROJECT).with_suffix("").parts)
 
 
-def test_nothing_imports_what_may_import_everything():
+def test_only_its_own_command_imports_the_doctor():
     files = [file for package in PACKAGES for file in (PROJECT / package).rglob("*.py")]
-    assert {name_of(file) for file in files} >= EXAMINERS
-    importing = {name_of(file) for file in files if imported(file) & EXAMINERS}
+    assert {name_of(file) for file in files} >= DOCTOR
+    importing = {name_of(file) for file in files if imported(file) & DOCTOR}
     assert importing == {"pipeline.doctor.__main__"}
 
 
-def test_the_check_itself_sees_every_kind_of_import(tmp_path):
+def test_imported_recognizes_every_kind_of_import(tmp_path):
     file = tmp_path / "module.py"
     file.write_text(
         "import decoder.train\n"
@@ -118,8 +117,8 @@ def test_the_check_itself_sees_every_kind_of_import(tmp_path):
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_modules_run_with_m_define_no_classes(package):
-    """Their classes would be `__main__`'s, and could not be pickled for worker processes."""
+def test_modules_that_run_as_commands_define_no_classes(package):
+    """Under `python -m`, their classes belong to `__main__` and cannot be sent to workers."""
     for file in (PROJECT / package).rglob("*.py"):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         if "__main__" in ast.dump(tree):
@@ -130,7 +129,7 @@ SLOW = {"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}
 
 
 def assert_imports_nothing_slow(stage: str, arguments: list[str]) -> None:
-    """Run a stage in a process of its own: each of `SLOW` takes a second or more."""
+    """Run a command in a new process; importing any of `SLOW` takes a second or more."""
     code = f"""
 import sys
 from decoder import {stage}
@@ -140,23 +139,23 @@ assert not (slow := {SLOW!r} & sys.modules.keys()), slow
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_picture_is_captioned_without_slow_imports(tmp_path: Path) -> None:
+def test_captioning_a_picture_imports_nothing_slow(tmp_path: Path) -> None:
     Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "noise.png")
     assert_imports_nothing_slow("caption", [str(tmp_path / "noise.png")])
 
 
-def test_both_phases_train_without_slow_imports(work: Path) -> None:
+def test_training_imports_nothing_slow_in_either_phase(work: Path) -> None:
     options = ["--run", "small", "--hidden", "16", "--xe.epochs", "1", "--rl.epochs", "1"]
     assert_imports_nothing_slow("train", ["--work", str(work), *options])
 
 
 @pytest.mark.parametrize("policy", [None, "ACTIVE"])
 @pytest.mark.parametrize("stage", ["decoder.train", "decoder.caption", "pipeline.extract"])
-def test_waiting_threads_sleep_unless_the_user_says_otherwise(stage: str, policy: str | None):
-    """Awake, they take the cores from what they wait for, beside any other work."""
+def test_waiting_threads_sleep_unless_the_user_sets_another_policy(stage: str, policy: str | None):
+    """Spinning threads take the cores from the threads that they wait for."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
     environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
-    # Imported in the order in which `python -m` imports.
+    # Import in the same order as `python -m`.
     code = f"import importlib, os; importlib.import_module({stage!r}); "
     code += "print(os.environ['OMP_WAIT_POLICY'])"
     environment["OMP_DISPLAY_ENV"] = "verbose"
@@ -164,5 +163,5 @@ def test_waiting_threads_sleep_unless_the_user_says_otherwise(stage: str, policy
         [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
     )
     assert done.stdout.split() == [policy or "PASSIVE"]
-    if policy is None and "GOMP_SPINCOUNT" in done.stderr:  # GNU's OpenMP, and it was in time
+    if policy is None and "GOMP_SPINCOUNT" in done.stderr:  # GNU OpenMP read the setting
         assert "GOMP_SPINCOUNT = '0'" in done.stderr

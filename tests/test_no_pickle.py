@@ -1,4 +1,4 @@
-"""No file of a user is ever unpickled: that would run whatever code its author put in it."""
+"""No user file is ever unpickled: unpickling would run any code that its author put in it."""
 
 import ast
 import io
@@ -26,40 +26,40 @@ FORBIDDEN = {"pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal", "ya
 
 
 def unsafe(source: str) -> list[str]:
-    """Return what in a module could run code out of a file."""
-    found = []
+    """Return the names in a module that could run code from a file."""
+    names = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN]
+            names += [a.name for a in node.names if a.name.split(".")[0] in FORBIDDEN]
         elif isinstance(node, ast.ImportFrom) and node.module in FORBIDDEN:
-            found += [a.name for a in node.names if a.name != "UnpicklingError"]
+            names += [a.name for a in node.names if a.name != "UnpicklingError"]
         elif isinstance(node, ast.Call):
             name = ast.unparse(node.func)
             safe = any(
                 k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords
             )
             if name == "torch.load" and not safe:
-                found.append("torch.load without weights_only=True")
+                names.append("torch.load without weights_only=True")
             if name in FORBIDDEN or any(k.arg == "allow_pickle" for k in node.keywords):
-                found.append(name)
-    return found
+                names.append(name)
+    return names
 
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_no_module_can_unpickle(package: str) -> None:
     files = sorted((PROJECT / package).rglob("*.py"))
-    found = {str(file): unsafe(file.read_text(encoding="utf-8")) for file in files}
-    assert {file: what for file, what in found.items() if what} == {}
+    names = {str(file): unsafe(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: of_file for file, of_file in names.items() if of_file} == {}
 
 
-def test_the_check_itself_sees_every_way() -> None:
+def test_unsafe_recognizes_every_way_to_unpickle() -> None:
     source = "import pickle\nfrom pickle import loads\ntorch.load(f)\nnp.load(f, allow_pickle=True)"
     assert len(unsafe(f"{source}\neval('1')")) == 5
     assert unsafe("torch.load(f, weights_only=True)\nnp.load(f)") == []
 
 
 class Evil:
-    """Makes a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker
@@ -88,7 +88,7 @@ def pickled_in_npz(marker: Path) -> bytes:
     return file.getvalue()
 
 
-def test_the_evil_files_are_evil(tmp_path: Path) -> None:
+def test_unpickling_the_evil_files_runs_their_code(tmp_path: Path) -> None:
     for number, make in enumerate((pickled, pickled_by_torch, pickled_in_npz)):
         marker = tmp_path / str(number)
         file = io.BytesIO(make(marker))
@@ -118,14 +118,14 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_pickle_in_place_of_any_file_is_refused_and_not_run(
+def test_pickle_in_place_of_any_file_is_refused_without_unpickling(
     finished: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = Path(shutil.copytree(finished, tmp_path / "work"))
     marker = tmp_path / "marker"
     (work / name).write_bytes(FILES[name](marker))
     run = str(work / RUN)
-    # Each stage refuses the files that it reads, and none runs them.
+    # Each command refuses the files that it reads, and none unpickles them.
     statuses = [
         caption.main(
             ["--run", run, "--split", "val", "--out", str(tmp_path / "captions_val.json")]
@@ -143,10 +143,10 @@ def test_pickle_in_place_of_any_file_is_refused_and_not_run(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_weights_from_the_net_that_hold_more_than_tensors_are_refused(
+def test_downloaded_weights_that_contain_more_than_tensors_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torchvision itself would run them: it checks eight digits of their checksum only."""
+    """torchvision itself would unpickle them: it checks only eight digits of their checksum."""
     marker, file = tmp_path / "marker", tmp_path / "weights.pth"
     file.write_bytes(pickled_by_torch(marker))
     monkeypatch.setattr(torchvision_cnns, "_download", lambda url: file)
@@ -155,10 +155,10 @@ def test_weights_from_the_net_that_hold_more_than_tensors_are_refused(
     assert not marker.exists()
 
 
-def test_stages_unpickle_nothing_while_they_read_a_work_directory(
+def test_commands_unpickle_nothing_when_they_read_a_work_directory(
     finished: Path, tmp_path: Path
 ) -> None:
-    """Python itself reports every class that an unpickler asks for."""
+    """Python's audit events report every class that an unpickler looks up."""
     out = str(tmp_path / "captions_val.json")
     code = f"""
 import pathlib

@@ -1,4 +1,4 @@
-"""Names of pictures and folders, from the data set to the report."""
+"""Unusual names of pictures and folders work from the data set to the report."""
 
 import shutil
 from pathlib import Path
@@ -14,7 +14,7 @@ LONG = "/".join(["a" * 200] * 5) + "/" + "long " * 20 + ".jpg"  # 1,100 characte
 NAMES = [
     "two words.jpg",
     "été.jpg",
-    "e\u0301te\u0301.jpg",  # the same for the eye, another name
+    "e\u0301te\u0301.jpg",  # looks the same but is another name
     "犬 🐕.jpg",
     "-rf.jpg",
     "50% #1 & 'two' <b>.jpg",
@@ -29,8 +29,8 @@ NAMES = [
 
 @pytest.fixture(scope="module")
 def work(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained work directory whose own name, and those of its pictures, are odd."""
-    folder = tmp_path_factory.mktemp("odd")
+    """A trained work directory; its name and those of its pictures are unusual."""
+    folder = tmp_path_factory.mktemp("unusual")
     root, work = folder / "röot 'of' all", folder / "work\nof 🐕"
     for i, name in enumerate(NAMES):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,7 +45,7 @@ def work(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return work
 
 
-def test_odd_names_work_from_the_data_set_to_the_report(work: Path) -> None:
+def test_unusual_names_work_from_the_data_set_to_the_report(work: Path) -> None:
     table = captions.load(work / "captions.json")
     assert sorted(image.file_name for image in table.images) == sorted(NAMES)
     run = work / "runs" / "small"
@@ -56,7 +56,9 @@ def test_odd_names_work_from_the_data_set_to_the_report(work: Path) -> None:
     assert LONG in page
 
 
-def test_odd_names_are_captioned(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pictures_with_unusual_names_are_captioned(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run, root = str(work / "runs" / "small"), captions.load(work / "captions.json").root
     capsys.readouterr()
     assert caption.main(["--run", run, str(root)]) == 0
@@ -64,7 +66,7 @@ def test_odd_names_are_captioned(work: Path, capsys: pytest.CaptureFixture[str])
     assert [line.split("\t")[0] for line in lines] == sorted(str(root / name) for name in NAMES)
 
 
-def test_name_with_a_line_break_is_captioned_as_json_only(
+def test_name_with_a_line_break_needs_json_output(
     work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, root = str(work / "runs" / "small"), captions.load(work / "captions.json").root
@@ -77,7 +79,7 @@ def test_name_with_a_line_break_is_captioned_as_json_only(
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_name_that_is_too_long_does_not_stop_the_others(
+def test_too_long_a_name_does_not_stop_the_other_pictures(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, root = str(work / "runs" / "small"), captions.load(work / "captions.json").root
@@ -88,7 +90,7 @@ def test_name_that_is_too_long_does_not_stop_the_others(
 
 
 @pytest.mark.parametrize("name", ["a\nb.jpg", "a\tb.jpg", "a\x1b[2J.jpg", "/etc/x.jpg", "../x.jpg"])
-def test_name_that_is_refused_is_named(
+def test_error_for_a_refused_name_quotes_it(
     tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "captions.csv").write_text(f'file_name,caption\n"{name}",A dog\n"b.jpg",A dog\n')
@@ -98,7 +100,7 @@ def test_name_that_is_refused_is_named(
 
 
 @pytest.mark.parametrize("option", ["--root", "--work"])
-def test_folder_whose_name_is_too_long_is_refused(
+def test_folder_with_too_long_a_name_is_refused(
     tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {"--dataset": "folder", "--root": str(tmp_path), "--work": str(tmp_path / "work")}

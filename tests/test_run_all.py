@@ -1,4 +1,4 @@
-"""The whole story through run_all.sh, on few drawn scenes."""
+"""run_all.sh from installation to report, on a few drawn scenes."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ def run_all(*options: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.timeout(600)
-def test_run_all_ends_with_scores_and_a_report_and_skips_what_is_done(tmp_path):
+def test_run_all_ends_with_scores_and_a_report_and_skips_finished_stages(tmp_path):
     options = ["shapes", "--images", "30", "--work", str(tmp_path / "work folder")]
     training = ["--", "--hidden", "16", "--xe.epochs", "1", "--rl.epochs", "1"]
     first = run_all(*options, *training)
@@ -36,7 +36,7 @@ def test_run_all_ends_with_scores_and_a_report_and_skips_what_is_done(tmp_path):
     skipped = [line for line in second.stdout.splitlines() if "unchanged, skipped" in line]
     stages = second.stdout.count("\n== ")
     assert len(skipped) == stages == 8
-    assert "CIDEr" in second.stdout, "the table is printed again"
+    assert "CIDEr" in second.stdout, "the table of scores is printed again"
 
     changed = run_all(*options, *training[:-1], "2")
     assert changed.returncode == 0, changed.stderr
@@ -55,7 +55,7 @@ def test_run_all_ends_with_scores_and_a_report_and_skips_what_is_done(tmp_path):
         (["flickr8k", "--root", "/nowhere"], "/nowhere"),
     ],
 )
-def test_mistakes_end_run_all_with_status_2(options, expected, tmp_path):
+def test_invalid_options_end_run_all_with_status_2(options, expected, tmp_path):
     result = (
         run_all("--work", str(tmp_path), *options)
         if options[0] == "--wrok"

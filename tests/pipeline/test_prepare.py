@@ -279,7 +279,7 @@ def test_unknown_option_suggests_the_nearest(
 def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
     outcome = prepare(dataset, root=tmp_path / "nowhere")
     assert outcome.status == 2
-    assert f"nowhere: expected the folder of {dataset}, found nothing" in outcome.err
+    assert f"nowhere: expected the folder of {dataset}, found no such folder" in outcome.err
 
 
 @pytest.mark.parametrize(
