@@ -18,6 +18,7 @@ ALLOWED = {
     "pipeline": ("features",),
     # Scores and reports need captions and pictures, but no features and no model.
     "evaluation": (
+        "features.commands",
         "features.errors",
         "features.files",
         "features.images",
