@@ -11,8 +11,8 @@ from pipeline.options import DoctorOptions
 from pipeline.work import WorkFolder
 
 
-def doctor(options: DoctorOptions) -> int:
-    """Check this machine and a work directory; exit status 2 if something does not work."""
+def diagnose(options: DoctorOptions) -> int:
+    """Check this machine and a work directory, and list what to do; exit status 2 for a problem."""
     advice: dict[str, list[str]] = {"problem": [], "warning": []}
     for result in _check(options.work):
         print(f"{result.level:8} {result.text}")
@@ -39,7 +39,7 @@ def _check(work: Path | None) -> Iterator[CheckResult]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(doctor, DoctorOptions, "pipeline.doctor", argv)
+    return run(diagnose, DoctorOptions, "pipeline.doctor", argv)
 
 
 if __name__ == "__main__":
