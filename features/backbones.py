@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from features import efficientnet_lite
 from features.backends import ONE_BY_ONE, Joint, Network, Run, choose
 from features.errors import UserError, unknown_name
-from features.published import Published
+from features.pretrained import Published
 from features.views import cut
 
 

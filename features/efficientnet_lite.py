@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from features.published import Published, transform
+from features.pretrained import Published, transform
 
 
 @dataclass(frozen=True)

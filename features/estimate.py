@@ -14,7 +14,7 @@ import torch
 from features.backbones import Backbone
 from features.errors import UserError
 from features.extraction import Seen, calibrate, look
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import as_size
 from features.verification import spread
 

@@ -23,7 +23,7 @@ import numpy as np
 from isal import isal_zlib
 
 from features.errors import UserError, first_few
-from features.rows import Packed, Record, RowFormat, checksum, to_float16
+from features.row_format import Packed, Record, RowFormat, checksum, to_float16
 from features.store import FAILED, STORED
 
 _MAGIC = b"row2"

@@ -16,7 +16,7 @@ The grid of a view is one chunk, deflated as any HDF5 reader knows it, or not. W
 is asked of HDF5 once; then they are read and inflated here: no lock, no cache, no memory beyond the
 rows asked for, in any number of threads and processes. Every row is checked as it is read.
 
-A store is whole when it appears and never changes (see `features.building`).
+A store is whole when it appears and never changes (see `features.store_writing`).
 """
 
 import hashlib
@@ -34,7 +34,7 @@ import numpy as np
 
 from features.commands import EXTRACT
 from features.errors import UserError, first_few
-from features.rows import Packed, Record, RowFormat, checksum, to_float32
+from features.row_format import Packed, Record, RowFormat, checksum, to_float32
 
 FORMAT = 2
 STORED, FAILED = 1, 2

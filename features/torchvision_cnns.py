@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from features.errors import UserError
-from features.published import Published, checksum_in, transform
+from features.pretrained import Published, checksum_in, transform
 
 # The networks of torchvision that have attention instead of a last feature map.
 _TRANSFORMERS = ["vit_*", "swin_*", "maxvit_*"]

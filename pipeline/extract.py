@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from features.backbones import Backbone, load_backbone
-from features.building import begin, check_disk, merge, only_writer, parts_folder, pending, resume
 from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few
@@ -19,8 +18,17 @@ from features.estimate import estimate
 from features.extraction import calibrate, extract, versions
 from features.files import write_json
 from features.parts import PartWriter
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import STORED, FeatureStore, as_size, differences
+from features.store_writing import (
+    begin,
+    check_disk,
+    merge,
+    only_writer,
+    parts_folder,
+    pending,
+    resume,
+)
 from features.verification import damaged, recompute, spread
 from features.views import VIEWS
 from pipeline import captions

@@ -133,7 +133,7 @@ def _weights() -> Iterator[Finding]:
     import torch
 
     from features.efficientnet_lite import VARIANTS, weights_file
-    from features.published import checksum_in
+    from features.pretrained import checksum_in
 
     downloaded = Path(torch.hub.get_dir(), "checkpoints").glob("*-????????.pth")
     for path in (*map(weights_file, sorted(VARIANTS)), *sorted(downloaded)):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.building import begin, merge, only_writer, pending, resume
 from features.parts import PartWriter
-from features.rows import RowFormat
+from features.row_format import RowFormat
+from features.store_writing import begin, merge, only_writer, pending, resume
 
 DESCRIPTION = {"backbone": "small", "grid": [2, 3], "channels": 4, "dtype": "float16"}
 

@@ -17,7 +17,7 @@ from features import torchvision_cnns
 from features.backbones import Backbone, load_backbone
 from features.backends import Network, choose
 from features.errors import UserError
-from features.published import checksum_in
+from features.pretrained import checksum_in
 
 CPU = torch.device("cpu")
 

@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from features import building
-from features.building import begin, merge, only_writer, pending, resume
+from features import store_writing
 from features.errors import UserError
 from features.parts import PartWriter, read_record, scan
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import FeatureStore
+from features.store_writing import begin, merge, only_writer, pending, resume
 
 IDS = [30, 10, 20, 40]
 
@@ -311,9 +311,9 @@ def test_the_least_room_is_known_beforehand(
     kind = replace(kind, compression="none")
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    building.check_disk(tmp_path / "features.h5", kind, 8)  # 56 bytes, twice
+    store_writing.check_disk(tmp_path / "features.h5", kind, 8)  # 56 bytes, twice
     with pytest.raises(UserError, match="fewer --views"):
-        building.check_disk(tmp_path / "features.h5", kind, 9)
+        store_writing.check_disk(tmp_path / "features.h5", kind, 9)
 
 
 def _kill_at(step: int) -> None:

@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from features.building import write_store
 from features.errors import UserError
-from features.rows import Packed, Record, RowFormat, checksum, to_float32
+from features.row_format import Packed, Record, RowFormat, checksum, to_float32
 from features.store import FeatureStore, fingerprint
+from features.store_writing import write_store
 
 from .conftest import DESCRIPTION, features
 

@@ -37,12 +37,12 @@ from decoder.training.config import arguments_like
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from evaluation import recall, results, runs, score
 from evaluation.report import render
-from features.building import begin, merge, only_writer, parts_folder
 from features.files import read_json
 from features.images import read_picture
 from features.parts import PartWriter, scan
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import STORED, FeatureStore
+from features.store_writing import begin, merge, only_writer, parts_folder
 from features.verification import damaged
 from pipeline import captions, vocabulary
 from pipeline.datasets import load_table

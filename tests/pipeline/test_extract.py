@@ -18,7 +18,7 @@ from features.efficientnet_lite import Variant
 from features.errors import UserError
 from features.images import read_picture
 from features.parts import scan
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import FeatureStore
 from features.views import VIEWS
 from pipeline import captions

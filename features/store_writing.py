@@ -20,7 +20,7 @@ import numpy as np
 
 from features.errors import UserError
 from features.parts import Place, read_record, scan, sync
-from features.rows import Record, RowFormat
+from features.row_format import Record, RowFormat
 from features.store import (
     FAILED,
     FORMAT,
