@@ -108,7 +108,7 @@ def test_values_beyond_the_type_are_clipped_and_no_numbers_are_refused(
         typed = replace(kind, description={**kind.description, "dtype": dtype}, scale=scale)
         writer = PartWriter(part.parent, typed)
         writer.put([7], grid, pooled)
-        with pytest.raises(UserError, match="no numbers for 1 images: 8"):
+        with pytest.raises(UserError, match="returned NaN for 1 images: 8"):
             writer.put([8], np.full_like(grid, np.nan), pooled)
         with pytest.raises(ValueError, match="expected features"):
             writer.put([8], grid[:, :, :2], pooled)
@@ -241,7 +241,7 @@ def test_features_of_another_kind_are_refused_and_kept_unless_forced(
     make(IDS, finish=finish)
     name = "features.h5" if finish else "features.parts"
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    message = f"{name} holds other features than asked for: {change} .* instead of .*; use another"
+    message = f"{name} holds other features than requested: {change} .* instead of .*; use another"
     with pytest.raises(UserError, match=message):
         make(IDS, other)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
@@ -298,7 +298,8 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_a_kill_left_is_cleared_away(make: Callable, kind: RowFormat, tmp_path: Path) -> None:
-    (tmp_path / ".features.h5.new").write_bytes(bytes(100))
+    (tmp_path / ".features.h5.123.new").write_bytes(bytes(100))
+    (tmp_path / ".features.h5.new").write_bytes(bytes(100))  # of version 0.2
     (tmp_path / ".features.parts.old").mkdir()
     (tmp_path / ".features.parts.old" / "1.part").touch()
     resume(tmp_path / "features.h5", kind)

@@ -357,7 +357,9 @@ def test_a_store_of_another_format_is_refused(path: Path) -> None:
 
 
 def test_a_store_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"features.h5 is not there; python -m pipeline.extract"):
+    with pytest.raises(
+        UserError, match=r"features.h5 is not there; create it with python -m"
+    ):
         FeatureStore(tmp_path / "features.h5")
 
 

@@ -117,7 +117,7 @@ def test_damaged_table_is_refused_by_its_name(tmp_path: Path, content: str, mess
 
 
 def test_table_that_is_not_there_names_the_stage_that_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"pipeline\.prepare makes it"):
+    with pytest.raises(UserError, match=r"create it with python -m pipeline\.prepare"):
         captions.load(tmp_path / "captions.json")
 
 

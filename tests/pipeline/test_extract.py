@@ -185,7 +185,7 @@ def test_another_backbone_is_refused_unless_forced(tmp_path: Path, capsys) -> No
     assert extract(work) == 0
     assert extract(work, "--grid", "5") == 2
     error = capsys.readouterr().err
-    assert "holds other features than asked for: grid [7, 7] instead of [5, 5]" in error
+    assert "holds other features than requested: grid [7, 7] instead of [5, 5]" in error
     assert "--force" in error
     assert extract(work, "--grid", "5", "--force") == 0
     assert FeatureStore(work / "features.h5").description["grid"] == [5, 5]
@@ -241,7 +241,7 @@ def test_a_damaged_store_is_refused_and_force_replaces_it(tmp_path: Path, capsys
 
 def test_a_missing_caption_table_is_refused(tmp_path: Path, capsys) -> None:
     assert extract(tmp_path) == 2
-    assert "captions.json is not there; python -m pipeline.prepare" in capsys.readouterr().err
+    assert "is not there; create it with python -m pipeline.prepare" in capsys.readouterr().err
 
 
 def test_a_killed_process_continues_to_the_same_store(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_verify_names_what_is_wrong(tmp_path: Path, capsys) -> None:
     assert "pooled features do not match their checksum" in lines[3]
     assert "verify: 8 rows read, 4 of 5 recomputed, 4 wrong" in captured.out
     assert "4 images are wrong: 1, 3, 4, 5; --force extracts anew" in captured.err
-    with pytest.raises(UserError, match=r"image 3: .*--verify finds all such images"):
+    with pytest.raises(UserError, match=r"image 3: .*--verify lists all damaged images"):
         store.grid([2])
 
 
