@@ -154,7 +154,7 @@ def read_record(place: Place, row_format: RowFormat) -> Record:
         data = _read(file, place.bytes)
     if not data:
         raise UserError(
-            f"{place.path} was damaged meanwhile; run the same command again to restore what is lost"
+            f"{place.path} was damaged meanwhile; run the same command again to restore it"
         )
     return _decode(data, row_format)
 

@@ -1,4 +1,4 @@
-"""A CNN with its published weights, and what is written down of its transform."""
+"""What every source of pretrained CNNs returns: the network, its weights and its transform."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,23 +8,23 @@ from urllib.parse import urlparse
 from torch import nn
 
 
-class Published(NamedTuple):
-    """A network with its published weights."""
+class Pretrained(NamedTuple):
+    """A CNN with its published weights, without its classifier."""
 
     until_last_map: nn.Module
-    """Normalised pixels [B, 3, height, width] to its last feature map."""
+    """From normalised pixels, float32 [B, 3, height, width], to the last feature map."""
     weights: str
-    """Their name."""
+    """Name of the weights."""
     file: Path
-    """Where they are."""
+    """File of the weights."""
     transform: dict[str, Any]
-    """What the network expects, as `transform` describes it."""
+    """What the network expects of its input; see `describe_transform`."""
 
 
-def transform(
+def describe_transform(
     size: int, interpolation: str, scale: float, mean: Sequence[float], std: Sequence[float]
 ) -> dict[str, Any]:
-    """Return the description of a transform: resize, then (pixel / scale - mean) / std."""
+    """Describe a transform that resizes the picture, then computes (pixel / scale - mean) / std."""
     return {
         "size": [size, size],
         "resize": "whole picture, aspect ratio not kept",
@@ -35,6 +35,6 @@ def transform(
     }
 
 
-def checksum_in(url: str) -> str:
-    """Return the first digits of a file's SHA-256, in which torchvision's file names end."""
+def sha256_prefix(url: str) -> str:
+    """Return the first digits of a file's SHA-256, with which torchvision's file names end."""
     return Path(urlparse(url).path).stem.rpartition("-")[2]

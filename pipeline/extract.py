@@ -15,7 +15,7 @@ from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few
 from features.estimate import estimate
-from features.extraction import calibrate, extract, versions
+from features.extraction import calibrate, extract, spread, versions
 from features.files import write_json
 from features.parts import PartWriter
 from features.row_format import RowFormat
@@ -29,7 +29,7 @@ from features.store_writing import (
     pending,
     resume,
 )
-from features.verification import damaged, recompute, spread
+from features.verification import SAMPLE, damaged, recompute
 from features.views import VIEWS
 from pipeline import captions
 from pipeline.command import run
@@ -224,7 +224,7 @@ def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]
     whole = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
     name, grid = store.description["backbone"], store.description["grid"][0]
     backbone = load_backbone(name, grid, choose_device(options.device), options.backend)
-    sample = {image_id: paths[image_id] for image_id in spread(whole)}
+    sample = {image_id: paths[image_id] for image_id in spread(whole, SAMPLE)}
     different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
     wrong |= different
     for image_id, why in sorted(wrong.items()):

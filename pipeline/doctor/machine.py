@@ -133,7 +133,7 @@ def _weights() -> Iterator[Finding]:
     import torch
 
     from features.efficientnet_lite import VARIANTS, weights_file
-    from features.pretrained import checksum_in
+    from features.pretrained import sha256_prefix
 
     downloaded = Path(torch.hub.get_dir(), "checkpoints").glob("*-????????.pth")
     for path in (*map(weights_file, sorted(VARIANTS)), *sorted(downloaded)):
@@ -142,7 +142,7 @@ def _weights() -> Iterator[Finding]:
         except OSError as error:
             yield problem(f"weights {path}: {error.strerror}", _REINSTALL)
             continue
-        if digest.startswith(checksum_in(path.name)):
+        if digest.startswith(sha256_prefix(path.name)):
             yield ok(f"weights {path.name}, SHA-256 {digest[:8]}...")
         else:
             yield problem(

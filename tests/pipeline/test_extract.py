@@ -133,7 +133,7 @@ def test_hostile_pictures_are_read_rightly_or_marked_with_the_reason(
     assert "truncated" in reasons.pop("truncated.jpg")
     assert reasons == {
         "empty.jpg": "the file is empty",
-        "text.jpg": "not a picture, or of an unknown format",
+        "text.jpg": "not a picture, or in an unknown format",
         "missing.jpg": "no such file",
         "folder.jpg": "not a file but a directory or a device",
     }
