@@ -43,7 +43,7 @@ class Backbone:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether the backend computes each picture on one core, so threads pass single pictures."""
+        """Whether each picture is computed on one core, so threads should pass one at a time."""
         return self.backend in ONE_BY_ONE
 
     def views(self, picture: Image.Image, names: Sequence[str]) -> np.ndarray:

@@ -320,7 +320,7 @@ def test_a_disk_that_is_certainly_too_small_is_refused_before_extracting(
 
 
 def _kill_at(step: int) -> None:
-    """Make this process kill itself before, or in the middle of, its `step`th change to the disk."""
+    """Make this process kill itself before or during its `step`th change to the disk."""
     steps = iter(range(step, -1, -1))
     write, fsync = os.write, os.fsync
 
