@@ -1,4 +1,4 @@
-"""The frozen CNN, or several, by name: published weights, their transform, the last feature map."""
+"""Frozen CNNs by name, alone or joined: published weights, transform and last feature map."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from features import efficientnet_lite
 from features.backends import ONE_BY_ONE, Joint, Network, Run, choose
 from features.errors import UserError, unknown_name
-from features.published import Published
+from features.pretrained import Pretrained
 from features.views import cut
 
 
@@ -24,9 +24,10 @@ class Backbone:
     Attributes:
         description: everything the features depend on, as JSON-able values; a store with the same
             description holds the same kind of features.
-        device: where it runs.
-        backend: what runs it; see `features.backends`.
-        run: uint8 [B, H, W, 3], resized pictures, to their features, as `features` returns them.
+        device: the device of the network.
+        backend: the name of the backend that runs it; see `features.backends`.
+        run: computes the features of resized pictures, uint8 [B, H, W, 3]; it returns the same as
+            `features`.
     """
 
     description: dict[str, Any]
@@ -42,40 +43,40 @@ class Backbone:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether threads should give it single pictures: it computes each on one core."""
+        """Whether each picture is computed on one core, so threads should pass one at a time."""
         return self.backend in ONE_BY_ONE
 
     def views(self, picture: Image.Image, names: Sequence[str]) -> np.ndarray:
         """Return views of an RGB picture, resized to the network's input: uint8 [views, H, W, 3].
 
         Args:
-            picture: decoded.
-            names: among `features.views.VIEWS`.
+            picture: the decoded picture.
+            names: names of views, from `features.views.VIEWS`.
         """
         method = Image.Resampling[self.description["transform"]["interpolation"].upper()]
         return cut(picture, names, self.size, method)
 
     def transform(self, picture: Image.Image) -> Tensor:
-        """Resize an RGB picture, all of it, to the network's input: uint8 [3, H, W].
+        """Resize an RGB picture without cropping to the network's input: uint8 [3, H, W].
 
-        The aspect ratio is not kept: captions speak of what lies at the edges too, which the
-        published centre crop would cut off.
+        The aspect ratio is not kept. The published centre crop would cut off the edges, which
+        captions describe too.
         """
-        (whole,) = self.views(picture, ["whole"])
-        return torch.from_numpy(whole).permute(2, 0, 1)
+        (pixels,) = self.views(picture, ["whole"])
+        return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the features of transformed pictures, uint8 [B, 3, H, W].
 
         Returns:
-            float32 [B, regions, channels], the last map averaged over a grid whose regions run row
-            by row, and float32 [B, channels], its mean.
+            The last feature map averaged over a grid, float32 [B, regions, channels], whose
+            regions are in row-major order, and the mean of the map, float32 [B, channels].
         """
         return self.run(images.permute(0, 2, 3, 1).contiguous())
 
 
 def names() -> list[str]:
-    """Return the names that `load_backbone` knows."""
+    """Return the names that `load_backbone` accepts."""
     from features import torchvision_cnns
 
     return sorted([*efficientnet_lite.VARIANTS, *torchvision_cnns.names()])
@@ -84,15 +85,15 @@ def names() -> list[str]:
 def load_backbone(
     name: str, grid: int, device: torch.device, backend: str = "auto", batch_size: int = 32
 ) -> Backbone:
-    """Load a network with its published weights, downloading them if need be.
+    """Load a network with its published weights; they are downloaded if they are missing.
 
     Args:
         name: one of `names()`, or several joined by +; see `load_network`.
-        grid: height and width of the grid that the last feature map is averaged to.
-        device: where to run.
-        backend: what runs it, see `features.backends.choose`. For fewer than some dozen pictures
-            take "eager", the others take longer to start.
-        batch_size: how many pictures will go through it together.
+        grid: height and width of the grid to which the last feature map is averaged.
+        device: the device to run on.
+        backend: what runs the network; see `features.backends.choose`. For fewer than a few dozen
+            pictures take "eager", which starts fastest.
+        batch_size: number of pictures in a batch.
 
     Raises:
         UserError: as `load_network`, or the backend does not work here.
@@ -104,34 +105,34 @@ def load_backbone(
 
 
 def load_network(name: str, grid: int, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """Load a network, see `load_backbone`, and the description of its features.
+    """Load a network as `load_backbone` does, and return it with the description of its features.
 
-    Several names joined by + make one network: each CNN sees the picture at the largest of their
-    input sizes, and their channels stand side by side.
+    Names joined by + make one network: every CNN gets the picture at the largest of their input
+    sizes, and their channels are concatenated.
 
     Raises:
-        UserError: a name is unknown or comes twice, the weights cannot be downloaded or are
+        UserError: a name is unknown or occurs twice, the weights cannot be downloaded or are
             damaged, or a last feature map is smaller than the grid.
     """
     each = name.split("+")
-    # Only then are all names asked for: torchvision, which knows them, takes long to import.
+    # The other names come from torchvision, which is slow to import: only if they are needed.
     if not efficientnet_lite.VARIANTS.keys() >= set(each):
         for one in each:
             if one not in names():
                 raise unknown_name("backbone", one, names())
     if len(set(each)) < len(each):
-        raise UserError(f"--backbone {name}: a network beside itself sees nothing more")
-    published = [_published(one) for one in each]
-    transform = _joint([one.transform for one in published])
+        raise UserError(f"--backbone {name}: expected different networks, found one of them twice")
+    pretrained = [_pretrained(one) for one in each]
+    transform = _joint_transform([one.transform for one in pretrained])
     networks = [
         _network(one, part, transform["size"], grid, device)
-        for one, part in zip(each, published, strict=True)
+        for one, part in zip(each, pretrained, strict=True)
     ]
     description = {
         "backbone": name,
-        "weights": "+".join(part.weights for part in published),
+        "weights": "+".join(part.weights for part in pretrained),
         "weights_sha256": "+".join(
-            hashlib.sha256(part.file.read_bytes()).hexdigest() for part in published
+            hashlib.sha256(part.file.read_bytes()).hexdigest() for part in pretrained
         ),
         "transform": transform,
         "grid": [grid, grid],
@@ -142,31 +143,31 @@ def load_network(name: str, grid: int, device: torch.device) -> tuple[nn.Module,
     return network.to(device).eval(), description
 
 
-def _published(name: str) -> Published:
-    """Return a network by one of `names()`."""
+def _pretrained(name: str) -> Pretrained:
+    """Return the network that one of `names()` stands for."""
     if name in efficientnet_lite.VARIANTS:
-        return efficientnet_lite.published(name)
+        return efficientnet_lite.pretrained(name)
     from features import torchvision_cnns
 
-    return torchvision_cnns.published(name)
+    return torchvision_cnns.pretrained(name)
 
 
 def _network(
-    name: str, published: Published, size: list[int], grid: int, device: torch.device
+    name: str, pretrained: Pretrained, size: list[int], grid: int, device: torch.device
 ) -> tuple[Network, int]:
-    """Return one network for pixels of a size, and its number of channels."""
-    cnn = published.until_last_map.to(device).to(memory_format=torch.channels_last)
+    """Return a network for pixels of this size, and its number of channels."""
+    cnn = pretrained.until_last_map.to(device).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         channels, height, width = cnn(torch.zeros(1, 3, *size, device=device)).shape[1:]
     if grid > min(height, width):
         raise UserError(
             f"the last feature map of {name} is {height} x {width}, smaller than --grid {grid}"
         )
-    return Network(cnn, published.transform, (height, width), (grid, grid)), channels
+    return Network(cnn, pretrained.transform, (height, width), (grid, grid)), channels
 
 
-def _joint(transforms: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the transform of networks that see the same pixels: the largest of their sizes."""
+def _joint_transform(transforms: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the transform of joined networks, with the largest of their input sizes."""
     if len(transforms) == 1:
         return transforms[0]
     largest = max(transforms, key=lambda transform: transform["size"])

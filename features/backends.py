@@ -1,12 +1,12 @@
-"""What runs a frozen network: PyTorch, as it is or compiled, or a runtime made for the CPU.
+"""Backends that run a frozen network: eager or compiled PyTorch, or a runtime for the CPU.
 
-On the CPU all compute in float32 and differ in the last digits only; on a GPU, compiled PyTorch
-computes in half precision.
+On a CPU all of them compute in float32 and differ only in the last digits. On a GPU, compiled
+PyTorch computes in half precision.
 
-The runtimes take pictures one by one, each on one core, for several threads at once. That is
-faster than a batch on all cores: what a layer writes is still in the core's cache when the next
-layer reads it, and no core waits for another. A picture's features are the same, bit for bit,
-whatever it is computed beside.
+The CPU runtimes compute pictures one by one, each on one core, in as many threads as there are
+cores. That is faster than a batch on all cores: the output of a layer is still in the core's cache
+when the next layer reads it, and no core waits for another. The features of a picture do not
+depend on other pictures, to the last bit.
 """
 
 import copy
@@ -28,25 +28,25 @@ from features.errors import UserError, first_line
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 
-# Those that `auto` tries, by the type of the device, from the fastest. OpenVINO and ONNX Runtime
-# are level on plain convolutions; on those of each channel, as EfficientNet has, OpenVINO leads.
+# What `auto` tries on each type of device, fastest first. OpenVINO and ONNX Runtime are equally
+# fast on plain convolutions; OpenVINO is faster on depthwise ones, as in EfficientNet.
 _FASTEST = {"cpu": ("openvino", "onnxruntime", "eager"), "cuda": ("compile", "eager")}
 ONE_BY_ONE = ("onnxruntime", "openvino")
-# Largest difference from eager float32, as a share of the largest value, by the type of device.
-# Measured on the CPU: 3e-6. Half precision rounds every value of every layer by up to 5e-4.
+# Largest allowed difference from eager float32, relative to the largest value, by type of device.
+# Measured on CPUs: 3e-6. Half precision rounds every value of every layer by up to 5e-4.
 TOLERANCE = {"cpu": 1e-4, "cuda": 3e-2}
 
 _log = logging.getLogger(__name__)
 
 
 class Network(nn.Module):
-    """From pixels to features, all of it, so that a backend may fuse what it can.
+    """From pixels to features, normalisation and pooling included, so that backends can fuse them.
 
     Args:
-        cnn: normalised float images [B, 3, H, W] to the last feature map [B, channels, h, w].
-        transform: "scale", "mean" and "std" of the pixels that `cnn` expects.
+        cnn: from normalised float images [B, 3, H, W] to the last feature map [B, channels, h, w].
+        transform: the "scale", "mean" and "std" by which pixels are normalised for `cnn`.
         map_size: h and w.
-        grid: height and width of the grid that the map is averaged to.
+        grid: height and width of the grid to which the map is averaged.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Network(nn.Module):
         self.scale = transform["scale"]
         self.register_buffer("mean", torch.tensor(transform["mean"]).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(transform["std"]).view(3, 1, 1))
-        # A matrix, since ONNX has no pooling into regions of unequal sizes.
+        # A matrix, because ONNX has no pooling into regions of unequal sizes.
         rows, columns = (_averaging(*sizes) for sizes in zip(map_size, grid, strict=True))
         positions = math.prod(map_size)
         mean = torch.full((1, positions), 1 / positions)
@@ -71,8 +71,8 @@ class Network(nn.Module):
         """Return the features of `pixels`, uint8 [B, H, W, 3].
 
         Returns:
-            float32 [B, regions, channels], the last map averaged over a grid whose regions run row
-            by row, and float32 [B, channels], its mean.
+            The last feature map averaged over a grid, float32 [B, regions, channels], whose
+            regions are in row-major order, and the mean of the map, float32 [B, channels].
         """
         images = (pixels.permute(0, 3, 1, 2).float() / self.scale - self.mean) / self.std
         map_ = self.cnn(images.to(next(self.cnn.parameters()).dtype)).float()
@@ -81,10 +81,10 @@ class Network(nn.Module):
 
 
 class Joint(nn.Module):
-    """Several networks that see the same pixels; their channels stand side by side.
+    """Networks that get the same pixels and whose channels are concatenated.
 
     Args:
-        networks: of one grid.
+        networks: networks with the same grid.
     """
 
     def __init__(self, networks: Iterable[Network]) -> None:
@@ -92,13 +92,13 @@ class Joint(nn.Module):
         self.networks = nn.ModuleList(networks)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the features of `pixels`, as `Network` does, of all networks' channels."""
+        """Return the features of `pixels` as `Network` does, with the channels of all networks."""
         grids, means = zip(*(network(pixels) for network in self.networks), strict=True)
         return torch.cat(grids, -1), torch.cat(means, -1)
 
 
 def _averaging(size: int, regions: int) -> Tensor:
-    """Return [regions, size], which averages as `adaptive_avg_pool` does: regions may overlap."""
+    """Return weights [regions, size] that average as `adaptive_avg_pool`: regions may overlap."""
     weights = torch.zeros(regions, size)
     for i in range(regions):
         start, end = i * size // regions, math.ceil((i + 1) * size / regions)
@@ -109,21 +109,21 @@ def _averaging(size: int, regions: int) -> Tensor:
 def choose(
     name: str, network: nn.Module, size: tuple[int, int], device: torch.device, batch_size: int
 ) -> tuple[str, Run]:
-    """Make a backend ready to run a network and check it against eager PyTorch.
+    """Start a backend for a network and check its features against eager PyTorch.
 
     Args:
-        name: "eager", "compile", "onnxruntime", "openvino", or "auto" for the fastest that works
-            here; of each one that does not, a line is logged.
+        name: "eager", "compile", "onnxruntime", "openvino", or "auto" for the fastest one that
+            works here; each one that does not work is logged.
         network: a `Network` or `Joint`, on `device`, in evaluation mode.
         size: height and width of the pixels.
-        device: where to run.
-        batch_size: what "compile" compiles for; any other number of pictures is padded to it.
+        device: the device to run on.
+        batch_size: the batch size that "compile" compiles for; smaller batches are padded to it.
 
     Returns:
-        The name of the backend, and what runs the network.
+        The name of the backend, and the function that runs the network.
 
     Raises:
-        UserError: the one asked for does not work here.
+        UserError: the requested backend does not work here.
     """
     names = _FASTEST.get(device.type, ("eager",)) if name == "auto" else (name,)
     for candidate in names[:-1]:
@@ -135,8 +135,8 @@ def choose(
         return names[-1], _start(names[-1], network, size, device, batch_size)
     except Exception as error:
         raise UserError(
-            f"--backend {names[-1]} cannot run the network here ({first_line(error)}); leave it to "
-            "auto"
+            f"--backend {names[-1]} cannot run the network here ({first_line(error)}); use "
+            "--backend auto"
         ) from error
 
 
@@ -158,13 +158,13 @@ def _start(
 
 
 def _check(run: Run, eager: Run, size: tuple[int, int], tolerance: float) -> None:
-    """Raise ArithmeticError if a backend's features of one noisy picture are not the network's."""
+    """Raise ArithmeticError unless a backend computes the features of a picture of noise right."""
     noise = np.random.default_rng(0).integers(0, 256, (1, *size, 3), dtype=np.uint8)
     pixels = torch.from_numpy(noise)
     for found, expected in zip(run(pixels), eager(pixels), strict=True):
         difference = ((found - expected).abs().max() / expected.abs().max()).item()
         if not difference <= tolerance:
-            raise ArithmeticError(f"its features differ by {difference:.1g} of the largest")
+            raise ArithmeticError(f"its features differ by {difference:.1g} of the largest value")
 
 
 def _eager(network: Run, device: torch.device) -> Run:
@@ -176,23 +176,23 @@ def _eager(network: Run, device: torch.device) -> Run:
 
 
 def _compiled(network: nn.Module, device: torch.device, batch_size: int) -> Run:
-    # Constant weights let the compiler reorder them once for all.
+    # The compiler reorders constant weights in advance.
     options: dict[str, Any] = {"freezing": True}
     if device.type == "cuda":
-        # Half precision has three bits more than bfloat16, and its range is that of the store.
+        # Float16 has three bits more than bfloat16, and the store has its range.
         network = copy.deepcopy(network)
         for module in network.modules():
             if isinstance(module, Network):
                 module.cnn.to(torch.float16)
     compiled = _eager(torch.compile(network, dynamic=False, options=options), device)
 
-    def whole(part: Tensor) -> Tensor:
-        # Another number of pictures would be compiled anew. A whole batch stays in pinned memory.
+    def padded(part: Tensor) -> Tensor:
+        # Another size would be compiled again. A full batch is not copied: it stays pinned.
         missing = batch_size - len(part)
         return F.pad(part, (0,) * 7 + (missing,)) if missing else part
 
     def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
-        found = (compiled(whole(part)) for part in pixels.split(batch_size))
+        found = (compiled(padded(part)) for part in pixels.split(batch_size))
         grid, pooled = (torch.cat(part)[: len(pixels)] for part in zip(*found, strict=True))
         return grid, pooled
 
@@ -200,15 +200,15 @@ def _compiled(network: nn.Module, device: torch.device, batch_size: int) -> Run:
 
 
 def exported(network: nn.Module, size: tuple[int, int]) -> bytes:
-    """Return a network for one picture as ONNX."""
+    """Export a network for one picture to ONNX."""
     file = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that become constants, as they may
-        # The exporter by tracing: torch.export's needs more packages and takes longer.
+        warnings.simplefilter("ignore")  # about sizes becoming constants, which is intended
+        # The exporter that traces: the one based on torch.export is slower and needs more packages.
         torch.onnx.utils.export(
             network,
             (torch.zeros(1, *size, 3, dtype=torch.uint8),),
-            file,  # type: ignore[arg-type]  # the annotation forgets open files
+            file,  # type: ignore[arg-type]  # open files work too
             input_names=["pixels"],
             output_names=["grid", "pooled"],
             opset_version=17,
@@ -220,7 +220,7 @@ RunOne = Callable[[np.ndarray], list[np.ndarray]]
 
 
 def _one_by_one(run_one: RunOne) -> Run:
-    # In numpy: each thread that calls torch may start a team of threads of its own.
+    # With numpy, because each thread that calls torch may start a thread pool of its own.
     def run(pixels: Tensor) -> tuple[Tensor, Tensor]:
         found = [run_one(picture[None]) for picture in pixels.numpy()]
         grid, pooled = (np.concatenate(part) for part in zip(*found, strict=True))
@@ -240,13 +240,13 @@ def _onnxruntime(model: bytes) -> RunOne:
 
 
 def _openvino(model: bytes) -> RunOne:
-    # Or the import reports itself to a statistics server, and notes that in the user's home.
+    # Otherwise the import reports to a statistics server and leaves an id in the user's home.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 
     cores = torch.get_num_threads()
     settings = {
-        "INFERENCE_PRECISION_HINT": "f32",  # or it takes bfloat16 where the processor has it
+        "INFERENCE_PRECISION_HINT": "f32",  # the default is bfloat16 where the processor has it
         "INFERENCE_NUM_THREADS": cores,
         "NUM_STREAMS": cores,
         "ENABLE_CPU_PINNING": False,  # other processes may use the same cores
@@ -258,7 +258,7 @@ def _openvino(model: bytes) -> RunOne:
     def run_one(pixels: np.ndarray) -> list[np.ndarray]:
         if not hasattr(local, "request"):
             local.request = compiled.create_infer_request()
-        # The outputs are copied: the request writes the next picture's to the same memory.
+        # The outputs are copied, because the next request overwrites their memory.
         found = local.request.infer([pixels], share_inputs=True)
         return [found[0], found[1]]
 

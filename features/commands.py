@@ -1,4 +1,4 @@
-"""The commands, by the name under which messages say what to run."""
+"""How each command is called, for messages that say what to run."""
 
 PREPARE = "python -m pipeline.prepare"
 EXTRACT = "python -m pipeline.extract"

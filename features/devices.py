@@ -1,4 +1,4 @@
-"""Where tensors live."""
+"""Choosing the device that computes."""
 
 import torch
 
@@ -6,10 +6,10 @@ from features.errors import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called `name`, as PyTorch names devices; "auto" is a GPU if there is one.
+    """Return the device with PyTorch's name `name`; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: this machine has no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -18,7 +18,7 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"--device {name}: this machine has no such device that PyTorch can use; take cpu, or "
-            "auto to let the machine choose"
+            f"--device {name}: PyTorch has no such device on this machine; use cpu, or auto for "
+            "a GPU if there is one"
         ) from error
     return device

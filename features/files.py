@@ -1,9 +1,11 @@
-"""Files written whole or not at all, JSON, and folders."""
+"""Files that are replaced atomically, JSON, and folders."""
 
+import glob
 import json
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,45 +13,64 @@ from features.errors import UserError
 
 
 def make_folder(path: Path) -> None:
-    """Make the folder `path` and those above it, unless it is there; UserError if it cannot be."""
+    """Make the folder `path` and its parents where they are missing; UserError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield the path of a temporary file to write, which replaces `path` when the block ends.
+
+    A reader sees the old file or the complete new one, and so does whoever comes after a crash or a
+    power cut. If the block fails, the old file stays. OSError is passed on.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        yield temporary
+        sync(temporary)
+        temporary.replace(path)
+        sync(path.parent)  # or a power cut could undo the renaming
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def delete_temporaries(path: Path) -> None:
+    """Delete the temporary files left by processes killed while `replacing` the file `path`.
+
+    Call it only while no other process can be writing `path`.
+    """
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*new"):
+        temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Flush to the disk the content of a file, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path` so that a reader or a crash sees the old file or the new, whole.
+    """Write `content` to `path`, atomically (see `replacing`); its folder is made if need be.
 
     Raises:
         UserError: it cannot be written, or is a folder or a device, which must not be replaced.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
         raise UserError(f"cannot write {path}: it is not a file but a folder or a device")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     data = content.encode() if isinstance(content, str) else content
     make_folder(path.parent)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
+        with replacing(path) as temporary:
+            temporary.write_bytes(data)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the new name of a file to the disk, too: a power cut must not undo its renaming."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -58,12 +79,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path, made_by: str) -> Any:
-    """Read a JSON file; `made_by` names the command that makes it, for the error message.
+    """Read a JSON file; `made_by` is the command that creates it, for the error message.
 
-    Half a surrogate pair, which JSON can hold and nothing can write, becomes a question mark.
+    Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
 
     Raises:
-        UserError: the file is missing, is no plain file or is not JSON.
+        UserError: the file is missing, is not a plain file or is not JSON.
     """
     try:
         if path.exists() and not path.is_file():  # reading a pipe would wait for ever
@@ -74,8 +95,8 @@ def read_json(path: Path, made_by: str) -> Any:
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
         return value
     except FileNotFoundError as error:
-        raise UserError(f"{path} is not there; {made_by} makes it") from error
+        raise UserError(f"{path} is not there; create it with {made_by}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({error}); {made_by} makes it anew") from error
+        raise UserError(f"{path} is not JSON ({error}); create it again with {made_by}") from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""From a file to an upright 8-bit RGB picture, or to a plain reason why not."""
+"""Decoding: from a file to an upright 8-bit RGB picture, or to the reason why it cannot be read."""
 
 import io
 import re
@@ -13,22 +13,22 @@ from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 Image.init()
-# Only formats that Pillow decodes by itself; EPS, for one, would start Ghostscript.
+# Only formats that Pillow decodes by itself; EPS, for example, would start Ghostscript.
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "PPM", "JPEG2000", "AVIF")
 FORMATS = tuple(name for name in _FORMATS if name in Image.OPEN)  # AVIF needs Pillow 11.3
-# A picture takes up to 20 bytes a pixel while it is decoded, a JPEG at a reduced scale far less.
+# Decoding takes up to 20 bytes a pixel, far less for a JPEG at a reduced scale.
 MAX_PIXELS = 100_000_000
 MAX_JPEG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 178,956,970, beyond which Pillow refuses
-# Each scan of a progressive JPEG is a pass over all pixels. Cameras and converters write some ten;
-# a file of a megabyte can hold thousands, and be decoded for hours.
+# Each scan of a progressive JPEG is a pass over all pixels. Cameras and converters write about ten;
+# a file of one megabyte can contain thousands and take hours to decode.
 _MAX_SCANNED_PIXELS = 100 * MAX_PIXELS
 _LARGE_PIXELS = 25_000_000
-_one_large_at_a_time = threading.Lock()  # however many threads decode
-# No network here looks at more than 600 x 600, so a JPEG whose shorter side is at least twice this
-# is decoded at a half, a quarter or an eighth of its size, which costs a fraction of the time.
+_one_large_at_a_time = threading.Lock()  # bounds the memory of many decoding threads
+# No network here has an input larger than 600 x 600. So a JPEG whose shorter side is at least twice
+# this long is decoded at a half, a quarter or an eighth of its size, which is much faster.
 ENOUGH = 640
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # ISO/IEC 23008-12
-_PILLOW = r"PIL\."  # its modules, as a pattern
+_PILLOW = r"PIL\."  # a pattern for Pillow's modules
 
 
 class PictureError(Exception):
@@ -38,14 +38,14 @@ class PictureError(Exception):
 def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
     """Decode a picture (a path, its bytes or an open binary file) as upright 8-bit RGB.
 
-    The EXIF orientation is applied, of an animation the first frame is taken, transparency is laid
-    on white, and 16-bit grays keep their upper 8 bits. A large JPEG comes at a reduced scale, its
-    shorter side not below `ENOUGH`. The colour profile is not applied.
+    The EXIF orientation is applied, an animation gives its first frame, transparent parts become
+    white, and 16-bit grays keep their upper 8 bits. A large JPEG is decoded at a reduced scale; its
+    shorter side is then at least `ENOUGH`. The colour profile is not applied.
 
     Raises:
-        PictureError: the file is missing, empty, truncated, damaged, no picture, or has more than
-            `MAX_PIXELS` pixels (a JPEG `MAX_JPEG_PIXELS`) or thousands of scans, which is known
-            before anything is decoded.
+        PictureError: the file is missing, empty, truncated, damaged or not a picture; or it has
+            more than `MAX_PIXELS` pixels (a JPEG `MAX_JPEG_PIXELS`) or thousands of scans, which
+            is checked before decoding.
     """
     _ignore_pillow_warnings()
     try:
@@ -53,7 +53,7 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
             pixels = image.width * image.height
             _check_effort(image, pixels)
             image.draft(None, (ENOUGH, ENOUGH))
-            # A JPEG that is not progressive takes memory for the pixels that are wanted only.
+            # Only a progressive JPEG needs memory for all pixels when it is decoded at a scale.
             held = pixels if "progressive" in image.info else image.width * image.height
             with _one_large_at_a_time if held > _LARGE_PIXELS else nullcontext():
                 image.load()
@@ -74,14 +74,14 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
 
 
 def _unknown(source: str | Path | bytes | BinaryIO) -> str:
-    """Return why Pillow does not know what a picture is."""
+    """Return why Pillow does not recognise a picture."""
     start = source[:12] if isinstance(source, bytes) else b""
     if isinstance(source, (str, Path)):
         with Path(source).open("rb") as file:
             start = file.read(12)
     if start[4:8] == b"ftyp" and start[8:] in _HEIC:
-        return "HEIC, as phones write it, which is not read here: convert it to JPEG"
-    return "not a picture, or of an unknown format"
+        return "HEIC, a format of phones that cannot be read: convert it to JPEG"
+    return "not a picture, or in an unknown format"
 
 
 def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
@@ -94,7 +94,7 @@ def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
     path = Path(source)
     if not path.exists():
         raise PictureError("no such file")
-    if not path.is_file():  # opening a pipe would wait for ever
+    if not path.is_file():  # opening a pipe would block for ever
         raise PictureError("not a file but a directory or a device")
     if path.stat().st_size == 0:
         raise PictureError("the file is empty")
@@ -102,15 +102,15 @@ def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
 
 
 def _check_effort(image: ImageFile.ImageFile, pixels: int) -> None:
-    """Refuse what would take gigabytes or hours to decode, by its header."""
+    """Refuse a picture that would take gigabytes or hours to decode, without decoding it."""
     if not isinstance(image, JpegImageFile):
         if pixels > MAX_PIXELS:
             raise PictureError(f"more than {MAX_PIXELS:,} pixels")
         return
-    assert image.fp is not None  # it is open; this is for the type checker
+    assert image.fp is not None  # for the type checker: the file is open
     place = image.fp.tell()
     image.fp.seek(0)
-    # Inside a scan a byte 0xff is never followed by this one.
+    # The start of a scan. In the data of a scan, 0xff is never followed by 0xda.
     scans = image.fp.read().count(b"\xff\xda")
     image.fp.seek(place)
     if scans * pixels > _MAX_SCANNED_PIXELS:
@@ -120,7 +120,7 @@ def _check_effort(image: ImageFile.ImageFile, pixels: int) -> None:
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
-    except Exception:  # damaged EXIF data says nothing; the picture itself is whole
+    except Exception:  # only the EXIF data is damaged, not the picture
         return
 
 
@@ -128,7 +128,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
-        # Pillow takes every CMYK JPEG for one of Adobe's, whose inks are inverted.
+        # Pillow treats every CMYK JPEG as one by Adobe, with inverted inks.
         return ImageChops.invert(image).convert("RGB")
     if image.has_transparency_data:
         picture = image.convert("RGBA")
@@ -141,10 +141,10 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Scale gray values [height, width] of 16 bits, or of unknown range, to uint8.
 
-    Integers that fit 16 bits keep their upper 8 bits, reals within 0 to 1 are multiplied by 255;
-    anything else is stretched from its smallest to its largest value.
+    Integers that fit into 16 bits keep their upper 8 bits. Floats from 0 to 1 are multiplied by
+    255. Everything else is scaled linearly, so that its smallest value is 0 and its largest 255.
     """
-    # Row by row, for copies of all of a large picture would take gigabytes.
+    # Row by row, because copies of a large picture would take gigabytes.
     low = min(float(_finite(row).min()) for row in values)
     high = max(float(_finite(row).max()) for row in values)
     scaled = np.empty(values.shape, np.uint8)
@@ -164,9 +164,9 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 
 def _ignore_pillow_warnings() -> None:
-    """Silence Pillow, which warns of odd metadata and of sizes that are judged here anyway.
+    """Silence Pillow's warnings about odd metadata and about sizes, which are checked here anyway.
 
-    The filter is left in place: `warnings.catch_warnings` is not safe in the threads that decode.
+    The filter stays in place, because `warnings.catch_warnings` is not safe in decoding threads.
     """
     if ("ignore", None, Warning, re.compile(_PILLOW), 0) not in warnings.filters:
         warnings.filterwarnings("ignore", module=_PILLOW)

@@ -1,12 +1,13 @@
-"""The parts of a store in the making: each process appends what it extracts to its own file.
+"""The parts of an unfinished store: each process appends what it extracts to a file of its own.
 
-    features.parts/parts.json       what the rows hold and how they are written
-    features.parts/TIME-RANDOM.part  the records that one process wrote, in the order it wrote them
+    features.parts/parts.json        the row format
+    features.parts/TIME-RANDOM.part  the records of one process, in the order it wrote them
 
-A record is a header (magic, CRC-32 of all that follows, image id, status, bytes of the payload) and
-a payload: why the image failed, or the sizes of its chunks, its checksums, its pooled features and
-the chunks. Nobody ever appends to a file that was there, and a file counts up to its first record
-that is not whole: whatever stops a process, all that it finished before is kept, and only that.
+A record is a header (magic, CRC-32 of all that follows, image id, status, payload size in bytes)
+and a payload. The payload is the reason why the image failed, or the sizes of its chunks, its
+checksums, its pooled features and the chunks. A process never appends to an existing file, and a
+file is read up to its first incomplete record. So whatever stops a process, exactly the records
+that it finished are kept.
 """
 
 import math
@@ -23,21 +24,23 @@ import numpy as np
 from isal import isal_zlib
 
 from features.errors import UserError, first_few
-from features.rows import Packed, Record, RowFormat, checksum, to_float16
+from features.files import sync
+from features.row_format import Packed, Record, RowFormat, checksum, to_float16
 from features.store import FAILED, STORED
 
 _MAGIC = b"row2"
 _HEADER = struct.Struct("<4sI")  # magic, CRC-32 of all that follows
-_FIELDS = struct.Struct("<qII")  # image id, status, bytes of the payload
-_FSYNC_SECONDS = 1.0  # what a power cut may cost
-_MOST_REASON = 1000
+_FIELDS = struct.Struct("<qII")  # image id, status, payload size in bytes
+_FSYNC_SECONDS = 1.0  # the most work that a power cut can cost
+_MAX_REASON_BYTES = 1000
 
 
 class PartWriter:
     """Appends what one process extracts to a new file in the parts folder.
 
     Raises:
-        UserError: the file cannot be written, as the disk is full; what was written is kept.
+        UserError: the file cannot be written, for example to a full disk; what was written before
+            is kept.
     """
 
     def __init__(self, folder: Path, row_format: RowFormat) -> None:
@@ -49,39 +52,37 @@ class PartWriter:
         self._synced = time.monotonic()
 
     def put(self, image_ids: Sequence[int], grid: np.ndarray, pooled: np.ndarray) -> None:
-        """Store the features of images.
-
-        Values beyond the range of the stored type are clipped to it.
+        """Store the features of n images, clipped to the range of the stored type.
 
         Args:
-            image_ids: of n images.
+            image_ids: the ids of the n images.
             grid: float32 [n, views, regions, channels].
             pooled: float32 [n, views, channels].
 
         Raises:
-            UserError: a value is not a number, or the disk is full.
+            UserError: a value is NaN, or the disk is full.
         """
-        kind = self.row_format
-        shape = (len(image_ids), len(kind.views), kind.regions, kind.channels)
+        row_format = self.row_format
+        shape = (len(image_ids), len(row_format.views), row_format.regions, row_format.channels)
         if grid.shape != shape or pooled.shape != (*shape[:2], shape[3]):
             raise ValueError(f"expected features {shape}, found {grid.shape} and {pooled.shape}")
         broken = np.isnan(grid).any((1, 2, 3)) | np.isnan(pooled).any((1, 2))
         if broken.any():
             ids = np.asarray(image_ids)[broken]
             raise UserError(
-                f"the network gave values that are no numbers for {len(ids)} images: "
-                f"{first_few(ids)}; its weights or the device are broken"
+                f"the network returned NaN for {len(ids)} images: {first_few(ids)}; its weights or "
+                "the device are broken"
             )
         records = []
-        rows = zip(image_ids, kind.quantise(grid), to_float16(pooled), strict=True)
+        rows = zip(image_ids, row_format.quantise(grid), to_float16(pooled), strict=True)
         for image_id, grids, means in rows:
             sums = [[checksum(p), checksum(g)] for p, g in zip(means, grids, strict=True)]
-            packed = Packed(means, [kind.pack(g) for g in grids], np.array(sums, "<u4"))
+            packed = Packed(means, [row_format.pack(g) for g in grids], np.array(sums, "<u4"))
             records.append(_encode(Record(image_id, packed)))
         self._append(b"".join(records))
 
     def fail(self, image_id: int, reason: str) -> None:
-        """Record that the picture of an image cannot be read, and why.
+        """Record why the picture of an image cannot be read.
 
         Raises:
             UserError: the disk is full.
@@ -89,7 +90,7 @@ class PartWriter:
         self._append(_encode(Record(image_id, None, reason)))
 
     def close(self) -> None:
-        """Bring what was written to the disk and close the file."""
+        """Flush what was written to the disk and close the file."""
         with self._disk_errors():
             os.fsync(self._file)
             os.close(self._file)
@@ -97,7 +98,7 @@ class PartWriter:
     def _append(self, data: bytes) -> None:
         left = memoryview(data)
         with self._disk_errors():
-            while left:  # a nearly full disk takes a part before it refuses
+            while left:  # a nearly full disk writes only some of it before it fails
                 left = left[os.write(self._file, left) :]
             if time.monotonic() - self._synced > _FSYNC_SECONDS:
                 os.fsync(self._file)
@@ -115,7 +116,7 @@ class PartWriter:
 
 
 class Place(NamedTuple):
-    """Where a record lies."""
+    """Where a record lies: its file, offset and size, and whether it has features."""
 
     path: Path
     start: int
@@ -124,13 +125,17 @@ class Place(NamedTuple):
 
 
 def scan(folder: Path, row_format: RowFormat) -> dict[int, Place]:
-    """Find the whole records in a parts folder, by image id; one that is stored before a failed."""
+    """Return the place of each image's record in a parts folder, by image id.
+
+    Incomplete records are ignored. If an image has several, one with features wins over one that
+    failed.
+    """
     most = len(row_format.views) * (12 + 2 * row_format.channels + row_format.packed_bytes[1])
     found: dict[int, Place] = {}
     for path in sorted(folder.glob("*.part")):
         with path.open("rb") as file:
             start = 0
-            while data := _read(file, max(most, _MOST_REASON)):
+            while data := _read(file, max(most, _MAX_REASON_BYTES)):
                 image_id, status, _ = _FIELDS.unpack_from(data, _HEADER.size)
                 if image_id not in found or not found[image_id].stored:
                     found[image_id] = Place(path, start, len(data), status == STORED)
@@ -142,27 +147,20 @@ def read_record(place: Place, row_format: RowFormat) -> Record:
     """Read a record that `scan` found.
 
     Raises:
-        UserError: it is not whole any more.
+        UserError: it has been damaged since.
     """
     with place.path.open("rb") as file:
         file.seek(place.start)
         data = _read(file, place.bytes)
     if not data:
-        raise UserError(f"{place.path} was damaged meanwhile; the same command redoes what is lost")
+        raise UserError(
+            f"{place.path} was damaged meanwhile; run the same command again to restore it"
+        )
     return _decode(data, row_format)
 
 
-def sync(path: Path) -> None:
-    """Bring a file to the disk, or what a folder says its files are called."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
 def _read(file: BinaryIO, most: int) -> bytes:
-    """Return the next record, or nothing if what is left is not a whole one."""
+    """Return the next record, or nothing if it is incomplete or damaged."""
     head = file.read(_HEADER.size + _FIELDS.size)
     if len(head) < _HEADER.size + _FIELDS.size:
         return b""
@@ -171,13 +169,13 @@ def _read(file: BinaryIO, most: int) -> bytes:
     if magic != _MAGIC or payload_bytes > most:
         return b""
     data = head + file.read(payload_bytes)
-    whole = len(data) == len(head) + payload_bytes
-    return data if whole and isal_zlib.crc32(data[_HEADER.size :]) == crc else b""
+    complete = len(data) == len(head) + payload_bytes
+    return data if complete and isal_zlib.crc32(data[_HEADER.size :]) == crc else b""
 
 
 def _encode(record: Record) -> bytes:
     if record.packed is None:
-        status, payload = FAILED, record.reason.encode()[:_MOST_REASON]
+        status, payload = FAILED, record.reason.encode()[:_MAX_REASON_BYTES]
     else:
         sizes = np.array([len(chunk) for chunk in record.packed.chunks], "<u4")
         arrays = (sizes, record.packed.checksums, record.packed.pooled)

@@ -1,22 +1,23 @@
-"""The feature store: what the frozen CNN saw in every picture, as one HDF5 file.
+"""Reading the feature store: the features of every picture, in one HDF5 file.
 
-    /image_id  int64   [N]                     in the order of the caption table
+    /image_id  int64   [N]                     in the order of captions.json
     /status    uint8   [N]                     1 stored, 2 failed
-    /failure   bytes   [N], 200 each           UTF-8, why it failed
+    /failure   bytes   [N], 200 each           UTF-8, why the image failed
     /pooled    float16 [N, channels]           mean over the last feature map
     /grid      float16 [N, regions, channels]  regions row by row, from the top left; or int8
     /checksum  uint32  [N, 2]                  CRC-32 of the pooled features and of the grid
     /scale     float32 [channels]              only if /grid is int8: multiply by it
 
 Where several views of each image are stored, /pooled, /grid and /checksum are [N, views, ...].
-Attributes, as JSON: the fields of the description (see `features.backbones`), which make the
-fingerprint, and "format", "views", "compression" and "versions", which do not.
+The attributes are JSON. The fields of the description (see `features.backbones`) make up the
+fingerprint; "format", "views", "compression" and "versions" are not part of it.
 
-The grid of a view is one chunk, deflated as any HDF5 reader knows it, or not. Where the chunks lie
-is asked of HDF5 once; then they are read and inflated here: no lock, no cache, no memory beyond the
-rows asked for, in any number of threads and processes. Every row is checked as it is read.
+The grid of one view is one chunk, either raw or deflated, which every HDF5 library can read. Here
+HDF5 is only asked once where the chunks lie; they are then read and inflated without it: without
+locks, caches or memory beyond the requested rows, from any number of threads and processes. Every
+row is checked against its checksum when it is read.
 
-A store is whole when it appears and never changes (see `features.building`).
+A store appears complete or not at all, and never changes (see `features.store_writing`).
 """
 
 import hashlib
@@ -34,14 +35,14 @@ import numpy as np
 
 from features.commands import EXTRACT
 from features.errors import UserError, first_few
-from features.rows import Packed, Record, RowFormat, checksum, to_float32
+from features.row_format import Packed, Record, RowFormat, checksum, to_float32
 
 FORMAT = 2
 STORED, FAILED = 1, 2
 REASON_BYTES = 200
 _NOT_DESCRIBED = ("format", "views", "compression", "versions")
 
-# What h5py may raise for a file that is not, or not wholly, a store.
+# What h5py may raise for a file that is damaged or not a store.
 _DAMAGED: tuple[type[Exception], ...] = (
     AttributeError,
     LookupError,
@@ -66,7 +67,7 @@ class _Identity(NamedTuple):
 def fingerprint(description: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the description's canonical JSON, in hexadecimal.
 
-    Runs of version 0.1 describe the store's format, too, which does not matter to them.
+    The key "format" is left out: version 0.1 recorded it, but it does not affect the features.
     """
     kind = {key: value for key, value in description.items() if key != "format"}
     canonical = json.dumps(kind, sort_keys=True, separators=(",", ":"))
@@ -76,7 +77,7 @@ def fingerprint(description: Mapping[str, Any]) -> str:
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Return the fields in which two descriptions differ, as text.
 
-    Of two that were made by other CNNs only these: all else follows from them.
+    If the backbones differ, only they are named: all other differences follow from that.
     """
     fields = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
     if "backbone" in fields:
@@ -85,22 +86,22 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 
 def as_size(count: int) -> str:
-    """Return a number of bytes as people read it."""
+    """Format a number of bytes as MB or GB."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.2f} MB"
 
 
 class FeatureStore:
-    """Reads a store. It can be pickled, forked and used by several threads.
+    """A store, open for reading. It can be pickled, forked and shared between threads.
 
     Attributes:
-        description: what made the features; see `features.backbones`.
+        description: everything the features depend on; see `features.backbones`.
         fingerprint: SHA-256 of the description.
-        row_format: the description, the views and how rows are written.
+        row_format: the description, the views and the encoding of the rows.
         image_ids: int64 [N].
         status: uint8 [N], `STORED` or `FAILED`.
 
     Raises:
-        UserError: the file is missing, truncated, not a feature store or of another format.
+        UserError: the file is missing, truncated, not a feature store or has another format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -111,9 +112,9 @@ class FeatureStore:
             with h5py.File(path, "r") as file:
                 self._read_layout(file)
         except FileNotFoundError as error:
-            raise UserError(f"{path} is not there; {EXTRACT} makes it") from error
+            raise UserError(f"{path} is not there; create it with {EXTRACT}") from error
         except _DAMAGED as error:
-            why = " ".join(str(error).split())  # HDF5 breaks its messages into lines
+            why = " ".join(str(error).split())  # HDF5's messages have line breaks
             raise UserError(
                 f"{path} is not a feature store, or is damaged ({why}); delete it and run "
                 f"{EXTRACT} again"
@@ -125,9 +126,9 @@ class FeatureStore:
     def _read_layout(self, file: h5py.File) -> None:
         types = {key: file.attrs.get_id(key).dtype for key in file.attrs}
         if not all(isinstance(key, str) for key in types):
-            raise ValueError("an attribute whose name is no text")
-        # Format 1 had texts of variable length. They are not read: over damaged ones HDF5 itself
-        # loops for ever.
+            raise ValueError("the name of an attribute is not text")
+        # Format 1 had strings of variable length. They are not read, because HDF5 loops for ever
+        # over damaged ones.
         old = any(dtype.hasobject for dtype in types.values()) and "format" in types
         found = 1 if old else json.loads(file.attrs["format"])
         if found != FORMAT:
@@ -145,17 +146,18 @@ class FeatureStore:
                 raise ValueError(
                     f"/{name} is {file[name].dtype} {file[name].shape}, not {dtype} {shape}"
                 )
-        # Only what is contiguous and inside the file is read whole: sizes that lie fill no memory.
+        # Only data that is contiguous and inside the file is read in one piece, so a forged size
+        # cannot exhaust memory.
         starts = {name: self._start(file[name]) for name in expected if name != "grid"}
         self._pooled_start = starts["pooled"]
         self.row_format = replace(kind, scale=file["scale"][:]) if "scale" in expected else kind
         self.image_ids: np.ndarray = file["image_id"][:]
         self._order = np.argsort(self.image_ids, kind="stable")
         if not np.diff(self.image_ids[self._order]).all():
-            raise ValueError("an image is in it twice")
+            raise ValueError("an image occurs twice")
         self.status: np.ndarray = file["status"][:]
         if not np.isin(self.status, (STORED, FAILED)).all():
-            raise ValueError("a row is neither stored nor failed")
+            raise ValueError("the status of a row is neither stored nor failed")
         self._reasons = {
             row: self._bytes(starts["failure"] + row * REASON_BYTES, REASON_BYTES)
             .rstrip(b"\0")
@@ -166,7 +168,7 @@ class FeatureStore:
         self._read_index(file["grid"], count)
 
     def _start(self, dataset: h5py.Dataset) -> int:
-        """Return where a contiguous data set begins in the file."""
+        """Return the offset of a contiguous data set in the file."""
         start = dataset.id.get_offset()
         bytes_ = math.prod(dataset.shape) * dataset.dtype.itemsize
         if start is None or start + bytes_ > self._identity.size:
@@ -174,12 +176,12 @@ class FeatureStore:
         return start
 
     def _read_index(self, grid: h5py.Dataset, count: int) -> None:
-        """Read where each chunk begins and how long it is, int64 and uint32 [N, views]."""
+        """Read the offset, int64 [N, views], and the size, uint32 [N, views], of each chunk."""
         filters = grid.id.get_create_plist().get_nfilters(), grid.compression
         if grid.chunks != (*(1,) * (grid.ndim - 2), *grid.shape[-2:]):
             raise ValueError(f"/grid has chunks of {grid.chunks}")
         if filters != {"deflate": (1, "gzip"), "none": (0, None)}[self.row_format.compression]:
-            raise ValueError(f"/grid has other filters than {self.row_format.compression}")
+            raise ValueError(f"the filters of /grid are not {self.row_format.compression}")
         self._offsets = np.zeros((count, len(self.row_format.views)), np.int64)
         self._sizes = np.zeros(self._offsets.shape, np.uint32)
 
@@ -193,7 +195,9 @@ class FeatureStore:
         stored = self.status == STORED
         sizes, ends = self._sizes[stored], self._offsets[stored] + self._sizes[stored]
         if ((sizes < max(least, 1)) | (sizes > most) | (ends > self._identity.size)).any():
-            raise ValueError("a chunk of /grid is missing, of a wrong size, or beyond the file")
+            raise ValueError(
+                "a chunk of /grid is missing, has a wrong size, or ends beyond the file"
+            )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -203,10 +207,10 @@ class FeatureStore:
         return {int(self.image_ids[row]): reason for row, reason in self._reasons.items()}
 
     def rows(self, image_ids: Sequence[int]) -> np.ndarray:
-        """Return the rows, int64 [n], of images that are all stored.
+        """Return the rows, int64 [n], of images.
 
         Raises:
-            UserError: some are not in the store or failed.
+            UserError: some images are not in the store, or failed.
         """
         wanted = np.asarray(image_ids, dtype=np.int64)
         places = np.searchsorted(self.image_ids, wanted, sorter=self._order)
@@ -226,15 +230,15 @@ class FeatureStore:
         """Return the grid features of `rows` [n] as float32 [n, regions, channels].
 
         Args:
-            rows: of images that are stored; see `rows`.
-            views: which view of each row, the first unless given.
+            rows: rows of stored images; see `rows`.
+            views: the view of each row; by default the first.
 
         Raises:
             UserError: a row is damaged.
         """
         out = np.empty((len(rows), self.row_format.regions, self.row_format.channels), np.float32)
         for place, into in zip(self._places(rows, views), out, strict=True):
-            with self._whole(*place):
+            with self._damage_named(*place):
                 self.row_format.dequantise(self._grid(*place), into)
         return out
 
@@ -242,12 +246,12 @@ class FeatureStore:
         """Return the pooled features as float32 [n, channels]; see `grid`."""
         out = np.empty((len(rows), self.row_format.channels), np.float32)
         for place, into in zip(self._places(rows, views), out, strict=True):
-            with self._whole(*place):
+            with self._damage_named(*place):
                 to_float32(self._pooled(*place), into)
         return out
 
     def check(self, row: int) -> str:
-        """Return what is wrong with a stored row, or nothing."""
+        """Return what is wrong with a stored row, or an empty string."""
         for view, name in enumerate(self.row_format.views):
             for read in (self._pooled, self._grid):
                 try:
@@ -257,7 +261,7 @@ class FeatureStore:
         return ""
 
     def record(self, row: int) -> Record:
-        """Return a row as it is stored, of its grid only the packed bytes, which are not checked.
+        """Return a row as it is stored; its grid stays packed and is not checked.
 
         Raises:
             UserError: the pooled features are damaged.
@@ -265,18 +269,18 @@ class FeatureStore:
         image_id = int(self.image_ids[row])
         if row in self._reasons:
             return Record(image_id, None, self._reasons[row])
-        with self._whole(row, 0):
+        with self._damage_named(row, 0):
             views = range(len(self.row_format.views))
             pooled = np.stack([self._pooled(row, view) for view in views])
             chunks = [self._chunk(row, view) for view in views]
         return Record(image_id, Packed(pooled, chunks, self._checksums[row]))
 
     def expect(self, wanted: str, what: str, description: Mapping[str, Any] | None = None) -> None:
-        """Check that the store has the fingerprint `wanted`, which belongs to `what`.
+        """Check that the store has the fingerprint `wanted`, which `what` expects.
 
         Raises:
-            UserError: it has another; the differing fields are named if `what`'s own
-                `description` is given.
+            UserError: it has another one. The message names the fields in which the store differs
+                from `description`, the one that `what` expects, if it is given.
         """
         if self.fingerprint == wanted:
             return
@@ -315,18 +319,19 @@ class FeatureStore:
     def _bytes(self, start: int, count: int) -> bytes:
         data = os.pread(self._file, count, start)
         if len(data) != count:
-            raise ValueError("the file became shorter")
+            raise ValueError("the file has become shorter")
         return data
 
     @contextmanager
-    def _whole(self, row: int, view: int) -> Iterator[None]:
+    def _damage_named(self, row: int, view: int) -> Iterator[None]:
+        """Turn an error of reading a row into a UserError that names the image."""
         try:
             yield
         except (ValueError, OSError) as error:
             name = f", view {self.row_format.views[view]}" if view else ""
             raise UserError(
                 f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {EXTRACT} "
-                "--verify finds all such images, --force extracts anew"
+                "--verify lists all damaged images, --force extracts them again"
             ) from error
 
     def _replaced(self) -> UserError:

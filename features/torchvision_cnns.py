@@ -1,6 +1,7 @@
 """The classification CNNs of torchvision, cut after their last feature map.
 
-Only what needs one of them imports this: torchvision takes longer to import than all else together.
+Import this module only where one of them is needed: torchvision takes longer to import than
+everything else together.
 """
 
 import hashlib
@@ -15,50 +16,51 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from features.errors import UserError
-from features.published import Published, checksum_in, transform
+from features.pretrained import Pretrained, describe_transform, sha256_prefix
 
-# The networks of torchvision that have attention instead of a last feature map.
+# The networks of torchvision that have no last feature map.
 _TRANSFORMERS = ["vit_*", "swin_*", "maxvit_*"]
 
 
 def names() -> list[str]:
-    """Return the names that `published` knows."""
+    """Return the names that `pretrained` accepts."""
     return list(torchvision.models.list_models(module=torchvision.models, exclude=_TRANSFORMERS))
 
 
-def published(name: str) -> Published:
-    """Return the network `name` of `names()`, its weights downloaded if need be.
+def pretrained(name: str) -> Pretrained:
+    """Return the network `name` of `names()`; its weights are downloaded if they are missing.
 
     Raises:
-        UserError: the weights cannot be downloaded, are damaged or hold more than weights.
+        UserError: the weights cannot be downloaded, are damaged or contain more than tensors.
     """
     weights = torchvision.models.get_model_weights(name).DEFAULT
     file = _download(weights.url)
     preset = weights.transforms()
-    described = transform(
+    transform = describe_transform(
         size=preset.crop_size[0],
         interpolation=preset.interpolation.value,
         scale=255.0,
         mean=preset.mean,
         std=preset.std,
     )
-    try:  # torchvision unpickles whatever it gets; what loads like this has nothing but tensors
+    try:  # torchvision unpickles any file; one that loads like this contains only tensors
         torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{file} has more in it than weights, or is damaged; delete it") from error
+        raise UserError(f"{file} contains more than tensors, or is damaged; delete it") from error
     classifier = torchvision.models.get_model(name, weights=weights)
-    return Published(until_last_map(classifier, preset.crop_size[0]), weights.name, file, described)
+    cnn = until_last_map(classifier, preset.crop_size[0])
+    return Pretrained(cnn, weights.name, file, transform)
 
 
 def until_last_map(classifier: nn.Module, size: int) -> nn.Module:
     """Cut a torchvision CNN after its last feature map, before pooling and classifier.
 
-    That is the last value in its forward pass that has more than one position and does not come
-    from the classifier (SqueezeNet's is convolutional). It is searched for in the traced pass, not
-    among the modules, because DenseNet's last ReLU is none.
+    The last feature map is the last value in the forward pass that has more than one position and
+    does not come from the classifier (SqueezeNet's is convolutional). The traced pass is searched
+    instead of the modules, because DenseNet's last ReLU is not a module.
 
     Args:
-        classifier: the network, put into evaluation mode.
+        classifier: the network, which is put into evaluation mode.
         size: height and width of its input.
     """
     classifier.eval()
@@ -73,7 +75,7 @@ def until_last_map(classifier: nn.Module, size: int) -> nn.Module:
 
 
 class _OnlyValue(nn.Module):
-    """A feature extractor that returns its one value rather than a dictionary."""
+    """A feature extractor that returns its only value instead of a dictionary."""
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
@@ -89,10 +91,10 @@ def _is_map(value: object) -> bool:
 
 
 def _download(url: str) -> Path:
-    """Return the local file of published weights, fetched if it is not there, and checked."""
+    """Download published weights unless they are there, check them, and return their path."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(url).path).name
     by_hand = f"download {url} by hand and put it at {path}"
-    digits = checksum_in(url)
+    digits = sha256_prefix(url)
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whether a store is what its pictures say: checks every row, and recomputes some."""
+"""Checks of a store: every row against its checksum, some rows against their pictures."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,18 +11,18 @@ from features.errors import UserError
 from features.extraction import extract
 from features.store import STORED, FeatureStore, differences
 
-SAMPLE = 64
-# Of the norm of a row. Rounding, other backends and other decoders stay below a tenth of it;
-# another picture's features are further away than their own norm.
+SAMPLE = 64  # number of images to recompute
+# Largest difference, relative to the norm of the row. Rounding, other backends and other picture
+# decoders stay below a tenth of it; features of another picture differ by more than 1.
 _TOLERANCE = 0.05
 
 
-class Recomputed:
-    """Takes features as `features.parts.PartWriter` does, and keeps them.
+class _Recomputed:
+    """A writer (see `features.extraction.Writer`) that keeps the features in memory.
 
     Attributes:
-        features: of each image, float32 [views, regions, channels] and [views, channels].
-        failed: the images whose pictures cannot be read any more.
+        features: float32 [views, regions, channels] and [views, channels] for each image.
+        failed: why pictures cannot be read any more, by image id.
     """
 
     def __init__(self) -> None:
@@ -34,21 +34,15 @@ class Recomputed:
         self.features.update(zip(image_ids, zip(grid, pooled, strict=True), strict=True))
 
     def fail(self, image_id: int, reason: str) -> None:
-        """Keep why a picture cannot be read."""
+        """Keep the reason why a picture cannot be read."""
         self.failed[image_id] = reason
 
 
 def damaged(store: FeatureStore) -> dict[int, str]:
-    """Read the whole store and return what is wrong with each damaged image."""
+    """Read every row of a store and return what is wrong with each damaged image, by image id."""
     rows = np.flatnonzero(store.status == STORED).tolist()
     checked = ((row, store.check(row)) for row in tqdm(rows, unit="image", disable=None))
     return {int(store.image_ids[row]): why for row, why in checked if why}
-
-
-def spread(image_ids: Sequence[int], count: int = SAMPLE) -> list[int]:
-    """Return `count` of `image_ids`, or all if there are fewer, spread evenly."""
-    places = np.linspace(0, len(image_ids) - 1, min(count, len(image_ids)))
-    return [image_ids[place] for place in places.round().astype(int)]
 
 
 def recompute(
@@ -58,14 +52,14 @@ def recompute(
     batch_size: int,
     workers: int | None,
 ) -> tuple[dict[int, str], int]:
-    """Compute the features of `pictures`, by image id, again and compare.
+    """Compute the features of `pictures`, by image id, again and compare them with the store.
 
     Returns:
-        What is wrong with each image whose features differ, and how many could be compared:
-        pictures that are gone or cannot be read any more say nothing about the store.
+        What is wrong with each image whose features differ, and the number of images compared.
+        Pictures that are missing or cannot be read any more are not compared.
 
     Raises:
-        UserError: the CNN here is not the one that made the store.
+        UserError: `backbone` is not the CNN that made the store.
     """
     description = {**backbone.description, "dtype": store.description["dtype"]}
     if description != store.description:
@@ -74,14 +68,14 @@ def recompute(
             f"{differences(description, store.description)}; install the version that made it, or "
             "extract again with --force"
         )
-    found = Recomputed()
+    recomputed = _Recomputed()
     views = store.row_format.views
-    extract(backbone, list(pictures.items()), found, views, batch_size, workers)
+    extract(backbone, list(pictures.items()), recomputed, views, batch_size, workers)
     wrong: dict[int, str] = {}
-    for image_id, (grid, pooled) in found.features.items():
+    for image_id, (grid, pooled) in recomputed.features.items():
         row = store.rows([image_id])
         for view, name in enumerate(views):
-            # Values beyond the largest int8 are clipped in the store, too.
+            # Rounded as in the store, where values beyond the largest int8 are clipped.
             new = np.empty_like(grid[view])
             store.row_format.dequantise(store.row_format.quantise(grid[view]), new)
             difference = max(
@@ -91,7 +85,7 @@ def recompute(
             if not difference <= _TOLERANCE:
                 why = f"view {name}: its features differ from those of its picture by"
                 wrong.setdefault(image_id, f"{why} {difference:.0%}")
-    return wrong, len(found.features)
+    return wrong, len(recomputed.features)
 
 
 def _difference(new: np.ndarray, old: np.ndarray) -> float:

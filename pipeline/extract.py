@@ -11,17 +11,25 @@ from pathlib import Path
 from typing import Any
 
 from features.backbones import Backbone, load_backbone
-from features.building import begin, check_disk, merge, only_writer, parts_folder, pending, resume
 from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few
 from features.estimate import estimate
-from features.extraction import calibrate, extract, versions
+from features.extraction import calibrate, extract, spread, versions
 from features.files import write_json
 from features.parts import PartWriter
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import STORED, FeatureStore, as_size, differences
-from features.verification import damaged, recompute, spread
+from features.store_writing import (
+    begin,
+    check_disk,
+    merge,
+    only_writer,
+    parts_folder,
+    pending,
+    resume,
+)
+from features.verification import SAMPLE, damaged, recompute
 from features.views import VIEWS
 from pipeline import captions
 from pipeline.command import run
@@ -219,7 +227,7 @@ def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]
     intact = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
     name, grid = store.description["backbone"], store.description["grid"][0]
     backbone = load_backbone(name, grid, choose_device(options.device), options.backend)
-    sample = {image_id: paths[image_id] for image_id in spread(intact)}
+    sample = {image_id: paths[image_id] for image_id in spread(intact, SAMPLE)}
     different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
     wrong |= different
     for image_id, why in sorted(wrong.items()):

@@ -9,7 +9,7 @@ from decoder.data.batches import Features
 from features.backbones import Backbone, load_backbone
 from features.errors import UserError
 from features.images import read_picture
-from features.rows import to_float16
+from features.row_format import to_float16
 from features.store import differences, fingerprint
 from features.views import VIEWS
 

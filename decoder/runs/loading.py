@@ -14,7 +14,7 @@ from decoder.runs.folder import digest
 from features.commands import TRAIN
 from features.errors import UserError
 from features.files import read_json
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from pipeline import vocabulary as vocabularies
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from decoder.data.readers import TrainingReader
 from decoder.model.decoders import Decoder
 from decoder.regression import reduced_rank
-from features.verification import spread
+from features.extraction import spread
 from pipeline.vocabulary import EOS, UNK
 
 # So many images are enough to learn from; so many, for how regions are distributed.

@@ -132,7 +132,7 @@ def _weights() -> Iterator[CheckResult]:
     import torch
 
     from features.efficientnet_lite import VARIANTS, weights_file
-    from features.published import checksum_in
+    from features.pretrained import sha256_prefix
 
     downloaded = Path(torch.hub.get_dir(), "checkpoints").glob("*-????????.pth")
     for path in (*map(weights_file, sorted(VARIANTS)), *sorted(downloaded)):
@@ -141,7 +141,7 @@ def _weights() -> Iterator[CheckResult]:
         except OSError as error:
             yield problem(f"weights {path}: {error.strerror}", _REINSTALL)
             continue
-        if digest.startswith(checksum_in(path.name)):
+        if digest.startswith(sha256_prefix(path.name)):
             yield ok(f"weights {path.name}, SHA-256 {digest[:8]}...")
         else:
             yield problem(

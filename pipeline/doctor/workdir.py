@@ -12,10 +12,10 @@ from decoder.runs.folder import digest
 from decoder.runs.loading import load_decoder
 from decoder.training import checks
 from evaluation import runs
-from features.building import parts_folder
 from features.commands import CAPTION, EXTRACT, PREPARE, REPORT, SCORE, TRAIN
 from features.errors import UserError, first_few
 from features.store import FAILED, FeatureStore, differences, fingerprint
+from features.store_writing import parts_folder
 from features.verification import damaged
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable

@@ -30,7 +30,7 @@ from features.devices import choose_device
 from features.extraction import extract
 from features.images import read_picture
 from features.parts import PartWriter
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.torchvision_cnns import until_last_map
 
 ALONE, STORED, PEERS = "CNN alone", "decode, CNN, store", "one at a time, eager, .npz"

@@ -23,10 +23,10 @@ import numpy as np
 import tyro
 
 from decoder.data.readers import _read_ahead
-from features.building import begin, merge, write_store
 from features.parts import PartWriter
-from features.rows import Packed, Record, RowFormat
+from features.row_format import Packed, Record, RowFormat
 from features.store import STORED, FeatureStore
+from features.store_writing import begin, merge, write_store
 
 KINDS = (("float16", "none"), ("float16", "deflate"), ("int8", "deflate"))
 COCO, COCO_VALUES, COCO_REGIONS = 123_287, 50 * 2048, 49 * 2048

@@ -39,10 +39,10 @@ from decoder.model.operations import compiled
 from decoder.training.options import ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
-from features.building import begin, merge
 from features.parts import PartWriter
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import FeatureStore
+from features.store_writing import begin, merge
 from pipeline import captions, vocabulary
 from pipeline.vocabulary import PAD, SPECIAL, Vocabulary
 from pipeline.work import RunFolder

@@ -275,7 +275,7 @@ def test_a_picture_that_cannot_be_read_is_named(finished, capsys):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--split", "test"], "captions_test.json is not there; python -m decoder.caption"),
+        (["--split", "test"], "captions_test.json is not there; create it with python -m"),
         (["--split", "vla"], "unknown split 'vla': did you mean val?"),
         (["--images", "0"], "--images of 1 or more"),
     ],

@@ -213,7 +213,7 @@ def test_results_that_are_not_json_or_not_there_are_refused(work, capsys):
     assert score(work, path) == 2
     assert "is not JSON" in capsys.readouterr().err
     assert score(work, work / "absent.json") == 2
-    assert "python -m decoder.caption makes it" in capsys.readouterr().err
+    assert "create it with python -m decoder.caption" in capsys.readouterr().err
 
 
 def test_an_image_without_references_is_refused(work, write_results, written, capsys):

@@ -1,4 +1,4 @@
-"""Small stores, made as an extraction makes them."""
+"""Fixtures that make small stores in the same way as an extraction."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from features.building import begin, merge, only_writer, pending, resume
 from features.parts import PartWriter
-from features.rows import RowFormat
+from features.row_format import RowFormat
+from features.store_writing import begin, merge, only_writer, pending, resume
 
 DESCRIPTION = {"backbone": "small", "grid": [2, 3], "channels": 4, "dtype": "float16"}
 
 
 def features(image_id: int, kind: RowFormat) -> tuple[np.ndarray, np.ndarray]:
-    """The grid [views, regions, channels] and pooled features of an image, half of them zero."""
+    """The grid [views, regions, channels], half of it zero, and pooled features of an image."""
     random = np.random.default_rng(image_id)
     shape = (len(kind.views), kind.regions, kind.channels)
     grid = np.maximum(random.standard_normal(shape), 0).astype(np.float32)
@@ -31,7 +31,7 @@ def extract(
     force: bool = False,
     prune: bool = False,
 ) -> list[int]:
-    """Extract as pipeline.extract does, and return what was pending; not `finish`: no merging."""
+    """Extract as pipeline.extract does; return what was pending. Unless `finish`, do not merge."""
     with only_writer(path):
         old, kind = resume(path, kind, force)
         if kind.dtype.kind == "i" and kind.scale is None:
@@ -59,7 +59,7 @@ def kind() -> RowFormat:
 
 @pytest.fixture
 def make(tmp_path: Path, kind: RowFormat) -> Callable[..., list[int]]:
-    """`extract` to tmp_path / "features.h5", see there, with defaults."""
+    """`extract` to tmp_path / "features.h5", with defaults."""
 
     def make(image_ids: Sequence[int], kind: RowFormat = kind, **options) -> list[int]:
         return extract(

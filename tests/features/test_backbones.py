@@ -17,7 +17,7 @@ from features import torchvision_cnns
 from features.backbones import Backbone, load_backbone
 from features.backends import Network, choose
 from features.errors import UserError
-from features.published import checksum_in
+from features.pretrained import sha256_prefix
 
 CPU = torch.device("cpu")
 
@@ -38,7 +38,7 @@ def convolution(model: nn.Module, map_: Tensor) -> Tensor:
     return model.classifier(map_).flatten(1)
 
 
-# The smallest network of each family, with what turns its last map into its logits.
+# The smallest network of each family, and the function from its last map to its logits.
 FAMILIES = {
     "alexnet": layers_on_map,
     "convnext_tiny": layers_on_mean,
@@ -83,17 +83,17 @@ def test_every_family_of_torchvision_cnns_is_tested() -> None:
 def test_published_weights_name_their_checksum() -> None:
     for name in torchvision_cnns.names():
         url = torchvision.models.get_model_weights(name).DEFAULT.url
-        assert len(checksum_in(url)) >= 8
+        assert len(sha256_prefix(url)) >= 8
 
 
-def test_an_unknown_backbone_is_told_the_nearest_name() -> None:
+def test_an_unknown_backbone_gets_a_suggestion() -> None:
     with pytest.raises(UserError, match="unknown backbone 'resnet100': did you mean resnet101"):
         load_backbone("resnet100", 7, CPU)
 
 
 @pytest.mark.parametrize("stage", ["decoder.caption", "decoder.train", "pipeline.extract"])
 def test_a_stage_imports_torchvision_only_for_its_cnns(stage: str) -> None:
-    """It takes seconds, and the captions of a picture and the first step would wait for them."""
+    """Its import takes seconds, which captioning a picture or a first training step would lose."""
     code = f"""
 import sys, torch, {stage}
 from features.backbones import load_backbone
@@ -109,7 +109,7 @@ def test_a_grid_larger_than_the_last_map_is_refused() -> None:
 
 
 @pytest.mark.parametrize("backend", ["eager", "auto"])
-def test_joined_networks_see_side_by_side_what_each_sees_at_the_largest_size(backend: str) -> None:
+def test_joined_networks_concatenate_the_features_of_each_at_the_largest_size(backend: str) -> None:
     names = "efficientnet_lite0+efficientnet_lite1"
     joint = load_backbone(names, 7, CPU, backend)
     assert joint.size == (240, 240)
@@ -129,15 +129,15 @@ def test_joined_networks_see_side_by_side_what_each_sees_at_the_largest_size(bac
 
 
 def test_a_network_joined_with_itself_is_refused() -> None:
-    with pytest.raises(UserError, match="a network beside itself"):
+    with pytest.raises(UserError, match="found one of them twice"):
         load_backbone("efficientnet_lite0+efficientnet_lite0", 7, CPU)
 
 
-def test_regions_run_row_by_row_over_the_whole_picture() -> None:
+def test_regions_cover_the_picture_row_by_row() -> None:
     transform = {"size": [28, 28], "interpolation": "bilinear", "scale": 255.0}
     transform |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
     cnn = nn.Conv2d(3, 3, 1)
-    nn.init.dirac_(cnn.weight)  # gives back what it gets
+    nn.init.dirac_(cnn.weight)  # the identity
     nn.init.zeros_(cnn.bias)
     network = Network(cnn, transform, (28, 28), (7, 7))
     identity = Backbone({"transform": transform}, CPU, *choose("eager", network, (28, 28), CPU, 1))
@@ -155,7 +155,7 @@ def test_regions_run_row_by_row_over_the_whole_picture() -> None:
 
 @pytest.fixture
 def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A local server that publishes the weights of shufflenet_v2_x0_5, random ones: their file."""
+    """The file of random weights of shufflenet_v2_x0_5, published by a local server."""
     torch.manual_seed(0)
     model = torchvision.models.shufflenet_v2_x0_5()
     folder = tmp_path / "server"
@@ -201,13 +201,13 @@ def test_published_weights_are_downloaded_once_and_described(published: Path) ->
         torch.testing.assert_close(model.fc(pooled), expected, atol=1e-4, rtol=1e-3)
 
 
-def test_weights_damaged_on_the_way_are_refused(published: Path) -> None:
+def test_weights_damaged_in_transfer_are_refused(published: Path) -> None:
     published.write_bytes(published.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=r"damaged .* download http://127.* by hand and put it at"):
         load_backbone("shufflenet_v2_x0_5", 7, CPU)
 
 
-def test_weights_that_are_not_there_name_the_address_and_where_to_put_them(
+def test_missing_weights_name_their_address_and_where_to_put_them(
     published: Path, tmp_path: Path
 ) -> None:
     published.unlink()

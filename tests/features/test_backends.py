@@ -1,4 +1,4 @@
-"""Whatever runs a network, its features are those of eager PyTorch in float32."""
+"""Every backend computes the features of eager PyTorch in float32."""
 
 import logging
 import os
@@ -31,7 +31,7 @@ def pictures(count: int, size: int) -> Tensor:
 
 
 def difference(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the largest value."""
+    """The largest difference, relative to the largest value."""
     assert found.shape == expected.shape
     assert found.dtype == expected.dtype == torch.float32
     return ((found.cpu() - expected.cpu()).abs().max() / expected.abs().max()).item()
@@ -74,7 +74,7 @@ def test_runtimes_give_the_features_of_eager_pytorch(name: str) -> None:
         assert difference(found, expected) < 1e-5  # measured: 2e-6
 
 
-# Of each kind of layer that some family of torchvision has and others have not.
+# Together these have every kind of layer that is in some families of torchvision only.
 @pytest.mark.parametrize("name", RUNTIMES)
 @pytest.mark.parametrize(
     ("model", "grid"),
@@ -96,7 +96,7 @@ def test_runtimes_run_every_kind_of_network(model: str, grid: int, name: str) ->
     with torch.inference_mode():
         height, width = cnn(torch.zeros(1, 3, 224, 224)).shape[2:]
     network = Network(cnn, IMAGENET, (height, width), (grid, grid)).eval()
-    # It compares features with those of eager PyTorch.
+    # `choose` compares the features with those of eager PyTorch.
     assert choose(name, network, (224, 224), CPU, 32)[0] == name
 
 
@@ -115,7 +115,7 @@ def test_compiled_pytorch_gives_the_features_of_eager_pytorch_whatever_the_batch
 
 
 @pytest.mark.parametrize("name", RUNTIMES)
-def test_a_picture_has_the_same_features_beside_any_other_and_in_any_thread(name: str) -> None:
+def test_features_do_not_depend_on_other_pictures_or_the_thread(name: str) -> None:
     _, run = choose(name, small_network(), (40, 40), CPU, 32)
     assert name in ONE_BY_ONE
     pixels = pictures(24, 40)
@@ -126,7 +126,7 @@ def test_a_picture_has_the_same_features_beside_any_other_and_in_any_thread(name
         assert torch.equal(torch.cat(found), expected)
 
 
-def test_auto_takes_the_fastest_that_is_installed_and_says_what_is_missing(
+def test_auto_takes_the_fastest_installed_backend_and_logs_what_is_missing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, capfd
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -137,19 +137,19 @@ def test_auto_takes_the_fastest_that_is_installed_and_says_what_is_missing(
         assert choose("auto", small_network(), (40, 40), CPU, 32)[0] == name
         ours = [record.message for record in caplog.records if record.name == "features.backends"]
         assert len(ours) == len(backends._FASTEST["cpu"]) - len(tried) + i
-        monkeypatch.setitem(sys.modules, name, None)  # importing it fails from now on
+        monkeypatch.setitem(sys.modules, name, None)  # from now on its import fails
     assert "onnxruntime cannot run the network here (import of onnxruntime" in caplog.text
     assert capfd.readouterr() == ("", "")
 
 
 def test_a_backend_that_does_not_work_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(UserError, match=r"--backend onnxruntime cannot run .* leave it to auto"):
+    with pytest.raises(UserError, match=r"--backend onnxruntime cannot run .* use --backend auto"):
         choose("onnxruntime", small_network(), (40, 40), CPU, 32)
 
 
 @pytest.mark.parametrize("wrong", [1.001, float("nan")])
-def test_a_backend_with_other_features_is_not_taken(
+def test_a_backend_with_wrong_features_is_not_used(
     wrong: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = backends._onnxruntime
@@ -179,8 +179,8 @@ def test_on_a_gpu_half_precision_stays_near_eager_float32() -> None:
 
 
 @needs_openvino
-def test_no_runtime_reports_its_use(tmp_path) -> None:
-    """OpenVINO's import tells a statistics server, and leaves an id in the user's home."""
+def test_no_runtime_reports_usage(tmp_path) -> None:
+    """OpenVINO's import would report to a statistics server and leave an id in the user's home."""
     script = """
 import sys
 sys.addaudithook(

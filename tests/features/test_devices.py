@@ -12,5 +12,5 @@ def test_auto_takes_a_gpu_where_there_is_one():
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", ""])
 def test_a_device_that_is_not_there_is_refused_with_what_to_take_instead(name):
-    with pytest.raises(UserError, match="take cpu, or auto"):
+    with pytest.raises(UserError, match="use cpu, or auto"):
         choose_device(name)

@@ -1,4 +1,4 @@
-"""The loop: every picture's features reach the writer, whatever fails on the way."""
+"""Extraction: the features of every picture reach the writer, whatever fails on the way."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ def _no_thread_outlives_the_loop() -> Iterator[None]:
 
 
 class Memory:
-    """A writer that keeps what it is given."""
+    """A writer that keeps the features in memory."""
 
     def __init__(self) -> None:
         self.features: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -48,7 +48,7 @@ class Memory:
 
 
 def means(pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean colour of the left and the right half, and of all of it."""
+    """The mean colours of the left and right halves, and of the whole picture."""
     halves = torch.stack([half.float().mean((1, 2)) for half in pixels.split(2, dim=2)], dim=1)
     return halves, halves.mean(1)
 
@@ -59,7 +59,7 @@ def backbone_of(way: str, run=means) -> Backbone:
 
 
 def painted(folder: Path, count: int) -> list[tuple[int, Path]]:
-    """Pictures whose left half has the red of their number, by ids in no order."""
+    """Pictures whose left half has their number as red; their ids run backwards."""
     for i in range(count):
         picture = Image.new("RGB", (8, 8))
         picture.paste((i, 0, 0), (0, 0, 4, 8))
@@ -138,7 +138,9 @@ def test_what_is_decoded_and_computed_ahead_of_the_writer_is_bounded(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_writers_error_stops_everything_as_it_is(way: str, tmp_path: Path) -> None:
+def test_an_error_of_the_writer_stops_the_extraction_and_is_passed_on(
+    way: str, tmp_path: Path
+) -> None:
     class Full(Memory):
         tries = 0
 
@@ -151,7 +153,7 @@ def test_the_writers_error_stops_everything_as_it_is(way: str, tmp_path: Path) -
     writer = Full()
     with pytest.raises(UserError, match=r"^the disk is full$"):
         extract(backbone_of(way), painted(tmp_path, 40), writer, ["whole"], BATCH, WORKERS)
-    assert writer.tries == 3  # nothing is written behind what is lost
+    assert writer.tries == 3  # nothing is written after the failed batch
     assert_red(writer, range(2 * BATCH))
 
 
@@ -221,10 +223,10 @@ def test_the_scale_of_int8_is_the_largest_value_of_each_channel(way: str, tmp_pa
     np.testing.assert_allclose(scale * 127, [19, 1, 65504])
 
 
-def test_the_scale_comes_from_pictures_spread_over_all(
+def test_the_scale_comes_from_evenly_spaced_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extraction, "_CALIBRATED_ON", 5)
+    monkeypatch.setattr(extraction, "_CALIBRATION_PICTURES", 5)
     read: list[str] = []
     monkeypatch.setattr(
         extraction, "read_picture", lambda p: (read.append(p.stem), read_picture(p))[1]

@@ -121,14 +121,14 @@ def test_transparency_is_laid_on_white(mode: str) -> None:
 
 def test_exif_orientation_is_applied() -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was held upright: turn it by 90 degrees clockwise
+    exif[0x0112] = 6  # held upright: rotate by 90 degrees clockwise
     turned = two_colours().rotate(90, expand=True)
     picture = read_picture(saved(turned, "JPEG", exif=exif))
     assert picture.size == (64, 48)
     assert_two_colours(picture)
 
 
-def test_damaged_exif_data_does_not_lose_the_picture() -> None:
+def test_a_picture_with_damaged_exif_data_is_read() -> None:
     exif = b"Exif\0\0II*\0\x08\0\0\0\xff\xff\x12\x01\x03\0"
     assert_two_colours(read_picture(saved(two_colours(), "JPEG", exif=exif)))
 
@@ -173,11 +173,11 @@ PNG = saved(two_colours().effect_spread(20), "PNG")
         (PNG[:60] + b"\xff" * 40 + PNG[100:], "broken"),
         (png_header(20_000, 20_000), "more than 178,956,970 pixels"),
         (png_header(10_001, 10_000), "more than 100,000,000 pixels"),
-        # Pillow warns of this size, and warnings are errors here.
+        # Pillow warns about this size, and warnings are errors in tests.
         (png_header(10_000, 10_000), "truncated"),
     ],
 )
-def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str, tmp_path: Path) -> None:
+def test_an_unreadable_picture_gives_a_reason(data: bytes, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "picture.jpg"
     path.write_bytes(data)
     for source in (data, path):
@@ -186,7 +186,7 @@ def test_what_cannot_be_read_has_a_reason(data: bytes, reason: str, tmp_path: Pa
         assert str(tmp_path) not in str(caught.value)
 
 
-def test_a_path_that_is_no_file_has_a_reason(tmp_path: Path) -> None:
+def test_a_path_without_a_file_gives_a_reason(tmp_path: Path) -> None:
     with pytest.raises(PictureError, match="no such file"):
         read_picture(tmp_path / "missing.jpg")
     with pytest.raises(PictureError, match="not a file but a directory"):
@@ -222,7 +222,7 @@ def test_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
 
 
 def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many threads decode, they need the memory of one large picture."""
+    """So any number of threads needs the memory of only one large picture."""
     monkeypatch.setattr(images, "_LARGE_PIXELS", 0)
     inside, most = [], []
 
@@ -239,8 +239,8 @@ def test_large_pictures_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatc
     assert max(most) == 1
 
 
-def test_float_picture_takes_no_copies_of_all_of_itself() -> None:
-    """So that the largest picture that is read fits in 2 GB."""
+def test_a_float_picture_is_not_copied_as_a_whole() -> None:
+    """So the largest picture allowed fits into 2 GB."""
     values = np.linspace(0, 5, 4_000_000, dtype=np.float32).reshape(2000, 2000)
     tracemalloc.start()
     try:

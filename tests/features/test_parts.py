@@ -1,4 +1,4 @@
-"""Parts: whatever stops a process, what it finished is kept; and nothing else gets into a store."""
+"""Parts: whatever stops a process, its finished records are kept, and only those are stored."""
 
 import os
 import resource
@@ -14,12 +14,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from features import building
-from features.building import begin, merge, only_writer, pending, resume
+from features import store_writing
 from features.errors import UserError
 from features.parts import PartWriter, read_record, scan
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import FeatureStore
+from features.store_writing import begin, merge, only_writer, pending, resume
 
 IDS = [30, 10, 20, 40]
 
@@ -53,7 +53,9 @@ def test_what_was_put_is_found(part: Path, kind: RowFormat) -> None:
     assert read_record(found[2], kind).reason == "the file is émpty"
 
 
-def test_a_tail_torn_at_any_byte_costs_the_torn_record_alone(part: Path, kind: RowFormat) -> None:
+def test_a_part_truncated_at_any_byte_loses_only_the_last_record(
+    part: Path, kind: RowFormat
+) -> None:
     data = part.read_bytes()
     last = scan(part.parent, kind)[3]
     assert last.start + last.bytes == len(data)
@@ -75,7 +77,7 @@ def test_a_flipped_bit_anywhere_in_a_record_is_noticed(part: Path, kind: RowForm
         assert list(scan(part.parent, kind)) == [1, 2], place
 
 
-def test_a_length_that_lies_is_not_believed(part: Path, kind: RowFormat) -> None:
+def test_a_forged_length_does_not_exhaust_memory(part: Path, kind: RowFormat) -> None:
     data = bytearray(part.read_bytes())
     data[20:24] = (2**32 - 1).to_bytes(4, "little")  # of the first record's payload
     part.write_bytes(data)
@@ -85,20 +87,20 @@ def test_a_length_that_lies_is_not_believed(part: Path, kind: RowFormat) -> None
     tracemalloc.stop()
 
 
-def test_several_parts_add_up_and_stored_wins_over_failed(part: Path, kind: RowFormat) -> None:
+def test_parts_are_combined_and_stored_wins_over_failed(part: Path, kind: RowFormat) -> None:
     grid, pooled = random_features(kind, 1, seed=1)
     for image_ids in ([2], [4]):
         writer = PartWriter(part.parent, kind)
         writer.put(image_ids, grid, pooled)
         writer.fail(1, "gone by now")
         writer.close()
-    (part.parent / "0.part").write_bytes(b"no part at all")
+    (part.parent / "0.part").write_bytes(b"not a part")
     (part.parent / "1.part").touch()
     found = scan(part.parent, kind)
     assert {image_id for image_id, place in found.items() if place.stored} == {1, 2, 3, 4}
 
 
-def test_values_beyond_the_type_are_clipped_and_no_numbers_are_refused(
+def test_values_beyond_the_stored_type_are_clipped_and_nan_is_refused(
     part: Path, kind: RowFormat
 ) -> None:
     grid, pooled = random_features(kind, 1)
@@ -108,7 +110,7 @@ def test_values_beyond_the_type_are_clipped_and_no_numbers_are_refused(
         typed = replace(kind, description={**kind.description, "dtype": dtype}, scale=scale)
         writer = PartWriter(part.parent, typed)
         writer.put([7], grid, pooled)
-        with pytest.raises(UserError, match="no numbers for 1 images: 8"):
+        with pytest.raises(UserError, match="returned NaN for 1 images: 8"):
             writer.put([8], np.full_like(grid, np.nan), pooled)
         with pytest.raises(ValueError, match="expected features"):
             writer.put([8], grid[:, :, :2], pooled)
@@ -138,7 +140,7 @@ def test_a_full_disk_keeps_what_was_stored_and_the_rest_follows(
                 writer.put(IDS, grid, pooled)
             writer.close()
             assert pending(path, kind, None, IDS) == IDS[2:]
-            # Nor is there room for the store.
+            # The store does not fit either.
             with pytest.raises(UserError, match=r"features.h5: File too large; what was extracted"):
                 merge(path, kind, None, IDS[:2], {})
         finally:
@@ -165,7 +167,7 @@ def test_a_disk_without_room_for_the_store_is_named_before_it_is_written(
     assert FeatureStore(tmp_path / "features.h5").image_ids.tolist() == IDS
 
 
-def test_an_interrupted_extraction_ends_in_the_same_file(make: Callable, tmp_path: Path) -> None:
+def test_an_interrupted_extraction_makes_the_same_file(make: Callable, tmp_path: Path) -> None:
     path = tmp_path / "features.h5"
     assert make(IDS, failed={10: "no such file"}) == IDS
     whole = path.read_bytes()
@@ -214,7 +216,7 @@ def test_images_no_longer_wanted_are_dropped_only_on_request(
     path = tmp_path / "features.h5"
     make(IDS, failed={10: "no such file"})
     assert make([20, 40]) == []
-    assert FeatureStore(path).image_ids.tolist() == [20, 40, 30]  # nothing of the failed one
+    assert FeatureStore(path).image_ids.tolist() == [20, 40, 30]  # without the failed image
     assert make([20, 40], prune=True) == []
     assert FeatureStore(path).image_ids.tolist() == [20, 40]
 
@@ -241,7 +243,7 @@ def test_features_of_another_kind_are_refused_and_kept_unless_forced(
     make(IDS, finish=finish)
     name = "features.h5" if finish else "features.parts"
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    message = f"{name} holds other features than asked for: {change} .* instead of .*; use another"
+    message = f"{name} holds other features than requested: {change} .* instead of .*; use another"
     with pytest.raises(UserError, match=message):
         make(IDS, other)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept
@@ -255,7 +257,7 @@ def test_a_forced_extraction_that_was_interrupted_is_continued(
     make(IDS)
     other = replace(kind, compression="none")
     make(IDS[:2], other, force=True, finish=False)
-    # Until the new store is whole the old one stands, and it is no part of the new one.
+    # The old store stays until the new one is complete, and does not become part of it.
     assert FeatureStore(tmp_path / "features.h5").row_format.compression == "deflate"
     assert make(IDS, other) == IDS[2:]
     assert FeatureStore(tmp_path / "features.h5").row_format.compression == "none"
@@ -297,27 +299,28 @@ def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
         pass
 
 
-def test_what_a_kill_left_is_cleared_away(make: Callable, kind: RowFormat, tmp_path: Path) -> None:
-    (tmp_path / ".features.h5.new").write_bytes(bytes(100))
+def test_leftovers_of_a_kill_are_deleted(make: Callable, kind: RowFormat, tmp_path: Path) -> None:
+    (tmp_path / ".features.h5.123.new").write_bytes(bytes(100))
+    (tmp_path / ".features.h5.new").write_bytes(bytes(100))  # of version 0.2
     (tmp_path / ".features.parts.old").mkdir()
     (tmp_path / ".features.parts.old" / "1.part").touch()
     resume(tmp_path / "features.h5", kind)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_least_room_is_known_beforehand(
+def test_a_disk_that_is_certainly_too_small_is_refused_before_extracting(
     kind: RowFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = replace(kind, compression="none")
     usage = SimpleNamespace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    building.check_disk(tmp_path / "features.h5", kind, 8)  # 56 bytes, twice
+    store_writing.check_disk(tmp_path / "features.h5", kind, 8)  # 56 bytes, twice
     with pytest.raises(UserError, match="fewer --views"):
-        building.check_disk(tmp_path / "features.h5", kind, 9)
+        store_writing.check_disk(tmp_path / "features.h5", kind, 9)
 
 
 def _kill_at(step: int) -> None:
-    """Let this process kill itself before its `step`th change of the disk, or in the middle."""
+    """Make this process kill itself before or during its `step`th change to the disk."""
     steps = iter(range(step, -1, -1))
     write, fsync = os.write, os.fsync
 
@@ -369,7 +372,7 @@ def test_a_kill_at_any_step_loses_nothing_that_was_finished(
         killed = os.waitpid(child, 0)[1] == signal.SIGKILL
         finished = set(scan(tmp_path / "features.parts", kind))
         if path.exists() and not force:
-            finished.update(FeatureStore(path).image_ids.tolist())  # whole, whenever it is seen
+            finished.update(FeatureStore(path).image_ids.tolist())  # it is always complete
         assert finished.isdisjoint(make(IDS)), step
         assert path.read_bytes() == whole, step
         assert not (tmp_path / "features.parts").exists()

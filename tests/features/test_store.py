@@ -1,4 +1,4 @@
-"""The store: it gives back what was put in, to anyone, anywhere; what is damaged it refuses."""
+"""The store returns what was written, in every process and thread, and refuses damaged files."""
 
 import json
 import multiprocessing
@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from features.building import write_store
 from features.errors import UserError
-from features.rows import Packed, Record, RowFormat, checksum, to_float32
+from features.row_format import Packed, Record, RowFormat, checksum, to_float32
 from features.store import FeatureStore, fingerprint
+from features.store_writing import write_store
 
 from .conftest import DESCRIPTION, features
 
@@ -38,7 +38,7 @@ def kind_of(name: str) -> RowFormat:
 
 @pytest.fixture
 def path(make: Callable, tmp_path: Path) -> Path:
-    """A store of four images, of which the second failed."""
+    """A store of four images; the second one failed."""
     make(IDS, failed={10: "the file is émpty"})
     return tmp_path / "features.h5"
 
@@ -129,7 +129,7 @@ def test_processes_and_threads_read_side_by_side(path: Path) -> None:
             assert processes.map(total, [store] * 4) == [expected] * 4
 
 
-def test_a_store_that_is_replaced_is_read_on_by_who_has_it_open(path: Path, make: Callable) -> None:
+def test_an_open_store_stays_readable_when_the_file_is_replaced(path: Path, make: Callable) -> None:
     store = FeatureStore(path)
     expected, pickled = total(store), pickle.dumps(store)
     make([50, *IDS])
@@ -138,7 +138,7 @@ def test_a_store_that_is_replaced_is_read_on_by_who_has_it_open(path: Path, make
         pickle.loads(pickled)
 
 
-def test_a_store_may_be_of_failures_only(make: Callable, tmp_path: Path) -> None:
+def test_a_store_may_contain_only_failures(make: Callable, tmp_path: Path) -> None:
     make(IDS, failed=dict.fromkeys(IDS, "no such file"))
     assert list(FeatureStore(tmp_path / "features.h5").failures()) == IDS
 
@@ -148,7 +148,7 @@ def test_expect_names_the_fields_that_differ(path: Path) -> None:
     store.expect(fingerprint(DESCRIPTION), "the run")
     for unlike, named in (
         ({"channels": 8}, "the run .*channels 4 instead of 8; extract"),
-        # All else follows from that.
+        # All other differences follow from that one.
         ({"backbone": "large", "channels": 8}, "the run .*: backbone small instead of large; ext"),
     ):
         other = DESCRIPTION | unlike
@@ -156,17 +156,19 @@ def test_expect_names_the_fields_that_differ(path: Path) -> None:
             store.expect(fingerprint(other), "the run", other)
 
 
-def test_the_fingerprint_is_of_the_features_not_of_the_file(make: Callable, tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_features_and_not_on_the_file(
+    make: Callable, tmp_path: Path
+) -> None:
     prints = set()
     for name in ("float16", "float16, not deflated", "three views"):
         make(IDS, kind_of(name), force=True)
         prints.add(FeatureStore(tmp_path / "features.h5").fingerprint)
-    # Runs that were trained on a store of format 1 expect this.
+    # Runs trained on a store of format 1 expect this fingerprint.
     assert prints == {fingerprint(DESCRIPTION), fingerprint({**DESCRIPTION, "format": 1})}
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_changed_bit_never_gives_other_features(
+def test_a_flipped_bit_never_changes_features_unnoticed(
     make: Callable, tmp_path: Path, name: str
 ) -> None:
     kind, path = kind_of(name), tmp_path / "features.h5"
@@ -192,7 +194,7 @@ def test_a_changed_bit_never_gives_other_features(
                 np.testing.assert_array_equal(found, getattr(store, read)([row], [view]))
                 unnoticed.append(place - start)
             assert not any(damaged.check(other) for other in range(4) if other != row)
-        # Deflate has bits in its header and at its end that say nothing, and a checksum of its own.
+        # Some bits of deflate's header, its end and its own checksum do not matter.
         harmless = {0, 1, *range(size - 5, size)} if kind.compression == "deflate" else set()
         assert set(unnoticed) <= harmless
 
@@ -220,7 +222,7 @@ def replace_by_directory(path: Path) -> None:
 
 
 def change(name: str, value: object = None, **options) -> Callable[[Path], None]:
-    """Replace a data set, or drop it."""
+    """Replace a data set, or delete it."""
 
     def damage(path: Path) -> None:
         with h5py.File(path, "r+") as file:
@@ -262,7 +264,7 @@ def huge_chunk(path: Path) -> None:
 
 
 def huge_rows(path: Path) -> None:
-    """Rows of 2 GiB, all zero, of which the file holds nothing."""
+    """Rows of 2 GiB, all zero, for which nothing is stored."""
     with h5py.File(path, "r+") as file:
         del file["grid"]
         shape = (4, 2**20, 2**10)
@@ -271,7 +273,7 @@ def huge_rows(path: Path) -> None:
 
 
 def huge_count(path: Path) -> None:
-    """10 to the 12 images, all of them the fill value."""
+    """10^12 images, for which nothing is stored."""
     with h5py.File(path, "r+") as file:
         for name, dataset in list(file.items()):
             rest, dtype = dataset.shape[1:], dataset.dtype
@@ -309,7 +311,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_what_is_not_a_whole_store_is_refused_in_little_memory(path: Path, damage: str) -> None:
+def test_a_damaged_store_is_refused_in_little_memory(path: Path, damage: str) -> None:
     DAMAGE[damage](path)
     tracemalloc.start()
     with pytest.raises(UserError, match=f"{path} is not a feature store, or is damaged .*delete"):
@@ -322,7 +324,7 @@ def test_what_is_not_a_whole_store_is_refused_in_little_memory(path: Path, damag
     "wrong",
     [{"grid": [1024, 1024], "channels": 1024}, {"grid": [7]}, {"channels": True}, {"grid": [0, 7]}],
 )
-def test_rows_without_measure_are_refused(wrong: dict) -> None:
+def test_impossible_row_sizes_are_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="a grid of"):
         RowFormat({**DESCRIPTION, **wrong})
 
@@ -335,7 +337,7 @@ def test_a_store_truncated_anywhere_is_refused(path: Path) -> None:
             FeatureStore(path)
 
 
-def test_a_chunk_that_inflates_without_end_fills_no_memory(tmp_path: Path) -> None:
+def test_a_decompression_bomb_does_not_exhaust_memory(tmp_path: Path) -> None:
     kind = RowFormat({**DESCRIPTION, "grid": [64, 64]})  # 32 KiB
     bomb = zlib.compress(bytes(1000 * kind.grid_bytes), 9)
     grid, pooled = (array.astype("<f2") for array in features(1, kind))
@@ -356,12 +358,12 @@ def test_a_store_of_another_format_is_refused(path: Path) -> None:
         FeatureStore(path)
 
 
-def test_a_store_that_is_not_there_says_what_makes_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"features.h5 is not there; python -m pipeline.extract"):
+def test_a_missing_store_names_the_command_that_creates_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"features.h5 is not there; create it with python -m"):
         FeatureStore(tmp_path / "features.h5")
 
 
-def test_reading_takes_memory_for_the_rows_asked_for_only(make: Callable, tmp_path: Path) -> None:
+def test_reading_takes_memory_only_for_the_requested_rows(make: Callable, tmp_path: Path) -> None:
     make(range(200), RowFormat({**DESCRIPTION, "channels": 256}))
     store = FeatureStore(tmp_path / "features.h5")
     tracemalloc.start()

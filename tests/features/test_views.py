@@ -16,7 +16,7 @@ def picture() -> Image.Image:
 
 
 def corners(view: np.ndarray) -> list[list[int]]:
-    """Column and row of the picture that lie in a view's top left and bottom right corner."""
+    """Column and row of the picture at the top left and bottom right corners of a view."""
     return [view[0, 0, :2].tolist(), view[-1, -1, :2].tolist()]
 
 
@@ -41,13 +41,13 @@ def test_crops_keep_three_quarters_of_each_side(
 ) -> None:
     (view,) = cut(picture, [name], SIZE, NEAREST)
     assert (view.dtype, view.shape) == (np.uint8, (*SIZE, 3))
-    near = 2  # pixels, since the corner of a view shows the middle of some
+    near = 2  # pixels, because a corner of a view averages a few
     found = np.array(corners(view))
     expected = np.array([[left, top], [left + width - 1, top + height - 1]])
     assert np.abs(found - expected).max() <= near
 
 
-def test_each_view_has_its_mirror_and_all_come_in_the_order_asked_for(
+def test_every_view_has_its_mirror_image_and_the_requested_order_is_kept(
     picture: Image.Image,
 ) -> None:
     view = dict(zip(VIEWS, cut(picture, VIEWS, SIZE, Image.Resampling.BICUBIC), strict=True))

@@ -1,7 +1,7 @@
-"""Damage as strangers, disks and networks do it: to bytes, to text and to JSON.
+"""Damage to bytes, text and JSON, as attackers, disks and networks cause it.
 
-Each function draws from a `random.Random`, hypothesis's included, so that hypothesis can shrink
-what it finds and `tests/fuzz/run.py` can try a case a millisecond.
+Each function draws from a `random.Random`. With hypothesis's own one, hypothesis can shrink a
+failing case; with a plain one, `tests/fuzz/run.py` tries about one case a millisecond.
 """
 
 import json
@@ -39,7 +39,7 @@ _TEXTS = (
     "a" * 1000,
 )
 
-# Replaced after encoding by text that no encoder writes.
+# JSON that no encoder writes; it replaces placeholders after encoding.
 _RAW = (
     "[" * 100_000,
     '{"a":' * 100_000,
@@ -90,7 +90,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def damage_bytes(data: bytes, random: Random) -> bytes:
-    """Return `data` with one to four bytes, runs or numbers changed, or cut off."""
+    """Return `data` with one to four changes to bytes, runs or numbers, or truncated."""
     changed = bytearray(data)
     for _ in range(random.randint(1, 4)):
         size = len(changed)
@@ -118,7 +118,7 @@ def damage_bytes(data: bytes, random: Random) -> bytes:
 
 
 def damage_text(text: str, random: Random) -> str:
-    """Return `text` with signs that mean something to a format put in, or lines dropped."""
+    """Return `text` with up to three short pieces replaced by special characters or deleted."""
     for _ in range(random.randint(1, 3)):
         start = random.randint(0, len(text))
         end = min(len(text), start + random.randint(0, 20))
@@ -127,7 +127,7 @@ def damage_text(text: str, random: Random) -> str:
 
 
 def damage_json(value: Any, random: Random) -> str:
-    """Return the JSON of `value` with one to three of its parts replaced, dropped or doubled."""
+    """Return the JSON of `value` with one to three parts replaced, deleted or duplicated."""
     value = json.loads(json.dumps(value))  # a copy
     for _ in range(random.randint(1, 3)):
         value = _damaged_part(value, random)
@@ -138,7 +138,7 @@ def damage_json(value: Any, random: Random) -> str:
 
 
 def _damaged_part(value: Any, random: Random) -> Any:
-    """Descend at random; replace, drop or double what is there."""
+    """Descend at random, then replace, delete or duplicate a part."""
     inside = isinstance(value, (dict, list)) and value and random.random() < 0.9
     if not inside:
         return deepcopy(random.choice(_VALUES))

@@ -1,7 +1,7 @@
-"""Everything of ours that reads a file which a stranger may have made, and whole files to damage.
+"""Every function that reads files from outside, each with valid files to damage.
 
-Each reader gets a file and may do one of three things: read it, raise UserError, or raise
-PictureError. Anything else, and taking long or much memory, is a defect.
+A reader gets a file and may read it, raise UserError or raise PictureError. Anything else is a
+defect, and so is taking a long time or a lot of memory.
 """
 
 import io
@@ -37,12 +37,12 @@ from decoder.training.config import arguments_like
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from evaluation import recall, results, runs, score
 from evaluation.report import render
-from features.building import begin, merge, only_writer, parts_folder
 from features.files import read_json
 from features.images import read_picture
 from features.parts import PartWriter, scan
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import STORED, FeatureStore
+from features.store_writing import begin, merge, only_writer, parts_folder
 from features.verification import damaged
 from pipeline import captions, vocabulary
 from pipeline.datasets import load_table
@@ -54,7 +54,7 @@ from tests.fuzz.mutations import damage_bytes, damage_json, damage_text
 
 
 class Reader(NamedTuple):
-    """One reader: what it reads, whole examples, and how a file of its kind is damaged."""
+    """A reader, its valid examples, and the function that damages a file of its kind."""
 
     name: str
     read: Callable[[Path], object]
@@ -96,7 +96,7 @@ def of_safetensors(data: bytes, random: Random) -> bytes:
     match random.randint(0, 3):
         case 0:
             return damage_bytes(data, random)
-        case 1:  # the numbers themselves: what is not finite, too
+        case 1:  # the numbers themselves, for example by NaN
             head = bytearray(data)
             place = 8 + size + 4 * random.randrange(len(tensors) // 4)
             head[place : place + 4] = struct.pack("<f", random.choice((np.nan, np.inf, 1e38)))
@@ -111,7 +111,7 @@ def of_safetensors(data: bytes, random: Random) -> bytes:
 
 
 def of_npz(data: bytes, random: Random) -> bytes:
-    """Damage the archive, or an array in it, or make it an array of another shape or type."""
+    """Damage the archive or an array in it, or replace that by another shape or type."""
     if random.random() < 0.3:
         return damage_bytes(data, random)
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -140,7 +140,7 @@ def _load_table(dataset: str, root: Path, work: Path) -> object:
 
 
 def _captions(path: Path) -> None:
-    """Load a table, and write and load it again: what was accepted can be used."""
+    """Load a table, then write it and use its ids: what was accepted must be usable."""
     table = captions.load(path)
     captions.save(table, path.with_name("again.json"))
     np.array([image.id for image in table.images], dtype=np.int64)
@@ -164,7 +164,7 @@ def _picture(path: Path) -> None:
 
 
 def pictures() -> dict[str, list[bytes]]:
-    """Small whole pictures of every format that is read, and of the odder kinds of each."""
+    """Small valid pictures of every supported format, including its unusual variants."""
     pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     colour = Picture.fromarray(pixels)
     exif = Picture.Exif()
@@ -205,7 +205,7 @@ def pictures() -> dict[str, list[bytes]]:
 
 
 def archive() -> bytes:
-    """A zip archive as data sets are distributed: stored and deflated files, folders."""
+    """A zip archive like those of data sets, with stored files, deflated files and folders."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as output:
         output.mkdir("around")
@@ -233,7 +233,7 @@ _KARPATHY = {
 
 
 def _data_sets(folder: Path) -> list[Reader]:
-    """Return the readers of data sets; each has its own root, with the pictures 1.jpg to 3.jpg."""
+    """Return the readers of data sets, each with a root of its own and the pictures 1 to 3.jpg."""
 
     def reader(
         dataset: str, file: str, image_folder: str, example: str, damage: Callable
@@ -278,7 +278,7 @@ def _data_sets(folder: Path) -> list[Reader]:
 
 
 def trained(work: Path) -> TrainOptions:
-    """Return the options of the run "small", as small as a run can be."""
+    """Return the options of the run "small", which is as small as a run can be."""
     return TrainOptions(
         work=work,
         run="small",
@@ -301,7 +301,7 @@ def finish(work: Path) -> None:
 
 
 def _store(path: Path) -> None:
-    """Open a store and read every row of it."""
+    """Open a store and read all its rows."""
     store = FeatureStore(path)
     for row in np.flatnonzero(store.status == STORED):
         store.grid([row])
@@ -311,7 +311,7 @@ def _store(path: Path) -> None:
 
 
 def _of_stores(folder: Path) -> list[Reader]:
-    """Return the readers of small stores and their parts, one of each way to write rows."""
+    """Return the readers of small stores and of their parts, for several row formats."""
     description = {"backbone": "small", "grid": [2, 3], "channels": 16}
     found = []
     for dtype, compression, views in (
@@ -340,7 +340,7 @@ def _of_stores(folder: Path) -> list[Reader]:
 
 
 def _part(kind: RowFormat, path: Path) -> None:
-    """Read what can be read of a part, and merge it into a store."""
+    """Read the intact records of a part, merge them into a store and read that."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         store = Path(folder, "features.h5")
         shutil.copyfile(path, begin(store, kind, None) / "1.part")
@@ -357,14 +357,14 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     features = Features(torch.rand(2, 49, 1280), torch.rand(2, 1280))
 
     def in_place(path: Path, use: Callable[[], object]) -> Callable[[Path], None]:
-        whole = path.read_bytes()
+        intact = path.read_bytes()
 
         def read(damaged: Path) -> None:
             try:
                 shutil.copyfile(damaged, path)
                 use()
             finally:
-                path.write_bytes(whole)
+                path.write_bytes(intact)
 
         return read
 
@@ -391,8 +391,8 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
 
     description = read_json(run.config, "")["features"]
     frequencies = count_frequencies(captions.load(copy / "captions.json"), vocabulary_of_run)
-    whole = expectation_of(run, vocabulary_of_run, description, frequencies)
-    whole.reduced(rank=8, ngrams=50).save(folder / "expectation.safetensors", {})
+    expectation = expectation_of(run, vocabulary_of_run, description, frequencies)
+    expectation.reduced(rank=8, ngrams=50).save(folder / "expectation.safetensors", {})
     found = Generated(torch.tensor([[[5, 6, EOS]], [[7, EOS, PAD]]]), torch.zeros(2, 1))
 
     def expect(path: Path) -> None:
@@ -400,11 +400,11 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
         reduced.cider(found, features.pooled_IC)
 
     reduced = (folder / "expectation.safetensors").read_bytes()
-    learnt = (copy / "search" / "embedding.safetensors").read_bytes()
+    trained_embedding = (copy / "search" / "embedding.safetensors").read_bytes()
     in_8_bits = checkpoints.in_8_bits(checkpoints.load(run.best, torch.device("cpu"))[0])
     ranking = (run.path / "ranking_val.npz").read_bytes()
     return [
-        Reader("embedding", embed, [learnt], of_safetensors),
+        Reader("embedding", embed, [trained_embedding], of_safetensors),
         Reader("ranking.npz", recall.read, [ranking], of_npz),
         Reader("expectation", expect, [reduced], of_safetensors),
         Reader(
@@ -424,14 +424,14 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
 
 
 def _of_listings(folder: Path) -> list[Reader]:
-    """Return the readers of lists of captions, which go on where they stopped."""
+    """Return the readers of caption lists, which are continued after an interruption."""
     found = []
     for kind, damage in ((".csv", of_text), (".jsonl", of_json_lines)):
         file = folder / f"captions{kind}"
         with Listing(file, "writer") as listing:
             for name in ('a, "b".jpg', "é.jpg"):
-                told = {"caption": "A dog runs.", "unsure": False, "confidence": 0.5}
-                listing.add([(folder / name, State(3, 4), told)])
+                described = {"caption": "A dog runs.", "unsure": False, "confidence": 0.5}
+                listing.add([(folder / name, State(3, 4), described)])
 
         def read(path: Path, file: Path = file) -> None:
             shutil.copyfile(path, file)
@@ -446,7 +446,7 @@ def readers(work: Path, folder: Path) -> list[Reader]:
 
     Args:
         work: a work directory with the run "small", captioned and scored on val.
-        folder: a new folder to write in.
+        folder: an empty folder for temporary files.
     """
     small = captions.load(work / "captions.json")
     few = captions.CaptionTable(small.dataset, folder, small.images[:9])

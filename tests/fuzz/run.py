@@ -1,7 +1,7 @@
-"""Try damaged files of every kind for some minutes: `python -m tests.fuzz.run --minutes 5`.
+"""Fuzz every reader of files for some minutes: `python -m tests.fuzz.run --minutes 5`.
 
-Every reader works in a process of its own, under a limit of memory and time, so that a crash or a
-hang is found as well. Prints the cases tried and the failures; a failing file is kept.
+Every reader runs in a process of its own with limited memory and time, so that crashes and hangs
+are noticed too. The script prints the cases tried and the failures, and keeps failing files.
 """
 
 import argparse
@@ -22,13 +22,13 @@ from pipeline import extract, prepare
 from tests.fuzz.readers import finish, readers
 
 SECONDS_PER_CASE = 10
-EXTRA_BYTES = 4 * 2**30  # the largest picture that is read takes 1.3 GB
+EXTRA_BYTES = 4 * 2**30  # the largest picture allowed takes 1.3 GB
 KEEP = Path("work/fuzz")
 LITE0 = "efficientnet_lite0"
 
 
 def finished_work(work: Path) -> Path:
-    """Make a small work directory with a run "small", captioned and scored."""
+    """Make a small work directory with the run "small", captioned and scored."""
     shapes = ["--dataset", "shapes", "--images", "20", "--min-count", "2", "--work", str(work)]
     if prepare.main(shapes) or extract.main(["--work", str(work), "--backbone", LITE0]):
         raise SystemExit("the work directory could not be made")
@@ -41,8 +41,8 @@ def _too_slow(*_: object) -> None:
 
 
 def try_cases(work: Path, name: str, seconds: float, seed: int, counts: list[int]) -> None:
-    """Damage and read until `seconds` have passed; counts are [tried, read, failed]."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff says every damage there
+    """Damage and read files for `seconds`; `counts` becomes [tried, read, failed]."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libtiff reports every damage
     with tempfile.TemporaryDirectory() as temporary:
         reader = next(r for r in readers(work, Path(temporary)) if r.name == name)
         signal.signal(signal.SIGALRM, _too_slow)
@@ -79,8 +79,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=5)
     parser.add_argument("--seed", type=int, default=time.time_ns())
-    parser.add_argument("--only", default="", help="readers whose name has this in it")
-    parser.add_argument("--work", type=Path, help="a work directory made by an earlier call")
+    parser.add_argument("--only", default="", help="try only readers whose name contains this")
+    parser.add_argument("--work", type=Path, help="work directory of an earlier call")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary, "work")

@@ -1,4 +1,4 @@
-"""Damaged files are read or refused; `tests/fuzz/run.py` tries many more of them."""
+"""Damaged files are read or refused. `tests/fuzz/run.py` tries many more of them."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from features.errors import UserError
 from features.images import PictureError
 from tests.fuzz.readers import Reader, readers
 
-# How many damaged files each reader gets; in the report and the decoder each costs more.
+# Number of damaged files for each reader; fewer where a case is slow.
 CASES = {
     "captions.json": 150,
     "vocabulary.json": 150,
@@ -63,7 +63,7 @@ def all_readers(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.filterwarnings("ignore")  # a damaged file may be warned of, but not fail
+@pytest.mark.filterwarnings("ignore")  # a damaged file may cause warnings
 def test_damaged_file_is_read_or_refused(
     all_readers: dict[str, Reader], name: str, tmp_path: Path
 ) -> None:
@@ -71,7 +71,7 @@ def test_damaged_file_is_read_or_refused(
 
     @settings(
         max_examples=CASES[name],
-        derandomize=True,  # the same cases each time; new ones are for the script
+        derandomize=True,  # the same cases each time; `run.py` tries new ones
         deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
@@ -85,19 +85,19 @@ def test_damaged_file_is_read_or_refused(
     check()
 
 
-def test_every_reader_is_tried_and_reads_its_examples(
+def test_every_reader_is_tested_and_reads_its_examples(
     all_readers: dict[str, Reader], tmp_path: Path
 ) -> None:
     assert all_readers.keys() == CASES.keys()
-    path = tmp_path / "whole"
+    path = tmp_path / "example"
     for reader in all_readers.values():
         for example in reader.examples:
             path.write_bytes(example)
             reader.read(path)
 
 
-def test_store_over_whose_damaged_texts_hdf5_loops_for_ever_is_refused() -> None:
-    """Found by `run.py`: HDF5 1.14 never returns from reading an attribute of this file."""
+def test_a_store_on_which_hdf5_loops_for_ever_is_refused() -> None:
+    """HDF5 1.14 never returns from reading an attribute of this file, which `run.py` produced."""
     seed = Path(__file__).parent / "seeds" / "store_whose_heap_loops.h5"
     code = f"from features.store import *; from pathlib import *; FeatureStore(Path({str(seed)!r}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

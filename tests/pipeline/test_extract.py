@@ -18,7 +18,7 @@ from features.efficientnet_lite import Variant
 from features.errors import UserError
 from features.images import read_picture
 from features.parts import scan
-from features.rows import RowFormat
+from features.row_format import RowFormat
 from features.store import FeatureStore
 from features.views import VIEWS
 from pipeline import captions
@@ -135,7 +135,7 @@ def test_unusual_pictures_are_read_correctly_and_broken_ones_marked_with_the_rea
     assert "truncated" in reasons.pop("truncated.jpg")
     assert reasons == {
         "empty.jpg": "the file is empty",
-        "text.jpg": "not a picture, or of an unknown format",
+        "text.jpg": "not a picture, or in an unknown format",
         "missing.jpg": "no such file",
         "folder.jpg": "not a file but a directory or a device",
     }
@@ -189,7 +189,7 @@ def test_another_backbone_is_refused_unless_forced(tmp_path: Path, capsys) -> No
     assert extract(work) == 0
     assert extract(work, "--grid", "5") == 2
     error = capsys.readouterr().err
-    assert "holds other features than asked for: grid [7, 7] instead of [5, 5]" in error
+    assert "holds other features than requested: grid [7, 7] instead of [5, 5]" in error
     assert "--force" in error
     assert extract(work, "--grid", "5", "--force") == 0
     assert FeatureStore(work / "features.h5").description["grid"] == [5, 5]
@@ -317,7 +317,7 @@ def test_verify_names_the_damaged_images(tmp_path: Path, capsys) -> None:
     assert "pooled features do not match their checksum" in lines[3]
     assert "verify: 8 rows read, 4 of 5 recomputed, 4 wrong" in captured.out
     assert "4 images are wrong: 1, 3, 4, 5; --force extracts all pictures again" in captured.err
-    with pytest.raises(UserError, match=r"image 3: .*--verify finds all such images"):
+    with pytest.raises(UserError, match=r"image 3: .*--verify lists all damaged images"):
         store.grid([2])
 
 

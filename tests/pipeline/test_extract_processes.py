@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from features import parts
-from features.building import only_writer
+from features.store_writing import only_writer
 from pipeline.extract import main
 from tests.pipeline.processes import start
 from tests.pipeline.test_extract import LITE0, encoded, picture, prepare

@@ -22,7 +22,7 @@ from decoder.model.decoders import Decoder, ModelOptions
 from decoder.runs.folder import digest
 from features.errors import UserError
 from features.images import read_picture
-from features.rows import to_float16
+from features.row_format import to_float16
 from pipeline.vocabulary import EOS
 from pipeline.work import RunFolder
 from tests.decoder.generation import plain_search as plain

@@ -14,9 +14,9 @@ import torch
 
 from decoder import train
 from decoder.training import checks
-from features.building import write_store
-from features.rows import Packed, Record, checksum
+from features.row_format import Packed, Record, checksum
 from features.store import FeatureStore
+from features.store_writing import write_store
 from pipeline import captions, extract, prepare, vocabulary
 from tests.decoder.training.processes import End
 from tests.decoder.training.test_resume import AT_EVERY_STEP, Training

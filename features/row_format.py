@@ -11,9 +11,9 @@ from isal import igzip_lib, isal_zlib
 DTYPES = ("float16", "int8")
 COMPRESSIONS = ("deflate", "none")
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
-_MOST_BYTES = 2**28  # of a grid; the largest networks need a thirtieth of it
-_DEFLATE_AT_MOST = 1032  # to 1; what claims more is damaged, or made to fill the memory
-# float32 of every float16, by its bits: four times as fast as numpy's own conversion.
+_MAX_GRID_BYTES = 2**28  # the largest networks need a thirtieth of it
+_MAX_DEFLATE_RATIO = 1032  # a chunk that claims more is damaged, or made to exhaust memory
+# The float32 of every float16, indexed by its bits: four times as fast as numpy's conversion.
 _FLOAT32 = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
@@ -29,15 +29,16 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
 
 @dataclass(frozen=True, eq=False)
 class RowFormat:
-    """What the rows of a store hold and how they are written.
+    """What the rows of a store contain and how they are encoded.
 
     Attributes:
-        description: what made the features, as JSON; see `features.backbones`. Its "grid" [height,
-            width], "channels" and "dtype" say the shape and type of a row.
+        description: everything the features depend on, as JSON-able values; see
+            `features.backbones`. Its "grid" [height, width], "channels" and "dtype" give the shape
+            and type of a row.
         views: the names of the views of each image.
         compression: one of `COMPRESSIONS`, for the grid; pooled features are never compressed.
-        scale: float32 [channels], by which int8 grids are multiplied; None for float16, and for
-            int8 as long as it is not known.
+        scale: float32 [channels], the factors of int8 grids; None for float16, and for int8 until
+            it has been calibrated.
     """
 
     description: Mapping[str, Any]
@@ -46,54 +47,54 @@ class RowFormat:
     scale: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        """Check what may come from a damaged file; ValueError says what is wrong."""
+        """Check values that may come from a damaged file; raise ValueError if one is wrong."""
         numbers = [*self.description["grid"], self.description["channels"]]
         if len(numbers) != 3 or not all(type(n) is int and n > 0 for n in numbers):
             raise ValueError(f"a grid of {numbers[:-1]} with {numbers[-1]} channels")
         if self.description["dtype"] not in DTYPES:
-            raise ValueError(f"dtype {self.description['dtype']!r} is none of {DTYPES}")
+            raise ValueError(f"dtype {self.description['dtype']!r} is not one of {DTYPES}")
         if self.compression not in COMPRESSIONS:
-            raise ValueError(f"compression {self.compression!r} is none of {COMPRESSIONS}")
-        if not 0 < self.grid_bytes <= _MOST_BYTES:
+            raise ValueError(f"compression {self.compression!r} is not one of {COMPRESSIONS}")
+        if not 0 < self.grid_bytes <= _MAX_GRID_BYTES:
             raise ValueError(f"a grid of {self.grid_bytes} bytes")
         if not self.views or not all(isinstance(name, str) for name in self.views):
             raise ValueError(f"views {self.views!r}")
 
     @property
     def regions(self) -> int:
-        """How many regions a grid has."""
+        """Number of regions of a grid."""
         height, width = self.description["grid"]
         return height * width
 
     @property
     def channels(self) -> int:
-        """How many channels each region has."""
+        """Number of channels of each region."""
         return self.description["channels"]
 
     @property
     def dtype(self) -> np.dtype:
-        """The stored type of the grid: little-endian float16, or int8."""
+        """Stored type of the grid: little-endian float16 or int8."""
         return np.dtype({"float16": "<f2", "int8": "i1"}[self.description["dtype"]])
 
     @property
     def grid_bytes(self) -> int:
-        """Bytes of a grid before compression."""
+        """Size of a grid in bytes before compression."""
         return self.regions * self.channels * self.dtype.itemsize
 
     @property
     def packed_bytes(self) -> tuple[int, int]:
-        """The least and the most bytes that `pack` returns."""
+        """Smallest and largest number of bytes that `pack` can return."""
         if self.compression == "none":
             return self.grid_bytes, self.grid_bytes
-        return self.grid_bytes // _DEFLATE_AT_MOST, self.grid_bytes + self.grid_bytes // 100 + 64
+        return self.grid_bytes // _MAX_DEFLATE_RATIO, self.grid_bytes + self.grid_bytes // 100 + 64
 
     @property
     def image_bytes(self) -> int:
-        """The most bytes that the features of an image take, of all views."""
+        """Largest number of bytes that all views of an image can take."""
         return len(self.views) * (self.packed_bytes[1] + 2 * self.channels)
 
     def described(self) -> dict[str, Any]:
-        """Return, as JSON, all in which the rows of one file must agree, except the scale."""
+        """Return, as JSON-able values, all that the rows of one file share, except the scale."""
         views = {"views": list(self.views), "compression": self.compression}
         return {**self.description, **views}
 
@@ -112,10 +113,10 @@ class RowFormat:
             out *= self.scale
 
     def pack(self, grid: np.ndarray) -> bytes:
-        """Return a stored grid [regions, channels] as a chunk of the file.
+        """Encode a grid [regions, channels] of the stored type as a chunk of the file.
 
-        Float16 is deflated by the fastest coder; int8 by Huffman codes alone, which is smaller than
-        looking for repetitions, and faster to read.
+        Float16 is deflated at the fastest level. Int8 is deflated by Huffman codes alone, which are
+        smaller than with a search for repetitions, and faster to read.
         """
         if self.compression == "none":
             return grid.tobytes()
@@ -125,7 +126,7 @@ class RowFormat:
         return huffman.compress(grid.tobytes()) + huffman.flush()
 
     def unpack(self, chunk: bytes) -> np.ndarray:
-        """Return the stored grid [regions, channels] of a chunk.
+        """Decode a chunk to its grid [regions, channels] of the stored type.
 
         Raises:
             ValueError: the chunk is not the compressed form of exactly one grid.
@@ -134,7 +135,7 @@ class RowFormat:
         if self.compression == "deflate":
             inflate = isal_zlib.decompressobj()
             try:
-                data = inflate.decompress(chunk, self.grid_bytes + 1)  # bounds what a bomb can do
+                data = inflate.decompress(chunk, self.grid_bytes + 1)  # stops a decompression bomb
             except igzip_lib.IsalError as error:  # type: ignore[misc]  # a variable, in its stubs
                 raise ValueError(f"its compressed features are damaged ({error})") from error
             if not inflate.eof or inflate.unused_data:
@@ -145,18 +146,18 @@ class RowFormat:
 
 
 class Packed(NamedTuple):
-    """The features of one image as they are stored."""
+    """The features of one image, encoded for the file."""
 
     pooled: np.ndarray
     """float16 [views, channels]"""
     chunks: Sequence[bytes]
     """The packed grid of each view."""
     checksums: np.ndarray
-    """uint32 [views, 2], of the pooled features and of the grid before packing."""
+    """uint32 [views, 2], the CRC-32 of the pooled features and of the grid before packing."""
 
 
 class Record(NamedTuple):
-    """One image: its features, or why there are none."""
+    """One image with its features, or with the reason why it has none."""
 
     image_id: int
     packed: Packed | None

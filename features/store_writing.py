@@ -1,7 +1,8 @@
-"""How a store is made: what is there already, the parts that processes write, and their merging.
+"""Writing a store: what exists already, the parts that processes write, and merging them.
 
-An extraction holds `only_writer`, asks `resume` what it builds on, `begin`s the parts, lets each
-process write a part (`features.parts`) of what is `pending`, and `merge`s them.
+An extraction takes the lock (`only_writer`), finds what it continues (`resume`), prepares the parts
+folder (`begin`), lets each process write a part (`features.parts`) with its share of the `pending`
+images, and finally calls `merge`.
 """
 
 import json
@@ -19,8 +20,9 @@ import h5py
 import numpy as np
 
 from features.errors import UserError
-from features.parts import Place, read_record, scan, sync
-from features.rows import Record, RowFormat
+from features.files import delete_temporaries, replacing, sync, write_json
+from features.parts import Place, read_record, scan
+from features.row_format import Record, RowFormat
 from features.store import (
     FAILED,
     FORMAT,
@@ -32,9 +34,9 @@ from features.store import (
     layout,
 )
 
-# What ReLU features deflate to at least, and how often they lie on the disk: in a part and in the
-# store that the parts are merged into.
+# ReLU features never deflate to less than this share of their size.
 _LEAST_RATIO = 0.15
+# At the end the features are on the disk twice: in the parts and in the store merged from them.
 _COPIES = 2
 
 
@@ -45,10 +47,10 @@ def parts_folder(store: Path) -> Path:
 
 @contextmanager
 def only_writer(store: Path) -> Iterator[None]:
-    """Hold the store at the path `store`, and its parts, for one extraction at a time.
+    """Lock the store at the path `store`, and its parts, for one extraction at a time.
 
     Raises:
-        UserError: another extraction holds it, or the folder cannot be written to.
+        UserError: another extraction holds the lock, or the folder is not writable.
     """
     lock = filelock.FileLock(store.with_name(f".{store.name}.lock"), timeout=0)
     try:
@@ -66,43 +68,42 @@ def only_writer(store: Path) -> Iterator[None]:
 def resume(
     store: Path, wanted: RowFormat, force: bool = False
 ) -> tuple[FeatureStore | None, RowFormat]:
-    """Find what a new extraction builds on; called by whoever holds `only_writer`.
+    """Find what a new extraction continues; the caller must hold `only_writer`.
 
     Args:
         store: the path of the store.
-        wanted: what the rows are to hold; without a scale.
-        force: begin anew; the store that is there stands until the new one is whole.
+        wanted: the format of the rows, without a scale.
+        force: start from nothing; an existing store stays until the new one replaces it.
 
     Returns:
-        The store to extend, if there is one, and `wanted` with the scale that is in use, if it has
-        one.
+        The store to extend, or None, and `wanted` with the scale already in use, if there is one.
 
     Raises:
-        UserError: the store or the parts there are of another kind, or damaged: features of two
-            kinds never meet in one file.
+        UserError: the existing store or parts are damaged or hold other features, which must not
+            be mixed with the wanted ones.
     """
     folder = parts_folder(store)
-    with suppress(OSError):  # what a kill left of `replacing` and `discard`
-        store.with_name(f".{store.name}.new").unlink(missing_ok=True)
+    with suppress(OSError):  # leftovers of a kill inside `write_store` or `discard`
+        delete_temporaries(store)
         shutil.rmtree(_discarded(folder), ignore_errors=True)
     if force:
         discard(folder)
         return None, wanted
-    begun = _read_settings(folder)
+    settings = _read_settings(folder)
     scale = None
-    if begun is not None:
-        _same(folder, wanted, begun["kind"])
-        scale = begun["scale"]
+    if settings is not None:
+        _require_same(folder, wanted, settings["kind"])
+        scale = settings["scale"]
     old = None
-    if store.exists() and (begun is None or begun["extends"]):
+    if store.exists() and (settings is None or settings["extends"]):
         old = FeatureStore(store)
-        _same(store, wanted, old.row_format.described())
+        _require_same(store, wanted, old.row_format.described())
         scale = old.row_format.scale
     return old, wanted if scale is None else replace(wanted, scale=np.array(scale, "<f4"))
 
 
 def begin(store: Path, row_format: RowFormat, old: FeatureStore | None) -> Path:
-    """Make the parts folder of a store, or keep the one there, and return it.
+    """Make the parts folder of a store unless it exists, and return its path.
 
     Raises:
         UserError: it cannot be written.
@@ -111,21 +112,20 @@ def begin(store: Path, row_format: RowFormat, old: FeatureStore | None) -> Path:
     settings = folder / "parts.json"
     if not settings.exists():
         scale = None if row_format.scale is None else row_format.scale.tolist()
-        text = {"kind": row_format.described(), "scale": scale, "extends": old is not None}
         try:
             folder.mkdir(exist_ok=True)
             sync(folder.parent)
         except OSError as error:
             raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
-        with replacing(settings) as temporary:
-            temporary.write_text(json.dumps(text))
+        extends = old is not None
+        write_json(settings, {"kind": row_format.described(), "scale": scale, "extends": extends})
     return folder
 
 
 def pending(
     store: Path, row_format: RowFormat, old: FeatureStore | None, image_ids: Sequence[int]
 ) -> list[int]:
-    """Return those of `image_ids` whose features neither `old` nor the parts have."""
+    """Return the `image_ids` whose features are neither in `old` nor in the parts, in order."""
     done = {i for i, place in scan(parts_folder(store), row_format).items() if place.stored}
     if old is not None:
         done.update(old.image_ids[old.status == STORED].tolist())
@@ -140,30 +140,30 @@ def merge(
     versions: Mapping[str, str],
     prune: bool = False,
 ) -> None:
-    """Write a store of the rows of `old` and of the parts, put it in place and remove the parts.
+    """Merge the rows of `old` and the parts into a new store at `store`, then remove the parts.
 
     Args:
         store: the path of the store.
-        row_format: what the rows hold.
-        old: the store that is extended.
-        image_ids: the images of the first rows, in this order; `old` or the parts have them all.
-        versions: the libraries that made the features.
-        prune: drop the other images; else those that are stored follow.
+        row_format: the format of the rows.
+        old: the store to extend, or None.
+        image_ids: the images of the first rows, in this order, all of them in `old` or the parts.
+        versions: versions of the libraries that computed the features.
+        prune: drop all other images; without it, those with features follow, sorted by id.
 
     Raises:
         UserError: the disk is full, or a file is damaged; the parts and `old` are kept.
     """
-    found = scan(parts_folder(store), row_format)
+    places = scan(parts_folder(store), row_format)
     sources: dict[int, Place | int] = {}
-    stored = {image_id for image_id, place in found.items() if place.stored}
+    stored = {image_id for image_id, place in places.items() if place.stored}
     if old is not None:
         sources.update({image_id: row for row, image_id in enumerate(old.image_ids.tolist())})
         stored.update(old.image_ids[old.status == STORED].tolist())
-    sources.update(found)
+    sources.update(places)
     order = [*image_ids, *([] if prune else sorted(stored.difference(image_ids)))]
-    if found or old is None or old.image_ids.tolist() != order:
+    if places or old is None or old.image_ids.tolist() != order:
         _check_free(
-            store, (old.path.stat().st_size if old else 0) + sum(p.bytes for p in found.values())
+            store, (old.path.stat().st_size if old else 0) + sum(p.bytes for p in places.values())
         )
         records = (_record(sources[image_id], row_format, old) for image_id in order)
         write_store(store, row_format, order, records, versions)
@@ -178,7 +178,10 @@ def _record(source: Place | int, row_format: RowFormat, old: FeatureStore | None
 
 
 def discard(folder: Path) -> None:
-    """Remove a parts folder, at once even if it takes a while: none is ever seen incomplete."""
+    """Remove a parts folder, if there is one.
+
+    It is renamed first, so that a kill while its files are deleted leaves no incomplete folder.
+    """
     with suppress(FileNotFoundError):
         shutil.rmtree(_discarded(folder), ignore_errors=True)
         folder.replace(_discarded(folder))
@@ -192,22 +195,26 @@ def write_store(
     records: Iterable[Record],
     versions: Mapping[str, str],
 ) -> None:
-    """Write a store, which appears at `path` when it is whole.
+    """Write a store and put it at `path` once it is complete.
 
     Args:
-        path: where; what was there is replaced.
-        row_format: what the rows hold.
-        image_ids: the images in the order of the rows.
-        records: one of each image, in the same order.
-        versions: the libraries that made the features.
+        path: the path of the store, which may exist.
+        row_format: the format of the rows.
+        image_ids: the image of each row.
+        records: the record of each row.
+        versions: versions of the libraries that computed the features.
 
     Raises:
         UserError: the disk is full, or the file cannot be written.
     """
     sets = layout(len(image_ids), row_format)
-    # Since version 1.10 (2016) HDF5's own structures have checksums and take a third of the memory.
-    since = ("v110", "v110")
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver=since) as file:
+    # The structures of HDF5 1.10 (2016) have checksums and need a third of the memory.
+    libver = ("v110", "v110")
+    with (
+        _write_errors(path),
+        replacing(path) as temporary,
+        h5py.File(temporary, "w", libver=libver) as file,
+    ):
         attributes = {**row_format.described(), "format": FORMAT, "versions": dict(versions)}
         for key, value in attributes.items():
             file.attrs[key] = np.bytes_(json.dumps(value))
@@ -216,7 +223,7 @@ def write_store(
         if row_format.scale is not None:
             values["scale"] = row_format.scale
         early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # it lies somewhere even if all failed
+        early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)  # so it has a place even if all failed
         pooled = file.create_dataset("pooled", *sets["pooled"], dcpl=early)
         shape, dtype = sets["grid"]
         chunk = (*(1,) * (len(shape) - 2), *shape[-2:])
@@ -227,7 +234,7 @@ def write_store(
                 raise ValueError(f"row {row} is image {record.image_id}, not {image_ids[row]}")
             if record.packed is None:
                 values["status"][row] = FAILED
-                # Cut between characters, not within one.
+                # Cut between characters, not inside one.
                 reason = record.reason.encode()[:REASON_BYTES].decode(errors="ignore")
                 values["failure"][row] = reason.encode()
                 continue
@@ -242,35 +249,21 @@ def write_store(
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield the path of a file to write, which then replaces `path` at once, whole or not at all.
-
-    Raises:
-        UserError: the disk is full, or the file cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.new")
+def _write_errors(path: Path) -> Iterator[None]:
+    """Turn what h5py raises while it writes `path` into a UserError."""
     try:
-        yield temporary
-        sync(temporary)
-        temporary.replace(path)
-        sync(path.parent)
-    except (OSError, RuntimeError) as error:  # HDF5 raises both, and hides the number in the text
+        yield
+    except (OSError, RuntimeError) as error:  # HDF5 raises both, with errno only in the text
         number = re.search(r"errno = (\d+)", str(error))
         why = os.strerror(int(number[1])) if number else error
         raise UserError(
             f"cannot write {path}: {why}; what was extracted is kept, and the same command "
             "continues from there"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def check_disk(store: Path, row_format: RowFormat, images: int) -> None:
-    """Raise UserError if the disk is surely too small to extract the features of `images` images.
-
-    They take their place twice, in a part and in the store that the parts are merged into.
-    """
+    """Raise UserError if the disk is certainly too small for the features of `images` images."""
     packed = row_format.grid_bytes
     if row_format.compression == "deflate":
         packed = int(packed * _LEAST_RATIO)
@@ -283,8 +276,8 @@ def _check_free(store: Path, needed: int) -> None:
     if needed > free:
         raise UserError(
             f"{store} needs {as_size(needed)} more, but the disk has {as_size(free)} free; free "
-            "some space, take a smaller --grid or fewer --views, or a --work on another disk; what "
-            "was extracted is kept"
+            "some space, choose a smaller --grid or fewer --views, or a --work on another disk; "
+            "what was extracted is kept"
         )
 
 
@@ -293,7 +286,7 @@ def _discarded(folder: Path) -> Path:
 
 
 def _read_settings(folder: Path) -> dict[str, Any] | None:
-    """Return what parts.json says, or nothing if there is none."""
+    """Return the content of parts.json, or None if there is none."""
     path = folder / "parts.json"
     try:
         settings = json.loads(path.read_text())
@@ -307,10 +300,11 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
     return settings
 
 
-def _same(path: Path, wanted: RowFormat, found: Mapping[str, Any]) -> None:
+def _require_same(path: Path, wanted: RowFormat, found: Mapping[str, Any]) -> None:
+    """Raise UserError unless `path` holds the wanted kind of features."""
     if wanted.described() != found:
         raise UserError(
-            f"{path} holds other features than asked for: "
+            f"{path} holds other features than requested: "
             f"{differences(wanted.described(), found)}; use another --work, or --force to extract "
             "again"
         )
