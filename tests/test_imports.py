@@ -18,12 +18,14 @@ ALLOWED = {
     "pipeline": ("features",),
     # Scores and reports need captions and pictures only: no features, no model.
     "evaluation": (
+        "features.commands",
         "features.errors",
         "features.files",
         "features.images",
         "pipeline.captions",
         "pipeline.command",
         "pipeline.stamps",
+        "pipeline.work",
     ),
     "decoder": ("features", "pipeline", "evaluation"),
 }

@@ -210,7 +210,7 @@ def _run(
     for split in SPLITS:
         if run.captions(split).exists():
             try:
-                runs.load(run.path, split)
+                runs.load(run, split)
                 yield ok(f"{name}: captions of {split}, and what belongs to them, are whole")
             except UserError as error:
                 yield problem(f"{name}: {error}", "make the named file anew by its stage's --force")
