@@ -1,71 +1,89 @@
 """Bootstrap confidence intervals over images for corpus scores (Efron, 1979, percentile method).
 
 BLEU and METEOR of a corpus are not means over images, so their statistics are resampled and the
-corpus score is computed from the sums. CIDEr, ROUGE-L and SPICE are means. The document frequencies
-of CIDEr stay those of all references, so its interval is that of the mean, not of the weights.
+corpus score is computed from the sums. CIDEr, ROUGE-L and SPICE are means. CIDEr keeps the document
+frequencies of all references; its interval leaves out their uncertainty.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.toolkit import Scores
-
 Floats = NDArray[np.float64]
+PerImage = Mapping[str, Mapping[int, float]]
+Statistics = Mapping[str, NDArray[Any]]
 
 _BLOCK = 100  # resamples at a time, so that 40,000 images need 32 MB
 
 
 def intervals(
-    scores: Scores, resamples: int, seed: int, confidence: float = 0.95
+    per_image: PerImage,
+    statistics: Statistics,
+    resamples: int,
+    seed: int,
+    confidence: float = 0.95,
 ) -> dict[str, tuple[float, float]]:
-    """Return the lower and upper bound of each corpus score of `scores`.
+    """Return the lower and upper bound of each corpus score; none for 0 resamples.
+
+    Args:
+        per_image: the scores of N images by metric (see `evaluation.toolkit.ToolkitScores`).
+        statistics: those of BLEU [N, 10] and METEOR [N, 23], if `per_image` has these metrics.
+        resamples: of the images, with replacement.
+        seed: of the random numbers.
+        confidence: the share of resampled scores between the bounds.
 
     A score that is NaN has NaN bounds.
     """
-    values = resampled(scores, resamples, seed)
-    return {name: interval(of_resample, confidence) for name, of_resample in values.items()}
+    values = resampled(per_image, statistics, resamples, seed)
+    return {name: interval(scores_R, confidence) for name, scores_R in values.items()}
 
 
-def resampled(scores: Scores, resamples: int, seed: int) -> dict[str, Floats]:
-    """Return each corpus score [R] of `resamples` resamples of the images; none for 0 of them.
+def resampled(
+    per_image: PerImage, statistics: Statistics, resamples: int, seed: int
+) -> dict[str, Floats]:
+    """Return each corpus score [R] of `resamples` resamples; none for 0 (see `intervals`).
 
-    The same images come in each resample for every model's scores of the same images under the same
-    seed, so that differences of the results are paired.
+    The same seed and number of images give the same resamples, so that the differences between two
+    models are paired.
     """
-    blocks = [resample(scores, counts) for counts in _draws(len(scores.tokens), resamples, seed)]
-    names = scores.corpus if blocks else ()
+    images = len(next(iter(per_image.values())))
+    blocks = [resample(per_image, statistics, counts) for counts in _draws(images, resamples, seed)]
+    names = per_image if blocks else ()
     return {name: np.concatenate([block[name] for block in blocks]) for name in names}
 
 
 def interval(values: Floats, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the bounds between which the middle `confidence` of resampled values [R] lies."""
+    """Return the bounds of the middle `confidence` of resampled values [R]."""
     low, high = np.percentile(values, [50 * (1 - confidence), 50 * (1 + confidence)])
     return float(low), float(high)
 
 
-def resample(scores: Scores, counts: NDArray[np.int64]) -> dict[str, Floats]:
-    """Return the corpus scores [R] of resamples that hold image i `counts[r, i]` times.
+def resample(
+    per_image: PerImage, statistics: Statistics, counts: NDArray[np.int64]
+) -> dict[str, Floats]:
+    """Return the corpus scores [R] of resamples that contain image i `counts[r, i]` times.
 
     `counts` is int64 [R, N]; a row of ones gives the corpus scores themselves.
     """
     values = {}
-    if "Bleu" in scores.statistics:
-        columns = bleu(counts @ scores.statistics["Bleu"]).T
+    if "Bleu" in statistics:
+        columns = bleu(counts @ statistics["Bleu"]).T
         values = {f"Bleu_{n}": column for n, column in enumerate(columns, 1)}
-    for name, of_image in scores.per_image.items():
+    for name, scores in per_image.items():
         if name == "METEOR":
-            values[name] = meteor(counts @ countable(scores.statistics[name]))
+            values[name] = meteor(counts @ countable(statistics[name]))
         elif name not in values:
-            values[name] = counts @ np.array(list(of_image.values())) / counts.sum(axis=1)
+            values[name] = counts @ np.array(list(scores.values())) / counts.sum(axis=1)
     return values
 
 
-def bleu(sums: NDArray[np.int64]) -> Floats:
-    """Return BLEU-1 to 4 [..., 4] of summed statistics [..., 10] (see `evaluation.toolkit.Scores`).
+def bleu(sums: NDArray[np.int64] | Floats) -> Floats:
+    """Return BLEU-1 to BLEU-4 [..., 4] from summed statistics [..., 10].
 
-    The small constants are those of the toolkit's `BleuScorer`.
+    `evaluation.toolkit.ToolkitScores` describes the statistics. The small constants are those of
+    the toolkit's `BleuScorer`.
     """
     length, reference, guesses, matches = np.split(sums, [1, 2, 6], axis=-1)
     precision = np.cumprod((matches + 1e-15) / (guesses + 1e-9), axis=-1)
@@ -75,10 +93,10 @@ def bleu(sums: NDArray[np.int64]) -> Floats:
 
 
 def countable(statistics: Floats) -> Floats:
-    """Return METEOR's statistics [N, 23] as its jar adds them up over a corpus.
+    """Return METEOR's statistics [N, 23] in the form that its jar sums over a corpus.
 
-    A caption that matches its reference word for word has no fragmentation, so its one chunk does
-    not count.
+    A caption that matches its reference word for word is not fragmented, so its single chunk is not
+    counted.
     """
     statistics = statistics.copy()
     statistics[_identical(statistics), 20] = 0
@@ -86,12 +104,12 @@ def countable(statistics: Floats) -> Floats:
 
 
 def meteor(sums: Floats) -> Floats:
-    """Return METEOR 1.5 [...] of summed statistics [..., 23], with its parameters for English.
+    """Return METEOR 1.5 [...] from summed statistics [..., 23], with its parameters for English.
 
-    The statistics are the lengths of caption and reference, how many of these words are function
-    words; then for each of the modules exact, stem, synonym and paraphrase the matched content
-    words of caption and reference and the matched function words of both; then the chunks and the
-    matched words of caption and reference. From Denkowski and Lavie, "Meteor Universal" (2014).
+    Denkowski and Lavie, "Meteor Universal" (2014). The statistics count words of the caption and of
+    the reference, in this order: all words, function words; for each of the modules exact, stem,
+    synonym and paraphrase the matched content words, then the matched function words; the chunks
+    (one number for both); all matched words.
     """
     alpha, beta, gamma, delta = 0.85, 0.2, 0.6, 0.75
     weights = np.array([1.0, 0.6, 0.8, 0.6])

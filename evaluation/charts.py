@@ -1,4 +1,4 @@
-"""Curves over epochs, laid out for an SVG picture that the page draws in its own colours."""
+"""Lay out curves over epochs for SVG; the page that shows them sets the colours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 480, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 30  # margins, for the labels of the axes
+_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 30  # margins, with room for the labels of the axes
 
 
 @dataclass(frozen=True)
 class Line:
-    """One curve: its name, its SVG points and what its last point is worth."""
+    """A curve: its name, its SVG points, where it ends, and its last value."""
 
     name: str
     points: str
@@ -21,14 +21,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart in SVG units, `WIDTH` by `HEIGHT`; ticks are pairs of position and label."""
+    """A chart in SVG units, `WIDTH` by `HEIGHT`. A tick is a position and a label."""
 
     title: str
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     boundary: float | None
-    """Where REINFORCE starts; None where the chart has one phase only."""
+    """Where REINFORCE starts; None if the chart shows one phase only."""
     left: float = _LEFT
     right: float = WIDTH - _RIGHT
     top: float = _TOP
@@ -40,10 +40,10 @@ def chart(
     curves: Mapping[str, Sequence[tuple[int, float]]],
     reinforce_from: int | None = None,
 ) -> Chart | None:
-    """Lay out curves, each a list of (epoch, value); None if none has a point.
+    """Lay out curves, each a list of (epoch, value). Return None if no curve has a point.
 
-    `reinforce_from` is the first epoch of REINFORCE; if the chart has epochs before it, too, the
-    boundary between the phases is marked.
+    `reinforce_from` is the first epoch of REINFORCE. If the chart also has earlier epochs, it marks
+    the boundary between the phases.
     """
     curves = {name: points for name, points in curves.items() if points}
     if not curves:

@@ -1,10 +1,10 @@
-"""Figures about captions that no score shows: mid-air endings, repetition, wealth of words."""
+"""Properties of captions that no score shows: cut-off endings, repetitions, vocabulary."""
 
 import re
 from collections.abc import Iterable
 
-# A caption whose last word is one of these was cut off: REINFORCE without the end token in the
-# reward writes "a man on a", and CIDEr likes it.
+# A caption that ends in one of these words was cut off. REINFORCE without the end token in the
+# reward learns to write "a man on a", which CIDEr rewards.
 BAD_ENDINGS = frozenset(
     (
         *("a", "an", "the", "his", "her", "its", "their"),
@@ -13,18 +13,20 @@ BAD_ENDINGS = frozenset(
     )
 )
 
-# "the the", "in the grass in the grass", "a hat and a hat". Of the captions that people wrote for
-# Flickr8k one in 4,000 has such a phrase; "on a rock on a hill", which is none, is ten times as
+# "the the", "in the grass in the grass", "a hat and a hat". One in 4,000 captions that people wrote
+# for Flickr8k has such a phrase. "on a rock on a hill", which is not a repetition, is ten times as
 # frequent.
 _REPEATED = re.compile(r"(?<!\S)(\S+(?: \S+)*?)(?: and)? \1(?!\S)")
 
 
 def diagnose(captions: Iterable[str]) -> dict[str, float]:
-    """Return figures about tokenized captions, at least one.
+    """Return statistics of one or more tokenized captions.
 
-    They are the share with a bad ending (an empty caption is one), the share with a phrase that is
-    repeated at once or after "and", the number of distinct words, the share of captions that differ
-    from all before, and the mean number of words.
+    Returns:
+        "bad_endings" is the share that is empty or ends in one of `BAD_ENDINGS`;
+        "repeated_phrases" the share with a phrase that is repeated immediately or after "and";
+        "distinct_words" the number of distinct words; "distinct_captions" the number of distinct
+        captions, divided by the number of captions; "mean_length" the mean number of words.
     """
     texts = [caption.split() for caption in captions]
     return {
@@ -37,10 +39,10 @@ def diagnose(captions: Iterable[str]) -> dict[str, float]:
     }
 
 
-def share_not_in(training: Iterable[str], captions: Iterable[str]) -> float | None:
-    """Return the share of captions, at least one, that nobody wrote for a training image.
+def share_of_new(training: Iterable[str], captions: Iterable[str]) -> float | None:
+    """Return the share of one or more captions that are not among the `training` captions.
 
-    Both must be tokenized alike. Without training captions there is none.
+    Both must be tokenized in the same way. Return None if there are no training captions.
     """
     known = set(training)
     texts = list(captions)

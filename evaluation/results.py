@@ -1,38 +1,40 @@
-"""Captions that somebody's model wrote: COCO results files, and how they fit a caption table."""
+"""Captions that a model wrote, in COCO results files, and how they match a caption table."""
 
 from collections import Counter
 from pathlib import Path
 
+from features.commands import CAPTION
 from features.errors import UserError, first_few
 from features.files import read_json
 from pipeline.captions import CaptionTable, is_id
 
 
 def read(path: Path) -> dict[int, str]:
-    """Read a COCO results file: one caption by image id, in the order of the file.
+    """Return the captions in a COCO results file by image id, in the order of the file.
 
     Raises:
-        UserError: it is missing, is not JSON, is not a list of {"image_id": int, "caption": str},
-            or has an image id twice.
+        UserError: the file is missing, is not JSON, is not a list of
+            {"image_id": int, "caption": str}, or has two captions for an image.
     """
-    content = read_json(path, "python -m decoder.caption")
+    content = read_json(path, CAPTION)
     if not isinstance(content, list) or not content:
-        found = "an empty one" if content == [] else type(content).__name__
+        found = "an empty list" if content == [] else type(content).__name__
         raise UserError(
             f'{path}: expected a list of {{"image_id": 1, "caption": "a dog"}}, found {found}'
         )
     wrong = [number for number, entry in enumerate(content, 1) if not _is_result(entry)]
     if wrong:
         raise UserError(
-            f'{path}: {len(wrong)} entries are not like {{"image_id": 1, "caption": "a dog"}}, a '
-            f"whole number and a text: number {first_few(wrong)}; the first is "
+            f'{path}: {len(wrong)} entries are not like {{"image_id": 1, "caption": "a dog"}}, an '
+            f"integer and a text: number {first_few(wrong)}; the first is "
             f"{str(content[wrong[0] - 1])[:200]}"
         )
     counts = Counter(entry["image_id"] for entry in content)
     twice = [image for image, count in counts.items() if count > 1]
     if twice:
         raise UserError(
-            f"{path}: {len(twice)} image ids have more than one caption: {first_few(twice)}"
+            f"{path}: {len(twice)} image ids have more than one caption, expected one: "
+            f"{first_few(twice)}"
         )
     return {entry["image_id"]: entry["caption"] for entry in content}
 
@@ -46,31 +48,33 @@ def _is_result(entry: object) -> bool:
 
 
 def split_of(results: dict[int, str], table: CaptionTable, path: Path) -> str:
-    """Return the split of the images that `results` (read from `path`) has captions of.
+    """Return the split that the captions in `results` (read from `path`) belong to.
 
     Raises:
-        UserError: none of the images is in the table, or they are of several splits.
+        UserError: none of the images is in the table, or they belong to more than one split.
     """
     counts = Counter(image.split for image in table.images if image.id in results)
     if not counts:
         raise UserError(
             f"{path}: none of its {len(results)} image ids ({first_few(results)}) is in the "
-            f"caption table of {table.dataset}; is it of another data set?"
+            f"caption table of {table.dataset}; does it belong to another data set?"
         )
     if len(counts) > 1:
         there = ", ".join(f"{split} ({count})" for split, count in counts.items())
-        raise UserError(f"{path} has captions of the splits {there}; choose one with --split")
+        raise UserError(
+            f"{path} has captions of more than one split, {there}; choose one with --split"
+        )
     return next(iter(counts))
 
 
 def match(
     results: dict[int, str], table: CaptionTable, split: str, path: Path, partial: bool
 ) -> dict[int, list[str]]:
-    """Return the reference captions of the images of `split` that `results` has captions of.
+    """Return the reference captions, by image id, of the images in `results`.
 
     Raises:
-        UserError: `results` (read from `path`) has images outside the split, or images without
-            references, or lacks images of the split and `partial` is false.
+        UserError: `results` (read from `path`) has images that are not in `split` or have no
+            reference captions, or, unless `partial` is set, lacks images of the split.
     """
     references = {
         image.id: [caption.text for caption in image.captions] for image in table.split(split)
@@ -85,7 +89,7 @@ def match(
     if missing and not partial:
         raise UserError(
             f"{path}: {len(missing)} of the {len(references)} images of the split {split} have no "
-            f"caption: {first_few(missing)}; caption them, or score the others with --partial"
+            f"caption: {first_few(missing)}; caption them, or score only the others with --partial"
         )
     bare = [image for image in results if not references[image]]
     if bare:

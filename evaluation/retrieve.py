@@ -1,11 +1,11 @@
-"""How well a search ranks a split: `python -m evaluation.retrieve`."""
+"""Measure how well a search ranks a split: `python -m evaluation.retrieve`."""
 
 import sys
 from collections.abc import Sequence
 from typing import Any
 
 from evaluation.options import RetrieveOptions
-from evaluation.recall import AT, PASSES, figures_of, read
+from evaluation.recall import CUTOFFS, PASSES, read, summarize
 from features.files import write_json
 from pipeline.command import run
 
@@ -20,15 +20,14 @@ PUBLISHED: dict[str, Recalls] = {
 
 
 def retrieve(options: RetrieveOptions) -> None:
-    """Report recall and median rank of a ranked split, both ways, after one pass and after two."""
+    """Compute recall at 1, 5 and 10 and the median rank of a split ranked by decoder.search."""
     name = options.ranking.stem.removeprefix("ranking_")
     out = options.out or options.ranking.with_name(f"retrieval_{name}.json")
-    images, captions, kept, ranks = read(options.ranking)
-    record: dict[str, Any] = {"images": images, "captions": captions, "candidates": kept}
-    for (direction, which), found in ranks.items():
-        record.setdefault(direction, {})[which] = figures_of(
-            found, images, options.bootstrap, options.seed
-        )
+    images, captions, candidates, ranks = read(options.ranking)
+    record: dict[str, Any] = {"images": images, "captions": captions, "candidates": candidates}
+    for (direction, stage), of_pass in ranks.items():
+        summary = summarize(of_pass, images, options.bootstrap, options.seed)
+        record.setdefault(direction, {})[stage] = summary
     write_json(out, record)
     print(_as_table(record))
     print(f"written to {out}")
@@ -37,17 +36,17 @@ def retrieve(options: RetrieveOptions) -> None:
 def _as_table(record: dict[str, Any]) -> str:
     lines = [
         f"{record['images']} images, {record['captions']} captions; the decoder ranks the best "
-        f"{record['candidates']}"
+        f"{record['candidates']} candidates"
     ]
-    head = "".join(f"{f'R@{at}':>7}" for at in AT)
+    head = "".join(f"{f'R@{cutoff}':>7}" for cutoff in CUTOFFS)
     for direction in ("text to image", "image to text"):
         lines.append(f"{direction:36}{head}   median rank")
-        for which, name in PASSES.items():
-            figures = record[direction][which]
-            recall = "".join(f"{100 * figures[f'R@{at}']:7.1f}" for at in AT)
-            rank = figures["median_rank"]
+        for stage, name in PASSES.items():
+            summary = record[direction][stage]
+            recall = "".join(f"{100 * summary[f'R@{cutoff}']:7.1f}" for cutoff in CUTOFFS)
+            rank = summary["median_rank"]
             shown = f"{rank:g}" if rank is not None else f"over {record['candidates']}"
-            if (bounds := figures.get("R@10 interval")) is not None:
+            if (bounds := summary.get("R@10 interval")) is not None:
                 low, high = (100 * bound for bound in bounds)
                 shown += f"   (R@10 {low:.1f} to {high:.1f})"
             lines.append(f"  {name:34}{recall}   {shown}")

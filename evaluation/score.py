@@ -3,21 +3,21 @@
 import hashlib
 import json
 import math
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from evaluation import spice
 from evaluation.bootstrap import intervals
-from evaluation.diagnostics import diagnose, share_not_in
+from evaluation.diagnostics import diagnose, share_of_new
 from evaluation.options import ScoreOptions
 from evaluation.results import match, read, split_of
-from evaluation.table import table
+from evaluation.scores import Scores
+from evaluation.scores import load as load_scores
+from evaluation.table import compare
 from evaluation.toolkit import METRICS, Captions, score, versions
 from evaluation.validation import tokenize_without_java
-from features.files import read_json, write_json
+from features.files import write_json
 from pipeline.captions import CaptionTable, load
 from pipeline.command import run
 from pipeline.up_to_date import Stamp
@@ -31,10 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_captions(options: ScoreOptions) -> None:
-    """Score captions of a split against its references, with confidence intervals."""
+    """Score captions with the official COCO caption toolkit, or compare runs that were scored."""
     if options.captions is None or options.results is None:
-        of_images = (options.bootstrap, options.seed, _CONFIDENCE)
-        print(table(options.table, options.split, *of_images, options.markdown))
+        bootstrap = (options.bootstrap, options.seed, _CONFIDENCE)
+        print(compare(options.table, options.split, *bootstrap, options.markdown))
         return
     if options.spice:
         spice.check_available()
@@ -46,11 +46,13 @@ def score_captions(options: ScoreOptions) -> None:
     stamp = Stamp(out.parent, out.stem, options, [options.captions, options.results])
     if not options.force and stamp.holds():
         print("score: unchanged, skipped")
-        print(_as_table(read_json(out, "python -m evaluation.score")))
+        print(_as_table(load_scores(out)))
         return
     metrics = (*METRICS, "SPICE") if options.spice else METRICS
     scores = score(references, results, metrics, options.time_limit)
-    bounds = intervals(scores, options.bootstrap, options.seed, _CONFIDENCE)
+    bounds = intervals(
+        scores.per_image, scores.statistics, options.bootstrap, options.seed, _CONFIDENCE
+    )
     record = {
         "split": split,
         "captions": str(options.captions),
@@ -78,27 +80,28 @@ def score_captions(options: ScoreOptions) -> None:
     }
     write_json(out, record)
     stamp.write([out])
-    print(_as_table(record))
+    print(_as_table(load_scores(out)))
     print(f"written to {out}")
 
 
 def scores_path(results: Path, split: str) -> Path:
-    """Return where the scores of captions are written, unless --out says otherwise.
+    """Return the default path of the scores of `results`.
 
     The scores of captions_val_xe.json (before REINFORCE) must not overwrite scores_val.json.
     """
-    of_what = re.fullmatch(r"captions_(.+)", results.stem)
-    name = of_what[1] if of_what else split
+    name = results.stem.removeprefix("captions_")
+    if name in ("", results.stem):
+        name = split
     return results.with_name(f"scores_{name}.json")
 
 
 def _digest(references: Captions) -> str:
-    """Return what tells apart the references of two scores that must not be compared."""
+    """Return a hash of the references: only scores against the same ones can be compared."""
     return hashlib.sha256(json.dumps(sorted(references.items())).encode()).hexdigest()
 
 
 def _share_of_new(results: dict[int, str], captions: CaptionTable) -> float | None:
-    """Return the share of captions that are no training caption, up to case and punctuation."""
+    """Return the share of captions that differ from all training captions, ignoring case."""
     train = {
         image.id: [caption.text for caption in image.captions]
         for image in captions.images
@@ -106,33 +109,35 @@ def _share_of_new(results: dict[int, str], captions: CaptionTable) -> float | No
     }
     known = [text for texts in tokenize_without_java(train).values() for text in texts]
     written = tokenize_without_java({image: [text] for image, text in results.items()})
-    return share_not_in(known, (texts[0] for texts in written.values()))
+    return share_of_new(known, (texts[0] for texts in written.values()))
 
 
 def _or_null(value: float) -> float | None:
     return None if math.isnan(value) else value  # JSON has no NaN
 
 
-def _as_table(record: dict[str, Any]) -> str:
-    left_out = f", {record['left_out']} left out" if record["left_out"] else ""
+def _as_table(scores: Scores) -> str:
+    left_out = f", {scores.left_out} left out" if scores.left_out else ""
     lines = [
-        f"{record['split']} split, {record['images']} images{left_out}",
-        f"{'':8}  score   {record['confidence']:.0%} interval",
+        f"{scores.split} split, {len(scores.images)} images{left_out}",
+        f"{'':8}  score   {scores.confidence:.0%} interval",
     ]
-    for name, value in record["corpus"].items():
-        if value is None:
+    for name, value in scores.corpus.items():
+        if math.isnan(value):
             lines.append(f"{name:8}  none; it needs more than one image to weigh words by")
             continue
-        low, high = record["intervals"].get(name, (None, None))
-        interval = "" if low is None else f"   {low:.3f} to {high:.3f}"
+        interval = ""
+        if name in scores.intervals:
+            low, high = scores.intervals[name]
+            interval = f"   {low:.3f} to {high:.3f}"
         lines.append(f"{name:8}  {value:.3f}{interval}")
-    figures = record["diagnostics"]
+    figures = scores.diagnostics
     lines.append(
         f"bad endings {figures['bad_endings']:.1%}, repeated phrase "
         f"{figures['repeated_phrases']:.1%}, distinct captions {figures['distinct_captions']:.1%}, "
         f"distinct words {figures['distinct_words']}, mean length {figures['mean_length']:.1f}"
     )
-    if figures["new_captions"] is not None:
+    if "new_captions" in figures:
         lines[-1] += f", not in training {figures['new_captions']:.1%}"
     return "\n".join(lines)
 

@@ -1,4 +1,4 @@
-"""SPICE, the one score of the toolkit that needs more than its package brings along."""
+"""SPICE, the only score of the toolkit whose package is not complete."""
 
 import json
 import tempfile
@@ -16,9 +16,9 @@ _FOLDER = Path(spice.__file__).parent
 
 
 def check_available() -> None:
-    """Raise UserError, saying what to do, if the language models of SPICE are not there.
+    """Raise UserError, with instructions, if the language models of SPICE are missing.
 
-    The toolkit would download them (384 MB) on first use; here nothing is downloaded unasked.
+    The toolkit would download them (384 MB) on first use; we never download without being asked.
     """
     library = _FOLDER / models.SPICELIB
     needed = [library / f"{models.JAR}.jar", library / f"{models.JAR}-models.jar"]
@@ -27,21 +27,21 @@ def check_available() -> None:
         raise UserError(
             f"SPICE needs {' and '.join(missing)} in {library}; the command "
             "`python -m pycocoevalcap.spice.get_stanford_models` downloads them (384 MB) from "
-            "nlp.stanford.edu. It also needs Java 8 (set JAVA_HOME to it), for it is known to fail "
-            "on recent ones. Without --spice all other scores are computed"
+            "nlp.stanford.edu. SPICE also needs Java 8 (set JAVA_HOME to it); it is known to fail "
+            "on recent versions. Without --spice all other scores are computed"
         )
 
 
 def score(
     references: Mapping[int, Sequence[str]], candidates: Mapping[int, str], time_limit: float
 ) -> list[float]:
-    """Return the SPICE of each image, 0 to 1, in the order of `references`; NaN where it has none.
+    """Return the SPICE of each image, 0 to 1, in the order of `references`; NaN if it has none.
 
-    Parses of sentences are kept in the user's cache folder, which makes the next run much faster.
+    Parsed sentences are cached in the user's cache folder, so that the next run is much faster.
     The flags are those of the toolkit's wrapper.
 
     Raises:
-        UserError: its models are not there, or it failed or took more than `time_limit` seconds.
+        UserError: the models are missing, or SPICE failed or took more than `time_limit` seconds.
     """
     check_available()
     entries = [
@@ -67,7 +67,7 @@ def score(
             return [_number(f_scores[image]) for image in references]
         except (OSError, UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{error}. SPICE is known to fail on Javas later than 8 (this is "
+                f"{error}. SPICE is known to fail on versions of Java after 8 (this is "
                 f"{java.version(java.find_java())}); set JAVA_HOME to a Java 8"
             ) from error
 

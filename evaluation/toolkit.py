@@ -1,9 +1,9 @@
 """The official COCO caption toolkit (the package pycocoevalcap) behind one function.
 
-BLEU, ROUGE-L and CIDEr are computed by the toolkit's own classes. Its tokenizer, METEOR and SPICE
-are Java programs; they are run here with the toolkit's files, flags and protocol, but not through
-its wrappers, which hang when Java writes to its standard error, break on a decimal comma or a line
-break in a caption, and write into the folder that the package is installed in.
+The toolkit's own classes compute BLEU, ROUGE-L and CIDEr. Its tokenizer, METEOR and SPICE are Java
+programs. We run them with the toolkit's files, flags and protocol, but not through its wrappers:
+these hang when Java writes to its standard error, fail on a decimal comma or a line break in a
+caption, and write into the package's folder.
 """
 
 import tempfile
@@ -27,24 +27,23 @@ from features.errors import UserError, first_few
 Captions = Mapping[int, Sequence[str]]  # the captions of each image id
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr")
-# How a score is called in a report; the others are called what they are in the files.
+# Names of scores in reports, where they differ from those in the files.
 LABELS = {f"Bleu_{n}": f"BLEU-{n}" for n in range(1, 5)} | {"ROUGE_L": "ROUGE-L"}
 TIME_LIMIT = 900.0  # seconds
 
 
 @dataclass(frozen=True)
-class Scores:
+class ToolkitScores:
     """Scores on the toolkit's scale: 0 to 1, for CIDEr 0 to 10.
 
     Attributes:
-        corpus: a value for each of Bleu_1 to Bleu_4, METEOR and so on. CIDEr is NaN for a single
-            image.
-        per_image: the same names, a value an image id.
-        statistics: what the corpus scores of BLEU and METEOR are computed from, summed over images
-            (a row an image, in the order of `per_image`): "Bleu" int64 [N, 10] are the caption's
-            length, that of the reference closest in length, and the n-grams and matched n-grams for
-            n from 1 to 4; "METEOR" float64 [N, 23] is what its jar calls statistics.
-        tokens: the tokenized candidate of each image id.
+        corpus: by name: Bleu_1 to Bleu_4, METEOR and so on. CIDEr is NaN for a single image.
+        per_image: by the same names and by image id.
+        statistics: sufficient statistics of BLEU and METEOR, a row for each image in the order of
+            `per_image`; their sums give the corpus scores. "Bleu" int64 [N, 10]: the length of the
+            caption, the length of the reference closest to it, the number of n-grams for n from 1
+            to 4, and of matched n-grams. "METEOR" float64 [N, 23]: what its jar calls statistics.
+        tokens: the tokenized candidate by image id.
     """
 
     corpus: dict[str, float]
@@ -54,7 +53,7 @@ class Scores:
 
 
 def versions() -> dict[str, str]:
-    """Return what the scores depend on: the versions of the toolkit and of Java."""
+    """Return the versions of the toolkit and of Java, on which the scores depend."""
     return {
         "pycocoevalcap": version("pycocoevalcap"),
         "java": java.version(java.find_java()),
@@ -83,15 +82,15 @@ def tokenize(captions: Captions, time_limit: float = TIME_LIMIT) -> dict[int, li
         )
     if len(tokenized) != len(lines) + 1:
         raise UserError(
-            f"the PTB tokenizer returned {len(tokenized) - 1} lines for {len(lines)} captions; "
-            "a caption has a character that it takes for a line break"
+            f"the PTB tokenizer returned {len(tokenized) - 1} lines for {len(lines)} captions: it "
+            "takes some character in a caption for a line break; remove unusual characters"
         )
     words = map(_without_punctuation, tokenized)
     return {image: [next(words) for _ in texts] for image, texts in captions.items()}
 
 
 def one_line(caption: str) -> str:
-    """Return `caption` without line breaks of any kind, which the tokenizer would split it at."""
+    """Return `caption` without line breaks of any kind, at which the tokenizer would split it."""
     return " ".join(caption.splitlines())
 
 
@@ -104,15 +103,15 @@ def score(
     candidates: Mapping[int, str],
     metrics: Sequence[str] = METRICS,
     time_limit: float = TIME_LIMIT,
-) -> Scores:
-    """Score one caption an image against the references of the same images.
+) -> ToolkitScores:
+    """Score one caption for each image against the references of the same images.
 
-    The numbers are those of the toolkit. CIDEr here is CIDEr-D, with the document frequencies of
-    `references`; so a subset of the images has other scores, and a single image has none.
+    The numbers equal those of the toolkit. CIDEr is CIDEr-D, with document frequencies from
+    `references`: a subset of the images gives other scores, and a single image none.
 
     Args:
-        references: the reference captions by image id, at least one an image.
-        candidates: the caption to score by image id; the same ids.
+        references: the reference captions by image id, at least one for each image.
+        candidates: the caption to score, by the same image ids.
         metrics: any of Bleu, METEOR, ROUGE_L, CIDEr and SPICE.
         time_limit: seconds that each Java program may take.
 
@@ -135,12 +134,14 @@ def score_tokens(
     candidates: Mapping[int, str],
     metrics: Sequence[str] = METRICS,
     time_limit: float = TIME_LIMIT,
-) -> Scores:
-    """Score captions that are tokenized already; otherwise like `score`."""
+) -> ToolkitScores:
+    """Score captions that are already tokenized; otherwise like `score`."""
     _check_ids(references, candidates)
     if not any(caption for captions in references.values() for caption in captions):
-        raise UserError("no reference caption has a word; expected captions to score against")
-    scores = Scores({}, {}, {}, {image: candidates[image] for image in references})
+        raise UserError(
+            "no reference caption has a word; expected reference captions to score against"
+        )
+    scores = ToolkitScores({}, {}, {}, {image: candidates[image] for image in references})
     for metric in metrics:
         _SCORERS[metric](references, candidates, time_limit, scores)
     return scores
@@ -157,7 +158,9 @@ def _check_ids(references: Captions, candidates: Mapping[int, str]) -> None:
             raise UserError(f"{len(images)} images {problem}: {first_few(images)}")
 
 
-def _bleu(references: Captions, candidates: Mapping[int, str], _: float, scores: Scores) -> None:
+def _bleu(
+    references: Captions, candidates: Mapping[int, str], _: float, scores: ToolkitScores
+) -> None:
     scorer = BleuScorer(n=4)
     for image, captions in references.items():
         scorer += (candidates[image], captions)
@@ -179,7 +182,7 @@ def _bleu(references: Captions, candidates: Mapping[int, str], _: float, scores:
 
 
 def _meteor(
-    references: Captions, candidates: Mapping[int, str], time_limit: float, scores: Scores
+    references: Captions, candidates: Mapping[int, str], time_limit: float, scores: ToolkitScores
 ) -> None:
     questions = [
         " ||| ".join(
@@ -212,25 +215,29 @@ def _meteor(
     scores.statistics["METEOR"] = np.array([line.split() for line in statistics], dtype=np.float64)
 
 
-def _rouge(references: Captions, candidates: Mapping[int, str], _: float, scores: Scores) -> None:
+def _rouge(
+    references: Captions, candidates: Mapping[int, str], _: float, scores: ToolkitScores
+) -> None:
     _add(scores, "ROUGE_L", *Rouge().compute_score(references, _lists(references, candidates)))
 
 
-def _cider(references: Captions, candidates: Mapping[int, str], _: float, scores: Scores) -> None:
-    if len(references) == 1:  # every n-gram is in all of the images, so all weights are log 1 = 0
+def _cider(
+    references: Captions, candidates: Mapping[int, str], _: float, scores: ToolkitScores
+) -> None:
+    if len(references) == 1:  # every n-gram is in every image, so all weights are log 1 = 0
         _add(scores, "CIDEr", np.nan, [np.nan])
     else:
         _add(scores, "CIDEr", *Cider().compute_score(references, _lists(references, candidates)))
 
 
 def _spice(
-    references: Captions, candidates: Mapping[int, str], time_limit: float, scores: Scores
+    references: Captions, candidates: Mapping[int, str], time_limit: float, scores: ToolkitScores
 ) -> None:
     per_image = spice.score(references, candidates, time_limit)
     _add(scores, "SPICE", float(np.mean(per_image)), per_image)
 
 
-_SCORERS: dict[str, Callable[[Captions, Mapping[int, str], float, Scores], None]] = {
+_SCORERS: dict[str, Callable[[Captions, Mapping[int, str], float, ToolkitScores], None]] = {
     "Bleu": _bleu,
     "METEOR": _meteor,
     "ROUGE_L": _rouge,
@@ -243,6 +250,6 @@ def _lists(references: Captions, candidates: Mapping[int, str]) -> dict[int, lis
     return {image: [candidates[image]] for image in references}
 
 
-def _add(scores: Scores, name: str, corpus: float, per_image: Sequence[float]) -> None:
+def _add(scores: ToolkitScores, name: str, corpus: float, per_image: Sequence[float]) -> None:
     scores.corpus[name] = float(corpus)
     scores.per_image[name] = dict(zip(scores.tokens, map(float, per_image), strict=True))

@@ -1,4 +1,4 @@
-"""Scores of the captions that a model writes while it trains: quick, and never the end of a run."""
+"""Scores of validation captions during training: fast, and robust against a missing Java."""
 
 import logging
 import math
@@ -14,8 +14,8 @@ from features.errors import UserError
 log = logging.getLogger(__name__)
 
 _CLITIC = re.compile(r"(?<=\w)(n't|'(?:s|re|ve|ll|d|m))(?!\w)")
-# Words with inner hyphens and the like stay whole, as do numbers such as 1,000 and 5:30 and
-# abbreviations such as u.s.; any other sign is a token of its own.
+# Words with inner hyphens and the like are one token, and so are numbers such as 1,000 and 5:30 and
+# abbreviations such as u.s.; any other character is a token by itself.
 _TOKEN = re.compile(
     r"n't|'(?:s|re|ve|ll|d|m)(?!\w)|(?:[a-z]\.){2,}|\w+(?:(?:[-'/@]|(?<=\d)[.,:](?=\d))\w+)*|[^\w\s]"
 )
@@ -27,14 +27,15 @@ OFFICIAL, APPROXIMATE = "PTB", "without Java"
 
 
 class Validator:
-    """Scores candidates against references that are tokenized once.
+    """Scores candidates against references that are tokenized only once.
 
-    Where Java is missing, fails or takes more than `time_limit` seconds, this warns once and goes
-    on with `tokenize_without_java`, on both sides; the scores are then close to the official ones.
+    If Java is missing, fails or takes more than `time_limit` seconds, a warning is logged once, and
+    `tokenize_without_java` tokenizes candidates and references from then on. The scores are then
+    close to the official ones.
     """
 
     def __init__(self, references: Captions, time_limit: float = 120.0) -> None:
-        """Take `references`, the reference captions of each validation image."""
+        """Score against `references`, the reference captions of each validation image."""
         self._captions = references
         self._time_limit = time_limit
         self._java = True
@@ -43,28 +44,29 @@ class Validator:
             log.warning("with one validation image CIDEr is always 0; it needs two or more")
 
     def begin(self) -> None:
-        """Begin to tokenize the references: Java takes a second, which is time for first steps."""
+        """Start to tokenize the references in the background, because Java takes a second."""
         if self._references is None:
             self._references = ThreadPoolExecutor(1).submit(self._tokenize, self._captions)
 
     @property
     def tokenizer(self) -> str:
-        """`OFFICIAL` if the last scores are the toolkit's, `APPROXIMATE` if nearly those."""
+        """The tokenizer of the last scores, `OFFICIAL` (the toolkit's) or `APPROXIMATE`."""
         return OFFICIAL if self._java else APPROXIMATE
 
     def score(self, candidates: Mapping[int, str]) -> dict[str, float]:
-        """Return CIDEr, ROUGE_L and Bleu_1 to Bleu_4 of one caption an image; none needs Java.
+        """Return CIDEr, ROUGE_L and Bleu_1 to Bleu_4 of one caption for each image.
 
-        With a single image CIDEr is 0, as the toolkit has it.
+        CIDEr is 0 with a single image, as in the toolkit.
 
         Raises:
-            UserError: the image ids are not those of the references, or no reference has a word.
+            UserError: the image ids differ from those of the references, or no reference has a
+                word.
         """
         self.begin()
         assert self._references is not None
         references = self._references.result()
         tokens = self._tokenize({image: [caption] for image, caption in candidates.items()})
-        if not self._java:  # both sides alike
+        if not self._java:  # the references may have been tokenized by Java
             references = tokenize_without_java(self._captions)
         scores = score_tokens(
             references,
@@ -78,13 +80,13 @@ class Validator:
             try:
                 return tokenize(captions, self._time_limit)
             except (OSError, UserError) as error:
-                log.warning("validation goes on without the official tokenizer: %s", error)
+                log.warning("validation continues without the official tokenizer: %s", error)
                 self._java = False
         return tokenize_without_java(captions)
 
 
 def tokenize_without_java(captions: Captions) -> dict[int, list[str]]:
-    """Tokenize nearly as `evaluation.toolkit.tokenize` does: for validation, not for scores."""
+    """Approximate `evaluation.toolkit.tokenize`, for validation only, not for reported scores."""
     return {image: [_tokens(caption) for caption in texts] for image, texts in captions.items()}
 
 

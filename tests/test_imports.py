@@ -25,6 +25,7 @@ ALLOWED = {
         "pipeline.captions",
         "pipeline.command",
         "pipeline.up_to_date",
+        "pipeline.work",
     ),
     "decoder": ("features", "pipeline", "evaluation"),
 }

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +12,7 @@ from decoder.captioning.captioner import Captioner, usual_writing
 from decoder.sharing import card
 from decoder.sharing.options import ExportOptions
 from evaluation.results import read
+from evaluation.scores import load as load_scores
 from features.commands import EXPORT, SCORE
 from features.errors import UserError
 from features.files import read_json
@@ -165,20 +165,9 @@ def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
 
 
 def _read_scores(file: Path) -> dict[str, Any]:
-    content = read_json(file, SCORE)
-    try:
-        kept = {name: content[name] for name in (*_KEPT, "per_image")}
-        for name, value in kept["corpus"].items():
-            low_high = kept["intervals"].get(name) or (None, None)
-            if not all(x is None or math.isfinite(x) for x in (value, *low_high)):
-                raise ValueError(f"{name} is not a number")
-        kept["per_image"]["CIDEr"]
-        int(kept["images"]), float(kept["confidence"])
-        for name in ("distinct_words", "distinct_captions", "bad_endings"):
-            float(kept["diagnostics"][name])
-    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not a scores file ({error!r}); {SCORE} makes it") from error
-    return kept
+    scores = load_scores(file)
+    ciders = {str(image): value for image, value in scores.cider.items()}
+    return {**scores.summary(), "per_image": {"CIDEr": ciders}}
 
 
 def _confidence(file: Path, ciders: Mapping[str, float | None]) -> dict[str, Any] | None:

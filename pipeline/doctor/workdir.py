@@ -215,7 +215,7 @@ def _run(
     for split in SPLITS:
         if run.captions(split).exists():
             try:
-                runs.load(run.path, split)
+                runs.load(run, split)
                 yield ok(
                     f"{name}: captions of {split} and the files that belong to them are intact"
                 )

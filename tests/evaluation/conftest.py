@@ -1,4 +1,4 @@
-"""A small work directory: drawn pictures, their captions, and what a model wrote of them."""
+"""A small work directory: drawn pictures, their captions, and the captions of a model."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def work(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def write_results(work: Path) -> Callable[..., Path]:
-    """Write captions by image id, or any other JSON, as a results file."""
+    """Write a results file from captions by image id, or from any other JSON."""
 
     def write(content: object, name: str = "captions_val.json") -> Path:
         if isinstance(content, dict):
@@ -71,7 +71,7 @@ def written() -> dict[int, str]:
 
 @pytest.fixture
 def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Put a `java` first on PATH that answers -version and otherwise runs the given shell script.
+    """Put a `java` first on PATH that answers -version and runs a shell script otherwise.
 
     In the script, $JAVA is a real Java.
     """

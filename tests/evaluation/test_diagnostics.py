@@ -1,8 +1,8 @@
-"""Figures about captions, by hand."""
+"""The diagnostics of captions, against values worked out by hand."""
 
 import pytest
 
-from evaluation.diagnostics import diagnose, share_not_in
+from evaluation.diagnostics import diagnose, share_of_new
 
 
 @pytest.mark.parametrize(
@@ -16,7 +16,7 @@ from evaluation.diagnostics import diagnose, share_not_in
         "dogs and dogs",
     ],
 )
-def test_a_phrase_said_twice_on_end_is_a_repetition(caption):
+def test_a_phrase_that_is_repeated_at_once_is_a_repetition(caption):
     assert diagnose([caption])["repeated_phrases"] == 1
 
 
@@ -33,13 +33,13 @@ def test_a_phrase_said_twice_on_end_is_a_repetition(caption):
         "a band and bands",
     ],
 )
-def test_other_words_are_none(caption):
+def test_other_captions_have_no_repetition(caption):
     assert diagnose([caption])["repeated_phrases"] == 0
 
 
-def test_shares_are_of_all_captions():
-    figures = diagnose(["a dog runs", "a dog runs", "a cat on a", "ball ball"])
-    assert figures == {
+def test_shares_are_relative_to_all_captions():
+    diagnostics = diagnose(["a dog runs", "a dog runs", "a cat on a", "ball ball"])
+    assert diagnostics == {
         "bad_endings": 0.25,
         "repeated_phrases": 0.25,
         "distinct_words": 6,
@@ -49,5 +49,5 @@ def test_shares_are_of_all_captions():
 
 
 def test_captions_are_new_if_nobody_wrote_them_for_a_training_image():
-    assert share_not_in(["a dog", "a cat"], ["a dog", "a dog", "the dog", "dog"]) == 0.5
-    assert share_not_in([], ["a dog"]) is None
+    assert share_of_new(["a dog", "a cat"], ["a dog", "a dog", "the dog", "dog"]) == 0.5
+    assert share_of_new([], ["a dog"]) is None

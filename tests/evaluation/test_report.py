@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from evaluation.charts import chart
-from evaluation.gallery import best_middling_worst, evenly
+from evaluation.gallery import best_middle_worst, evenly_spaced
 from evaluation.report import main
 
 EVIL = "<script>alert('dog')</script> & \"quotes\""
 
 
 class Page(HTMLParser):
-    """What the tests need to know of a page."""
+    """The tags and the text of a page."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def finished(work, write_results, written):
-    """A run with everything: both phases, captions before and after, scores and attention."""
+    """A complete run: both phases, captions before and after REINFORCE, scores and attention."""
     run = write_results(written | {7: EVIL}).parent
     write_results(dict.fromkeys(written, "a thing"), "captions_val_xe.json")
     config = {
@@ -58,10 +58,15 @@ def finished(work, write_results, written):
         lines.append(json.dumps(line))
     (run / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     for name, gain in (("scores_val.json", 0.0), ("scores_val_xe.json", -0.1)):
-        scores = {
+        by_image = {str(image): image / 10 for image in written}
+        scores = {  # as version 0.1 wrote it
+            "split": "val",
+            "images": len(written),
+            "left_out": 0,
             "corpus": {"Bleu_1": 0.7 + gain, "CIDEr": 1.234 + gain, "METEOR": None},
             "intervals": {"Bleu_1": [0.65, 0.75], "CIDEr": [1.1, 1.3], "METEOR": [None, None]},
-            "per_image": {"CIDEr": {str(image): image / 10 for image in written}},
+            "confidence": 0.95,
+            "per_image": dict.fromkeys(("Bleu_1", "CIDEr", "METEOR"), by_image),
             "diagnostics": {
                 "bad_endings": 0.125,
                 "distinct_words": 1500,
@@ -104,9 +109,7 @@ def test_the_page_shows_the_run_and_needs_nothing_but_itself(finished, capsys):
     assert all(svg["aria-label"] for svg in page.all("svg"))
 
 
-def test_captions_that_were_reranked_stand_beside_the_others(
-    finished, write_results, written, capsys
-):
+def test_reranked_captions_are_shown_beside_the_others(finished, write_results, written, capsys):
     assert main(["--run", str(finished)]) == 0
     assert "eranked" not in Page(finished / "report.html").text
     write_results(written | {7: "a better dog"}, "captions_val_reranked.json")
@@ -118,10 +121,10 @@ def test_captions_that_were_reranked_stand_beside_the_others(
     page = Page(finished / "report.html")
     assert "1.134 before REINFORCE 1.345 reranked" in page.text
     assert "Reranked: “a better dog”" in page.text
-    assert "The same reranked" in page.text
+    assert "Unchanged by reranking" in page.text
 
 
-def test_the_page_has_what_repeats_the_run(finished):
+def test_the_page_has_the_commands_that_repeat_the_run(finished):
     config = json.loads((finished / "config.json").read_text())
     config |= {
         "options": {
@@ -176,7 +179,7 @@ def test_the_page_has_what_repeats_the_run(finished):
     assert "decoder.caption --run" not in Page(finished / "report.html").text
 
 
-def test_what_people_and_models_wrote_is_escaped(finished):
+def test_captions_and_references_are_escaped(finished):
     table = json.loads((finished.parents[1] / "captions.json").read_text())
     table["annotations"][0]["caption"] = "<img src=x onerror=alert(1)>"
     (finished.parents[1] / "captions.json").write_text(json.dumps(table))
@@ -198,15 +201,15 @@ def test_the_gallery_has_the_best_the_middle_and_the_worst_by_cider(finished):
         assert f"{title} 2 of 12" in page.text
 
 
-def test_attention_has_a_picture_a_word_and_leaves_padding_out(finished):
+def test_attention_has_a_picture_for_each_word_but_not_for_padding(finished):
     assert main(["--run", str(finished), "--images", "8"]) == 0
     page = Page(finished / "report.html")
     alts = [image["alt"] for image in page.all("img") if image["src"].startswith("data:image/png")]
     assert alts == ["attention at “a”", "attention at “dog”"] * 2
-    assert "From the 8 images whose attention was saved, 2 evenly spaced" in page.text
+    assert "Shown: 2 of the 8 images with saved attention, evenly spaced from the best" in page.text
 
 
-def test_an_unchanged_report_is_skipped_and_a_changed_one_written(finished, capsys):
+def test_an_unchanged_report_is_skipped_and_a_changed_one_is_written(finished, capsys):
     assert main(["--run", str(finished)]) == 0
     assert main(["--run", str(finished)]) == 0
     assert "report: unchanged, skipped" in capsys.readouterr().out
@@ -215,14 +218,14 @@ def test_an_unchanged_report_is_skipped_and_a_changed_one_written(finished, caps
     assert "skipped" not in capsys.readouterr().out
 
 
-def test_what_a_run_does_not_have_is_left_out_or_said(finished):
+def test_what_a_run_does_not_have_is_left_out_or_reported_as_missing(finished):
     for name in ("scores_val", "scores_val_xe", "captions_val_xe"):
         (finished / f"{name}.json").unlink()
     (finished / "metrics.jsonl").unlink()
     (finished / "attention_val.npz").unlink()
     assert main(["--run", str(finished), "--images", "3"]) == 0
     page = Page(finished / "report.html")
-    assert "These captions are not scored yet" in page.text
+    assert "These captions have not been scored yet" in page.text
     assert "The run has no metrics.jsonl" in page.text
     assert "There are no captions from before REINFORCE" in page.text
     assert "Where it looked" not in page.text
@@ -231,7 +234,7 @@ def test_what_a_run_does_not_have_is_left_out_or_said(finished):
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("config.json", b"[]", "expected an object with the object 'options'"),
         ("config.json", b"{", "is not JSON"),
@@ -240,17 +243,21 @@ def test_what_a_run_does_not_have_is_left_out_or_said(finished):
         ("metrics.jsonl", b"7\xff", "line 1: expected an epoch"),
         ("captions_val.json", b"{}", "expected a list"),
         ("captions_val_xe.json", b"[{}]", "1 entries are not like"),
-        ("scores_val.json", b'{"corpus": {"CIDEr": "high"}}', "is not a scores file"),
-        ("scores_val_xe.json", b"[]", "is not a scores file"),
-        ("attention_val.npz", b"PK\x03\x04 cut off", "is not a file of attention"),
-        ("attention_val.npz", b"", "is not a file of attention"),
+        (
+            "scores_val.json",
+            b'{"per_image": {"CIDEr": {"1": "high"}}}',
+            "be a finite number, found 'high'",
+        ),
+        ("scores_val_xe.json", b"[]", "is not a scores file: expected an object, found []"),
+        ("attention_val.npz", b"PK\x03\x04 cut off", "is not an attention file"),
+        ("attention_val.npz", b"", "is not an attention file"),
     ],
 )
-def test_a_broken_file_is_named(name, content, said, finished, capsys):
+def test_a_broken_file_is_named(name, content, message, finished, capsys):
     (finished / name).write_bytes(content)
     assert main(["--run", str(finished)]) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert str(finished / name) in error
     assert not (finished / "report.html").exists()
 
@@ -269,23 +276,23 @@ def test_a_picture_that_cannot_be_read_is_named(finished, capsys):
     assert main(["--run", str(finished)]) == 2
     error = capsys.readouterr().err
     assert "12.jpg" in error
-    assert "was the data set moved?" in error
+    assert "if the data set was moved, run python -m pipeline.prepare" in error
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--split", "test"], "captions_test.json is not there; create it with python -m"),
         (["--split", "vla"], "unknown split 'vla': did you mean val?"),
         (["--images", "0"], "--images of 1 or more"),
     ],
 )
-def test_options_are_checked(options, said, finished, capsys):
+def test_options_are_checked(options, message, finished, capsys):
     assert main(["--run", str(finished), *options]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_run_or_has_no_captions_says_so(finished, tmp_path, capsys):
+def test_a_folder_that_is_not_a_run_or_has_no_captions_is_refused(finished, tmp_path, capsys):
     assert main(["--run", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
     (finished / "captions_val.json").unlink()
@@ -295,19 +302,19 @@ def test_a_folder_that_is_no_run_or_has_no_captions_says_so(finished, tmp_path, 
 
 @pytest.mark.parametrize("images", range(1, 12))
 @pytest.mark.parametrize("count", range(1, 10))
-def test_no_image_is_shown_twice_and_the_ends_are_always_there(images, count):
+def test_no_image_is_shown_twice_and_both_ends_are_always_shown(images, count):
     ranked = list(range(images))
-    shown = [image for group in best_middling_worst(ranked, count) for image in group]
+    shown = [image for group in best_middle_worst(ranked, count) for image in group]
     assert shown == sorted(set(shown))
     assert len(shown) == min(images, count)
     assert shown[0] == 0
     assert count < 3 or shown[-1] == images - 1
-    spaced = evenly(ranked, count)
+    spaced = evenly_spaced(ranked, count)
     assert spaced == sorted(set(spaced))
     assert len(spaced) == min(images, count)
 
 
-def test_a_chart_marks_where_reinforce_starts_and_survives_one_point_and_none():
+def test_a_chart_marks_where_reinforce_starts_and_accepts_one_point_or_none():
     drawn = chart("CIDEr", {"beam": [(1, 0.1), (2, 0.4), (3, 0.5)], "none": []}, reinforce_from=3)
     assert [line.name for line in drawn.lines] == ["beam"]
     xs = [float(point.split(",")[0]) for point in drawn.lines[0].points.split()]

@@ -1,4 +1,4 @@
-"""Recall and ranks of a search, from rankings whose figures are known."""
+"""`python -m evaluation.retrieve`, with rankings whose recall is known."""
 
 import json
 
@@ -11,8 +11,9 @@ from evaluation import retrieve
 def ranking(**changed) -> dict[str, np.ndarray]:
     """Three images, the first with two captions; three candidates for each query.
 
-    Ranks of the right image for the four captions: 1, 3, 2, 1 by the first pass, 1, 1, 1, 1 by the
-    second. Ranks of the first right caption for the three images: 2, 4 (not kept), 1 and 1, 1, 1.
+    The correct image of the four captions has the ranks 1, 3, 2, 1 in the first pass and 1, 1, 1, 1
+    in the second. The first correct caption of the three images has the ranks 2, 4 (not kept), 1
+    in the first pass and 1, 1, 1 in the second.
     """
     arrays = {
         "image_id": [70, 20, 50],
@@ -42,7 +43,7 @@ def test_recall_and_median_rank_are_those_of_the_ranking(tmp_path, capsys):
     assert printed.count("R@10") >= 2
 
 
-def test_a_median_beyond_the_candidates_is_not_made_up(tmp_path, capsys):
+def test_a_median_rank_beyond_the_candidates_is_not_invented(tmp_path, capsys):
     file = tmp_path / "ranking_val.npz"
     wrong = [[1], [2], [0], [2]]
     arrays = ranking(images_first=wrong, images_second=wrong)
@@ -66,7 +67,7 @@ def test_a_median_beyond_the_candidates_is_not_made_up(tmp_path, capsys):
         {"captions_second": [2, 0, 1]},
     ],
 )
-def test_what_is_no_ranking_is_refused(changed, tmp_path, capsys):
+def test_a_file_that_is_not_a_ranking_is_refused(changed, tmp_path, capsys):
     file = tmp_path / "ranking_val.npz"
     np.savez_compressed(file, **ranking(**changed))
     assert retrieve.main(["--ranking", str(file)]) == 2
@@ -77,7 +78,7 @@ def test_what_is_no_ranking_is_refused(changed, tmp_path, capsys):
 def test_a_missing_damaged_or_pickled_file_is_named(tmp_path, capsys):
     file = tmp_path / "ranking_val.npz"
     assert retrieve.main(["--ranking", str(file)]) == 2
-    assert "python -m decoder.search --split makes it" in capsys.readouterr().err
+    assert "create it with python -m decoder.search --split" in capsys.readouterr().err
     np.savez_compressed(file, **ranking())
     file.write_bytes(file.read_bytes()[:200])
     assert retrieve.main(["--ranking", str(file)]) == 2

@@ -25,7 +25,7 @@ def score(work: Path, results: Path, *options: str) -> int:
 
 
 def official(references: dict[int, list[str]], candidates: dict[int, str]) -> dict:
-    """What the toolkit's own wrappers say."""
+    """Return what the toolkit's own wrappers compute."""
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name("official.py")],
         input=json.dumps({"references": references, "candidates": candidates}),
@@ -62,7 +62,7 @@ def test_scores_equal_those_of_the_toolkits_own_classes_even_in_a_locale_with_de
     assert (record["split"], record["images"], record["confidence"]) == ("val", 12, 0.95)
     assert record["diagnostics"]["bad_endings"] == pytest.approx(2 / 12)
     assert record["diagnostics"]["repeated_phrases"] == pytest.approx(1 / 12)
-    # The training image 15 is yellow and a ball, and has the three captions of all the others.
+    # The only training image, 15, is a yellow ball; nobody described it in these words.
     assert record["diagnostics"]["new_captions"] == 1.0
 
     before = results.with_name("scores_val.json").stat().st_mtime_ns
@@ -115,7 +115,7 @@ def test_a_java_that_hangs_is_stopped_at_the_time_limit(
     assert "--time-limit" in error
 
 
-def test_the_last_words_of_a_java_that_dies_are_shown(
+def test_the_error_output_of_a_java_that_fails_is_shown(
     work, write_results, written, fake_java, capsys
 ):
     fake_java(
@@ -129,7 +129,7 @@ def test_the_last_words_of_a_java_that_dies_are_shown(
     assert not (work / "runs" / "first" / "scores_val.json").exists()
 
 
-def test_without_any_java_the_error_says_what_to_install(
+def test_without_java_the_error_says_what_to_install(
     work, write_results, written, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -141,7 +141,7 @@ def test_without_any_java_the_error_says_what_to_install(
     assert "Install a Java runtime" in error
 
 
-def test_a_java_that_does_not_run_is_passed_over_for_the_one_that_comes_with_the_project(
+def test_a_java_that_does_not_run_is_skipped_in_favour_of_the_packaged_one(
     tmp_path, monkeypatch, caplog
 ):
     broken = tmp_path / "bin" / "java"
@@ -154,10 +154,12 @@ def test_a_java_that_does_not_run_is_passed_over_for_the_one_that_comes_with_the
     assert f"{broken} does not run" in caplog.text
 
 
-def test_spice_says_what_it_needs_and_downloads_nothing(work, write_results, written, capsys):
+def test_without_its_models_spice_says_what_it_needs_and_downloads_nothing(
+    work, write_results, written, capsys
+):
     library = Path(get_stanford_models.SPICEDIR) / get_stanford_models.SPICELIB
     if (library / f"{get_stanford_models.JAR}-models.jar").exists():
-        pytest.skip("the models of SPICE are installed here")
+        pytest.skip("the models of SPICE are installed")
     assert score(work, write_results(written), "--spice") == 2
     assert not list(library.glob(f"{get_stanford_models.JAR}*"))
     error = capsys.readouterr().err
@@ -183,31 +185,31 @@ def result(image_id: object, caption: object) -> dict[str, object]:
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ([], "found an empty one"),
+        ([], "found an empty list"),
         ({"annotations": 1}, "number 1"),
         ([result(1, "a"), result("2", "b"), result(3, None), 4], "3 entries are not like"),
         ([result(True, "a")], "1 entries are not like"),
         ([{"caption": "a"}], "1 entries are not like"),
         ([result(1, "a"), result(1, "b"), result(2, "c")], "1 image ids have more than one"),
-        ([result(99, "a")], "is it of another data set?"),
-        ([result(1, "a"), result(13, "b")], "the splits val (1), test (1); choose one"),
+        ([result(99, "a")], "does it belong to another data set?"),
+        ([result(1, "a"), result(13, "b")], "more than one split, val (1), test (1); choose one"),
         ([result(1, "a")], "11 of the 12 images of the split val have no caption: 2, 3, 4, 5, 6"),
         ([result(1, "a"), result(98, "b"), result(99, "b")], "2 of 3 image ids are not in"),
     ],
 )
-def test_results_that_do_not_fit_are_refused_with_counts(
-    content, said, work, write_results, capsys
+def test_results_that_do_not_match_are_refused_with_counts(
+    content, message, work, write_results, capsys
 ):
     path = write_results(content if isinstance(content, list) else [content])
     assert score(work, path) == 2
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert str(path) in error
 
 
-def test_results_that_are_not_json_or_not_there_are_refused(work, capsys):
+def test_results_that_are_missing_or_not_json_are_refused(work, capsys):
     path = work / "broken.json"
     path.write_bytes(b"[{\xff")
     assert score(work, path) == 2
@@ -225,7 +227,7 @@ def test_an_image_without_references_is_refused(work, write_results, written, ca
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--split", "tets"], "unknown split 'tets': did you mean test"),
         (["--bootstrap", "-1"], "--bootstrap of 0 or more"),
@@ -233,9 +235,9 @@ def test_an_image_without_references_is_refused(work, write_results, written, ca
         (["--split", "test"], "are not in the split test"),
     ],
 )
-def test_options_are_checked(options, said, work, write_results, written, capsys):
+def test_options_are_checked(options, message, work, write_results, written, capsys):
     assert score(work, write_results(written), *options) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
 def test_captions_from_before_reinforce_do_not_overwrite_the_scores_of_those_after():

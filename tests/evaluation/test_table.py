@@ -1,4 +1,4 @@
-"""`python -m evaluation.score --table`: runs side by side."""
+"""`python -m evaluation.score --table`, which compares runs."""
 
 import json
 import random
@@ -29,17 +29,17 @@ def references(number: int) -> tuple[str, str]:
 
 @pytest.fixture(scope="module")
 def scored(tmp_path_factory) -> Path:
-    """Runs scored by the toolkit: "good", and "worse" by its last word in every caption."""
+    """Runs scored by the toolkit: "good", and "worse", whose captions end in other words."""
     work = tmp_path_factory.mktemp("table")
     images = []
     for number in (*IMAGES, 13):
         made = tuple(Caption(text, tuple(text.split())) for text in references(number))
         images.append(Image(number, f"{number}.jpg", "val" if number < 13 else "train", made))
     captions.save(CaptionTable("drawn", work, tuple(images)), work / "captions.json")
-    # Of quite different worth from image to image, so that their intervals are wide.
+    # Their quality varies from image to image, so that the intervals are wide.
     good = {n: references(n)[0] if n % 2 else f"A {COLOURS[n % 4]} ball and grass" for n in IMAGES}
     worse = {n: re.sub(r"\w+$", "in the", text) for n, text in good.items()}
-    good[7] = references(13)[0].upper()  # a training caption, up to case, as is that of image 1
+    good[7] = references(13)[0].upper()  # a training caption in capitals; image 1 has one too
     for name, written in {"good": good, "worse": worse}.items():
         run = work / "runs" / name
         run.mkdir(parents=True)
@@ -52,7 +52,7 @@ def scored(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def runs(scored, tmp_path, monkeypatch) -> Path:
-    """A copy of the scored runs of a test's own, in the current folder."""
+    """A test's own copy of the scored runs, in the current folder."""
     shutil.copytree(scored, tmp_path / "runs")
     monkeypatch.chdir(tmp_path / "runs")
     return tmp_path / "runs"
@@ -77,7 +77,7 @@ def table(capsys, *options: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_a_table_has_every_score_its_interval_and_how_the_captions_are_written(runs, capsys):
+def test_a_table_has_every_score_with_its_interval_and_the_diagnostics(runs, capsys):
     cells = table(capsys, "good", "worse", "--bootstrap", "300")
     assert list(cells) == ["", *NAMES, *FIGURES]
     assert cells[""] == ["good", "worse"]
@@ -91,7 +91,7 @@ def test_a_table_has_every_score_its_interval_and_how_the_captions_are_written(r
     assert cells["repeated phrase"] == ["0.0%", "0.0%"]
 
 
-def test_marks_are_those_of_a_paired_bootstrap(runs, capsys):
+def test_differences_are_marked_by_a_paired_bootstrap(runs, capsys):
     shutil.copytree("good", "equal")
     shutil.copytree("good", "shifted")
     change(runs / "shifted", 0.97)
@@ -101,11 +101,11 @@ def test_marks_are_those_of_a_paired_bootstrap(runs, capsys):
         assert "*" not in good
         assert equal == good
         assert worse.endswith("*")
-        # Smaller by far than the intervals are wide, and yet the same in every resample.
+        # The difference is far smaller than the intervals, but the same in every resample.
         assert shifted.endswith("*") is (label == "CIDEr")
     assert "differs from good: the 95% interval of the paired difference" in printed(capsys, "good")
 
-    # Better for half of the images and worse for the others: no difference is certain.
+    # Better on half of the images and worse on the others: not significant.
     record = json.loads((runs / "equal" / "scores_val.json").read_text())
     of_image = record["per_image"]["CIDEr"]
     mixed = {i: x + (0.5 if int(i) % 4 < 2 else -0.4) for i, x in of_image.items()}
@@ -132,11 +132,11 @@ def test_the_order_of_images_in_a_file_does_not_matter(runs, capsys):
     assert table(capsys, "good", "worse") == expected
 
 
-def test_runs_of_several_seeds_are_shown_as_mean_and_spread(runs, capsys):
+def test_runs_with_different_seeds_are_shown_as_mean_and_standard_deviation(runs, capsys):
     for seed, scale in ((1, 1.0), (2, 1.1), (3, 1.2)):
         shutil.copytree("good", f"seed-{seed}")
         change(runs / f"seed-{seed}", scale)
-    shutil.copytree("worse", "seed-3.old")  # moved aside by a training that started anew
+    shutil.copytree("worse", "seed-3.old")  # moved aside by a new training
     cider = json.loads((runs / "good" / "scores_val.json").read_text())["corpus"]["CIDEr"]
     of_seeds = [cider, 1.1 * cider, 1.2 * cider]
     expected = f"{statistics.fmean(of_seeds):.3f} ± {statistics.stdev(of_seeds):.3f}"
@@ -167,11 +167,11 @@ def test_without_resamples_there_are_neither_intervals_nor_marks(runs, capsys):
     assert all(re.fullmatch(r"\d\.\d{3}", cell) for name in NAMES for cell in cells[name])
 
 
-def test_a_score_that_is_none_is_shown_as_none(runs, capsys):
+def test_a_score_that_does_not_exist_is_shown_as_none(runs, capsys):
     record = json.loads((runs / "worse" / "scores_val.json").read_text())
     record["corpus"]["CIDEr"] = None
     record["per_image"]["CIDEr"] = dict.fromkeys(record["per_image"]["CIDEr"])
-    record["diagnostics"]["new_captions"] = None  # a table without training images
+    record["diagnostics"]["new_captions"] = None  # the data set has no training images
     (runs / "worse" / "scores_val.json").write_text(json.dumps(record))
     cells = table(capsys, "good", "worse")
     assert cells["CIDEr"][1] == cells["not in training"][1] == "none"
@@ -185,45 +185,51 @@ def test_scores_of_other_images_or_references_are_not_compared(runs, capsys):
     for key in ("per_image", "statistics"):
         for rows in record[key].values():
             del rows["5"]
+    record["images"] -= 1
     (runs / "worse" / "scores_val.json").write_text(json.dumps(record))
     assert main(["--table", "good", "worse"]) == 2
-    assert "1 are in one of them only: 5" in capsys.readouterr().err
+    assert "1 are in only one of them: 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "said"),
+    ("name", "value", "message"),
     [
-        ("statistics", {"Bleu": {}, "METEOR": {}}, "is not a scores file"),
-        ("statistics", [], "is not a scores file"),
-        ("statistics", {k: {str(n): [1] for n in IMAGES} for k in ("Bleu", "METEOR")}, "(12, 1)"),
-        ("per_image", {}, "is not a scores file"),
-        ("per_image", {"CIDEr": {"1": "high"}}, "is not a scores file"),
-        ("diagnostics", {"bad_endings": 0.5}, "is not a scores file"),
+        ("statistics", {"Bleu": {}, "METEOR": {}}, "statistics of Bleu for image 1, found nothing"),
+        ("statistics", [], "expected statistics to be an object, found []"),
+        ("statistics", {"Bleu": {str(n): [1] for n in IMAGES}}, "10 statistics of Bleu for image"),
+        ("per_image", {}, "no scores of single images for ['Bleu_1'"),
+        ("per_image", {"CIDEr": {"1": "high"}}, "to be a finite number, found 'high'"),
+        ("per_image", {"CIDEr": {"1": True}}, "to be a finite number, found True"),
+        ("per_image", {"CIDEr": {"dog": 1}}, "'dog'"),
+        ("intervals", {"CIDEr": [0.1, None]}, "a bound of CIDEr to be a finite number"),
+        ("images", 13, "expected images to be 12, the number of images with a score, found 13"),
+        ("diagnostics", {"bad_endings": 0.5}, "the diagnostics ['distinct_words'"),
         ("corpus", {"SPICE": 0.2}, "no scores of single images for ['SPICE']"),
     ],
 )
-def test_a_broken_file_is_named(name, value, said, runs, capsys):
+def test_a_broken_file_is_named(name, value, message, runs, capsys):
     path = change(runs / "worse", **{name: value})
     assert main(["--table", "good", "worse"]) == 2
     error = capsys.readouterr().err
-    assert said in error
-    assert str(path.relative_to(runs)) in error
+    assert message in error
+    assert f"{path.relative_to(runs)} is not a scores file: " in error
+    assert "score again with python -m evaluation.score --force" in error
 
 
-def test_a_file_of_before_there_were_tables_says_what_to_do(runs, capsys):
+def test_a_file_of_version_0_1_cannot_be_compared_and_says_what_to_do(runs, capsys):
     record = json.loads((runs / "worse" / "scores_val.json").read_text())
     del record["statistics"]
     (runs / "worse" / "scores_val.json").write_text(json.dumps(record))
     assert main(["--table", "good", "worse/scores_val.json"]) == 2
-    assert "older version; score anew with python -m evaluation.score --force" in (
+    assert "older version; score again with python -m evaluation.score --force" in (
         capsys.readouterr().err
     )
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
-        (["--table", "good", "good"], "two columns are called good; give them names"),
+        (["--table", "good", "good"], "two columns are called good; choose other names"),
         (["--table", "good", "--split", "test"], "good has no scores of test"),
         (["--table", "absent"], "absent is not there"),
         (["--table", "good", "--results", "x"], "leave out --captions, --results and --out"),
@@ -231,6 +237,6 @@ def test_a_file_of_before_there_were_tables_says_what_to_do(runs, capsys):
         ([], "expected --captions and --results, or --table"),
     ],
 )
-def test_options_are_checked(options, said, runs, capsys):
+def test_options_are_checked(options, message, runs, capsys):
     assert main(options) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

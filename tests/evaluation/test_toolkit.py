@@ -1,11 +1,11 @@
-"""The toolkit behind one function, the intervals, the diagnostics and scores while training."""
+"""The toolkit behind one function, the intervals, the diagnostics, and validation scores."""
 
 import numpy as np
 import pytest
 
 from evaluation import bootstrap
 from evaluation.diagnostics import diagnose
-from evaluation.toolkit import Scores, score, score_tokens, tokenize
+from evaluation.toolkit import score, score_tokens, tokenize
 from evaluation.validation import Validator, tokenize_without_java
 from features.errors import UserError
 
@@ -31,9 +31,10 @@ def read_flickr8k(flickr8k, list_file):
     return dict(enumerate(captions.values()))
 
 
-def test_people_score_on_flickr8k_as_they_always_do_and_resampling_agrees_with_the_jar(flickr8k):
-    # First caption against the other four, on the validation images. Taken with pycocoevalcap 1.2;
-    # run this test to take them again.
+def test_human_captions_of_flickr8k_have_their_known_scores_and_resampling_agrees_with_the_jar(
+    flickr8k,
+):
+    # First caption against the other four, on the validation images, by pycocoevalcap 1.2.
     captions = read_flickr8k(flickr8k, "Flickr_8k.devImages.txt")
     scores = score(
         {image: texts[1:] for image, texts in captions.items()},
@@ -51,31 +52,35 @@ def test_people_score_on_flickr8k_as_they_always_do_and_resampling_agrees_with_t
         },
         abs=1e-9,
     )
-    # Four of these captions match a reference wholly, which METEOR counts in its own way.
+    # Four of these captions equal a reference, which METEOR treats as a special case.
     statistics = scores.statistics["METEOR"]
     assert (bootstrap.countable(statistics) != statistics).any(axis=1).sum() == 4
-    drawn = bootstrap.resample(scores, np.ones((1, len(captions)), dtype=np.int64))
+    once = np.ones((1, len(captions)), dtype=np.int64)
+    drawn = bootstrap.resample(scores.per_image, scores.statistics, once)
     assert {name: values[0] for name, values in drawn.items()} == pytest.approx(
         scores.corpus, abs=1e-12
     )
-    # And each image alone, for the two that are not means.
-    alone = bootstrap.resample(scores, np.eye(len(captions), dtype=np.int64))
+    # Each image alone, for the two scores that are not means.
+    one_each = np.eye(len(captions), dtype=np.int64)
+    alone = bootstrap.resample(scores.per_image, scores.statistics, one_each)
     for name in ("METEOR", "Bleu_4"):
         assert alone[name] == pytest.approx(list(scores.per_image[name].values()), abs=1e-12)
-    assert bootstrap.intervals(scores, 200, seed=3) == bootstrap.intervals(scores, 200, seed=3)
+    first, second = (
+        bootstrap.intervals(scores.per_image, scores.statistics, 200, seed=3) for _ in range(2)
+    )
+    assert first == second
 
 
 def test_the_interval_of_a_mean_is_that_of_the_normal_approximation():
     values = np.random.default_rng(0).normal(0.5, 0.2, 400)
     of_image = dict(enumerate(values.tolist()))
-    scores = Scores({"CIDEr": values.mean()}, {"CIDEr": of_image}, {}, dict.fromkeys(of_image, ""))
-    low, high = bootstrap.intervals(scores, 4000, seed=0)["CIDEr"]
+    low, high = bootstrap.intervals({"CIDEr": of_image}, {}, 4000, seed=0)["CIDEr"]
     expected = 1.96 * values.std() / np.sqrt(len(values))
     assert high - values.mean() == pytest.approx(expected, rel=0.1)
     assert values.mean() - low == pytest.approx(expected, rel=0.1)
 
 
-def test_every_character_of_a_caption_stays_in_its_line():
+def test_no_character_breaks_a_caption_into_two_lines():
     captions = {
         code: [f"a {chr(code)} b", f"a{chr(code)}b"]
         for code in range(0x10000)
@@ -138,7 +143,7 @@ def test_validation_scores_are_those_of_the_toolkit():
     assert scores["CIDEr"] > 0
 
 
-def test_validation_goes_on_when_java_breaks_and_warns_once(fake_java, caplog):
+def test_validation_continues_when_java_fails_and_warns_once(fake_java, caplog):
     expected = Validator(REFERENCES).score(CANDIDATES)
     validator = Validator(REFERENCES)
     fake_java("echo broken >&2; exit 1")

@@ -376,7 +376,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
         arguments_like(run.path)
 
     def report() -> None:
-        render(runs.load(run.path, "val"), 2)
+        render(runs.load(run, "val"), 2)
 
     assert search.main(["--run", str(run.path), "--split", "val"]) == 0
     vocabulary_of_run = vocabulary.load(run.vocabulary)

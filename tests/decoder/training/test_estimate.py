@@ -10,6 +10,7 @@ from decoder import train
 from evaluation import runs
 from evaluation.report import render
 from features.store import as_size
+from pipeline.work import RunFolder
 from tests.decoder.conftest import BOTH_PHASES
 from tests.decoder.training.processes import unlike
 
@@ -103,7 +104,7 @@ def test_a_run_unlike_another_says_in_what(
 
 def test_the_report_of_a_run_shows_what_repeats_it(finished: Path) -> None:
     config = json.loads((finished / "runs" / "small" / "config.json").read_text())
-    report = render(runs.load(finished / "runs" / "small", "val"), 1)
+    report = render(runs.load(RunFolder(finished / "runs" / "small"), "val"), 1)
     shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", report))
     options = config["options"]
     for phase in ("xe", "rl"):

@@ -1,4 +1,4 @@
-"""Numpy's archives of arrays (.npz), read without trusting them."""
+"""Read archives of numpy arrays (.npz) from untrusted sources."""
 
 import tokenize
 import zipfile
@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-# When unpacked; the attention of a thousand images is a hundredth of it.
+# Unpacked; a hundred times the attention of a thousand images.
 _MOST_BYTES = 2**30
-# What numpy may raise for a file that is not, or not wholly, a .npz. It reads the arrays' headers
-# with Python's tokenizer, and believes the shapes in them.
-_NOT_ARRAYS: tuple[type[Exception], ...] = (
+# What numpy may raise for a damaged .npz or another file. It parses the headers of arrays with
+# Python's tokenizer and trusts the shapes in them.
+_DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
     KeyError,
     MemoryError,
@@ -30,21 +30,21 @@ _NOT_ARRAYS: tuple[type[Exception], ...] = (
 )
 
 
-def read_arrays(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
-    """Return the arrays called `names` of a .npz file. Nothing is unpickled.
+def read(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
+    """Return the arrays called `names` from a .npz file. Nothing is unpickled.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is not a .npz, lacks one of the arrays, or unpacks to more than a gigabyte.
+        FileNotFoundError: the file does not exist.
+        ValueError: it is damaged or not a .npz, lacks an array, or unpacks to more than a gigabyte.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > _MOST_BYTES:
-            raise ValueError(f"it unpacks to {size} bytes")
+            raise ValueError(f"it unpacks to {size:,} bytes, more than {_MOST_BYTES:,}")
         with path.open("rb") as file, np.load(file) as arrays:
             return [np.asarray(arrays[name]) for name in names]
     except FileNotFoundError:
         raise
-    except _NOT_ARRAYS as error:
+    except _DAMAGED as error:
         raise ValueError(str(error)) from error

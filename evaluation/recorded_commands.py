@@ -1,0 +1,69 @@
+"""The commands that repeat a run, from the options that each stage recorded."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from features.commands import CAPTION, EXTRACT, PREPARE, SCORE, TRAIN
+from pipeline.stamps import recorded_options
+from pipeline.work import RunFolder
+
+# Groups of options whose name is not part of the command line.
+_WITHOUT_PREFIX = ("decoder", "generate")
+
+
+def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> list[str]:
+    """Return the commands that repeat a run and its captions of `split`, in order.
+
+    They spell out every option, so that they do not depend on a later version's defaults. A stage
+    without a record is left out. WORK, DIR and FILE stand for paths of the user's machine.
+
+    Args:
+        run: the folder of the run.
+        split: the split that was captioned and scored.
+        training: the options of the training, from config.json.
+    """
+    name = run.path.resolve().name
+    folder = f"WORK/runs/{name}"
+    files = {
+        "captions": "WORK/captions.json",
+        "results": f"{folder}/{run.captions(split).name}",
+    }
+    caption = _options(run.path, f"caption-{split}")
+    runs = caption.get("run")
+    others = [Path(str(one)).name for one in runs if one != "."] if isinstance(runs, list) else []
+    ensemble = [folder, *(f"WORK/runs/{other}" for other in others)]
+    work = run.work.path
+    recorded: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        (PREPARE, _options(work, "prepare"), {"work": "WORK", "root": "DIR"}),
+        (EXTRACT, _options(work, "extract"), {"work": "WORK"}),
+        (TRAIN, training, {"work": "WORK", "run": name}),
+        (CAPTION, caption, {"run": ensemble}),
+        (SCORE, _options(run.path, run.scores(split).stem), files),
+    ]
+    return [_command(stage, options, paths) for stage, options, paths in recorded if options]
+
+
+def _options(folder: Path, stage: str) -> dict[str, Any]:
+    return recorded_options(folder, stage) or {}
+
+
+def _command(stage: str, options: dict[str, Any], paths: dict[str, Any]) -> str:
+    # A data set that needs no root has none recorded.
+    placed = {k: v for k, v in paths.items() if k not in options or options[k] is not None}
+    placed |= {k: "FILE" for k in ("captions", "out") if options.get(k) and k not in paths}
+    return " ".join([stage, *_arguments({**placed, **options, **placed})])
+
+
+def _arguments(options: dict[str, Any], prefix: str = "") -> list[str]:
+    arguments = []
+    for name, value in options.items():
+        option = f"--{prefix}{name.replace('_', '-')}"
+        if isinstance(value, dict):
+            arguments += _arguments(value, "" if name in _WITHOUT_PREFIX else f"{prefix}{name}.")
+        elif value is True:
+            arguments.append(option)
+        elif value is not None and value is not False and value not in ([], ""):
+            for one in value if isinstance(value, list) else [value]:
+                arguments += [option, shlex.quote(str(one))]
+    return arguments
