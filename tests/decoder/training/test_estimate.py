@@ -1,4 +1,4 @@
-"""What a run will take, said before it, and a run repeated."""
+"""--dry-run estimates a run, and --like repeats one."""
 
 import json
 import re
@@ -24,11 +24,11 @@ def seconds(text: str) -> int:
     return 60 * int(minutes) + int(rest)
 
 
-def test_dry_run_tells_time_and_size_and_writes_nothing(
+def test_dry_run_estimates_time_and_size_and_writes_nothing(
     trained: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(work)
-    # As many epochs as make rounding to seconds small.
+    # Enough epochs to make rounding to seconds negligible.
     options = [*BOTH_PHASES, "--xe.epochs", "500", "--rl.epochs", "200", "--dry-run"]
     assert train.main(["--work", str(work), "--run", "small", *options]) == 0
     assert files(work) == before
@@ -49,7 +49,7 @@ def test_dry_run_tells_time_and_size_and_writes_nothing(
     assert seconds(re.findall(r"in all .*", printed)[0]) == pytest.approx(total, abs=2)
     assert re.search(r"memory +[\d.]+ [GM]B at the peak", printed)
 
-    # The state of an untrained run has no metrics and captions in it: a few hundred bytes.
+    # The state of an untrained run lacks metrics and captions, a few hundred bytes.
     run = trained / "runs" / "small"
     kept = [run / "best.safetensors", run / "best_xe.safetensors"]
     size = sum(path.stat().st_size for path in [*kept, run / "state" / "resume.safetensors"])
@@ -58,7 +58,7 @@ def test_dry_run_tells_time_and_size_and_writes_nothing(
     assert "TOO LITTLE" not in printed
 
 
-def test_dry_run_says_that_the_disk_is_too_small(
+def test_dry_run_reports_a_disk_that_is_too_small(
     work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = type("Usage", (), {"free": 1000})
@@ -76,7 +76,7 @@ def test_a_run_like_another_has_its_weights(
     assert unlike(work / "runs" / "again", trained / "runs" / "small") == []
 
 
-def test_a_run_unlike_another_says_in_what(
+def test_differences_from_the_run_that_is_repeated_are_printed(
     trained: Path, work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = work / "runs" / "other"
@@ -101,7 +101,7 @@ def test_a_run_unlike_another_says_in_what(
     assert f"unlike {other}: options.decoder" not in printed
 
 
-def test_the_report_of_a_run_shows_what_repeats_it(finished: Path) -> None:
+def test_the_report_of_a_run_shows_everything_needed_to_repeat_it(finished: Path) -> None:
     config = json.loads((finished / "runs" / "small" / "config.json").read_text())
     report = render(runs.load(finished / "runs" / "small", "val"), 1)
     shown = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", report))
