@@ -78,10 +78,11 @@ class SplitReader:
         return torch.from_numpy(self._store.pooled(self._rows[np.asarray(places)])).float()
 
     def batches(self, size: int, views: int = 1) -> Iterator[tuple[list[Image], Features]]:
-        """Yield all images in order with their features, `size` images at a time.
+        """Yield all images in order with their features, and read the next batch meanwhile.
 
-        The features hold the first `views` views of each image, one after the other. The next batch
-        is read meanwhile.
+        Args:
+            size: images in a batch.
+            views: number of views to read of each image; they are neighbours in the features.
         """
         places = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
 

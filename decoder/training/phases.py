@@ -22,9 +22,9 @@ class CrossEntropyPhase:
     steps: int
     """Steps of the phase, if it does not stop early."""
 
-    name: ClassVar = "xe"
-    title: ClassVar = "cross-entropy"
-    has_reward: ClassVar = False
+    name: ClassVar[str] = "xe"
+    title: ClassVar[str] = "cross-entropy"
+    has_reward: ClassVar[bool] = False
 
     def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
         """Return the loss of a batch; scheduled sampling grows with the step."""
@@ -43,9 +43,9 @@ class ReinforcePhase:
     """The training images, whose captions are the references of the reward."""
     vocabulary: Vocabulary
 
-    name: ClassVar = "rl"
-    title: ClassVar = "REINFORCE"
-    has_reward: ClassVar = True
+    name: ClassVar[str] = "rl"
+    title: ClassVar[str] = "REINFORCE"
+    has_reward: ClassVar[bool] = True
 
     @cached_property
     def reward(self) -> Reward:

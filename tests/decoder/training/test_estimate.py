@@ -19,9 +19,12 @@ def files(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(path): (status.st_size, status.st_mtime_ns) for path, status in found.items()}
 
 
-def seconds(text: str) -> int:
+def duration(text: str) -> tuple[int, int]:
+    """Return the seconds of a duration in a line, and the unit it was rounded to."""
+    if hours := re.search(r"(\d+) h (\d+) min", text):
+        return 3600 * int(hours[1]) + 60 * int(hours[2]), 60
     minutes, rest = re.findall(r"(\d+) min (\d+) s", text)[0]
-    return 60 * int(minutes) + int(rest)
+    return 60 * int(minutes) + int(rest), 1
 
 
 def test_dry_run_estimates_time_and_size_and_writes_nothing(
@@ -36,7 +39,7 @@ def test_dry_run_estimates_time_and_size_and_writes_nothing(
     config = json.loads((trained / "runs" / "small" / "config.json").read_text())
     assert f"train --dry-run: updown, {config['parameters']:,} parameters, on cpu" in printed
 
-    total = 0
+    total = rounding = 0
     phases = {"cross-entropy": 500, "REINFORCE": 200}
     for name, epochs in phases.items():
         (line,) = re.findall(rf"^ +{name} .*$", printed, re.MULTILINE)
@@ -44,9 +47,12 @@ def test_dry_run_estimates_time_and_size_and_writes_nothing(
         assert f", {epochs} epochs of 8 steps of" in line
         assert each > 0
         assert validation > 0
-        assert seconds(line) == pytest.approx(epochs * (8 * each + validation), rel=0.02)
-        total += seconds(line)
-    assert seconds(re.findall(r"in all .*", printed)[0]) == pytest.approx(total, abs=2)
+        seconds, unit = duration(line)
+        expected = epochs * (8 * each + validation)
+        assert seconds == pytest.approx(expected, rel=0.02, abs=unit)
+        total, rounding = total + seconds, rounding + unit
+    seconds, unit = duration(re.findall(r"in all .*", printed)[0])
+    assert seconds == pytest.approx(total, abs=max(rounding, unit))
     assert re.search(r"memory +[\d.]+ [GM]B at the peak", printed)
 
     # The state of an untrained run lacks metrics and captions, a few hundred bytes.

@@ -53,7 +53,7 @@ def test_units_are_balanced_over_the_training_set_and_frequent_words_likely(
         assert (unit_NH.std(0) - 1).abs().max() < 0.05
         assert ((unit_NH > 0).float().mean(0) > 0.1).all(), "a unit is dead from the start"
 
-    written = [token for several in training.captions for caption in several for token in caption]
+    written = [token for of_image in training.captions for caption in of_image for token in caption]
     count_V = np.bincount([t - EOS for t in written if t >= EOS], minlength=len(words) - EOS)
     bias_V = model.output.bias.detach().numpy()
     np.testing.assert_allclose(
