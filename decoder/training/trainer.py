@@ -93,11 +93,11 @@ class Trainer:
             self.state.start_from_weights()
 
     def train(self) -> None:
-        """Run what is left of both phases.
+        """Run the rest of both phases.
 
         Raises:
             Stopped: on SIGINT or SIGTERM, after the state was saved.
-            UserError: the loss became infinite or not a number, or the disk is full.
+            UserError: the loss is not finite, or the disk is full.
         """
         current = [phase.name for phase in self.phases].index(self.state.progress.phase)
         with _signals_call(self._request_stop):
@@ -107,11 +107,8 @@ class Trainer:
                 self._run_phase(phase)
 
     def _run_phase(self, phase: Phase) -> None:
-        progress, epochs, patience = (
-            self.state.progress,
-            phase.options.epochs,
-            phase.options.patience,
-        )
+        progress = self.state.progress
+        epochs, patience = phase.options.epochs, phase.options.patience
         shown = {"desc": phase.title, "unit": "batch", "disable": True if rank() else None}
         with tqdm(total=phase.steps, initial=progress.step, **shown) as bar:
             while progress.epoch < epochs:
@@ -138,9 +135,8 @@ class Trainer:
         """
         state, progress = self.state, self.state.progress
         own_rank = [rank()] if rank() else []  # so that processes draw different random numbers
-        torch.manual_seed(
-            _mix(self.options.seed, self.phases.index(phase), progress.step, *own_rank)
-        )
+        seeds = self.options.seed, self.phases.index(phase), progress.step, *own_rank
+        torch.manual_seed(_mix(*seeds))
         result = self._loss(phase, batch)
         state.optimizer.zero_grad()
         result, self._stopping = distributed.backward(

@@ -130,7 +130,7 @@ def main(
         folder = work or made(Path(scratch), 4 * max(images))
         ways = [
             way
-            for name in decoders
+            for name in models
             for cell in cells
             for count in images
             for phase in phases
