@@ -1,12 +1,12 @@
-"""CIDEr-D and BLEU-4 of sampled token ids: the reward of REINFORCE.
+"""CIDEr-D of token ids: the reward of REINFORCE, and the likeness of candidate captions.
 
 No strings and no Java: the references are prepared once as tensors of n-gram numbers, and a batch
 of samples is scored by a few tensor operations on the device that the samples are on.
 
-Shape suffixes: S samples, T tokens, N orders (n-grams of 1 to 4 tokens), I images, M references of
-an image and W distinct n-grams of an image (the most that any has), C all reference captions,
-U distinct n-grams of all, D those of each caption and E those of each image, one after the other,
-X places of an image's samples.
+Shape suffixes: S samples, T tokens, N orders (n-grams of 1 to 4 tokens), I images, M references and
+W distinct n-grams of an image (the largest numbers of any image), C all reference captions, U
+distinct n-grams of all captions, D those of each caption and E those of each image, one after the
+other, X places of an image's samples.
 """
 
 from collections.abc import Sequence
@@ -21,37 +21,37 @@ from pipeline.vocabulary import EOS, PAD, Vocabulary
 ORDERS = 4
 # Standard deviation, in tokens, of the Gaussian penalty on a difference in length.
 SIGMA = 6.0
-# Multiplier of the polynomial hash that stands for an n-gram: 2 ** 64 / golden ratio, signed. Two
-# n-grams of one data set share a hash with a chance of 1 in 10 ** 5, even at the size of COCO.
+# Multiplier of the polynomial hash of an n-gram: 2 ** 64 / golden ratio, signed. Even in a data set
+# of COCO's size the chance that any two n-grams share a hash is 1 in 10 ** 5.
 HASH = 0x9E3779B97F4A7C15 - 2**64
 _HASH_INVERSE = pow(HASH, -1, 2**64) - 2**64  # also signed
-_BLOCK = 4000  # captions at once, which bounds the memory
+_BLOCK = 4000  # captions processed at once, to bound the memory
 
 
-class _Compared(NamedTuple):
-    """Samples beside the references of their images."""
+class Compared(NamedTuple):
+    """Samples compared with the references of their images."""
 
     length_S: Tensor
     count_SNT: Tensor
-    """uint8, how often the n-gram that starts at a place occurs, 0 if none does."""
+    """uint8, number of occurrences of the n-gram that starts at a place, 0 if none starts there."""
     share_SNT: Tensor
-    """float64, 1 / count, or 0: with it, a sum over places is one over distinct n-grams."""
+    """float64, 1 / count, or 0: weighted by it, a sum over places is one over distinct n-grams."""
     idf_SNT: Tensor
     """float64"""
     reference_length_SM: Tensor
     is_reference_SM: Tensor
     reference_count_SNTM: Tensor
-    """uint8, how often each reference has the n-gram that starts at a place of the sample."""
+    """uint8, number of occurrences in each reference of the n-gram at a place of the sample."""
     reference_norm_SNM: Tensor
-    """float64, length of each reference's vector of n-grams, each weighted by its count and idf."""
+    """float64, norm of each reference's vector of n-grams, weighted by count and idf."""
 
 
 def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, list[list[int]]]:
     """Return each image's captions as token ids for the reward, each ending in EOS.
 
-    Unlike `Vocabulary.encode`, words that the vocabulary lacks get ids of their own, beyond it. No
-    sample can hold such an id, so an unknown word never earns reward, while document frequencies
-    and lengths stay those of the real captions.
+    Unlike `Vocabulary.encode`, this gives words that the vocabulary lacks their own ids, beyond it.
+    No sample can hold such an id, so an unknown word never earns a reward, while document
+    frequencies and lengths stay those of the real captions.
     """
     ids = dict(vocabulary.ids)
     return {
@@ -64,14 +64,14 @@ def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, 
 
 
 class Frequencies(NamedTuple):
-    """In how many images' captions an n-gram occurs; those of one image only are not listed."""
+    """Document frequencies: the number of images whose captions have an n-gram, if at least 2."""
 
     key_U: Tensor
-    """int64, ascending: the n-grams, as `_ngrams` numbers them."""
+    """int64, ascending: hashes of the n-grams, from `_ngrams`."""
     images_U: Tensor
-    """int64, the number of images, at least 2."""
+    """int64, number of images with each n-gram, at least 2."""
     images: int
-    """Of all images."""
+    """Number of all images."""
 
     def of(self, key: Tensor) -> Tensor:
         """Return the number of images for each n-gram of `key`, 1 if it is not listed."""
@@ -86,7 +86,7 @@ class References:
 
     Args:
         references: image id to token-id sequences, each ending in the end token.
-        frequencies: document frequencies of other captions, to be taken instead of these.
+        frequencies: document frequencies of other captions, to use instead of those of these.
 
     Raises:
         ValueError: there is no image, or an image without reference.
@@ -97,13 +97,13 @@ class References:
     ) -> None:
         if not references or not all(references.values()):
             raise ValueError("expected at least one image, and a reference for each image")
-        captions = [caption for several in references.values() for caption in several]
-        per_image = torch.tensor([len(several) for several in references.values()])
-        images = len(per_image)
-        image_C = torch.arange(images).repeat_interleave(per_image)
+        captions = [caption for of_image in references.values() for caption in of_image]
+        count_I = torch.tensor([len(of_image) for of_image in references.values()])
+        images = len(count_I)
+        image_C = torch.arange(images).repeat_interleave(count_I)
 
         length_C = torch.tensor([len(caption) for caption in captions])
-        key_CNT, real_CNT = _ngrams(_filled(captions), length_C)
+        key_CNT, real_CNT = _ngrams(_padded(captions), length_C)
         self._key, number = _spread(key_CNT[real_CNT]).unique(return_inverse=True)
         self._first_B, self._fullest = _buckets(self._key)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
@@ -116,9 +116,9 @@ class References:
         self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
         self._idf = self._log_images - document_frequency.clamp(min=1).double().log()
 
-        # How often each caption has each n-gram; the captions of an image stand in columns.
-        place_C = torch.arange(len(captions)) - (per_image.cumsum(0) - per_image)[image_C]
-        most = int(per_image.max())
+        # Counts of each n-gram in each caption; a column for each of an image's captions.
+        place_C = torch.arange(len(captions)) - (count_I.cumsum(0) - count_I)[image_C]
+        most = int(count_I.max())
         distinct, count = (number * len(captions) + caption).unique(return_counts=True)
         number_D, caption_D = distinct // len(captions), distinct % len(captions)
         count_D = count.clamp(max=255).double()
@@ -151,17 +151,19 @@ class References:
     def frequencies(self) -> Frequencies:
         """The document frequencies, on the CPU."""
         images_U = (self._log_images - self._idf).exp().round().long().cpu()
-        several_U = images_U > 1
-        key_U, order_U = _gathered(self._key.cpu()[several_U]).sort()
+        shared_U = images_U > 1
+        key_U, order_U = _gathered(self._key.cpu()[shared_U]).sort()
         images = int(self._log_images.exp().round())
-        return Frequencies(key_U, images_U[several_U][order_U], images)
+        return Frequencies(key_U, images_U[shared_U][order_U], images)
 
-    def compare(self, image_ids: Tensor, samples: Tensor, eos: int) -> _Compared:
-        """Find the n-grams of `samples` in the references of their images.
+    def compare(self, image_ids: Tensor, samples: Tensor, eos: int) -> Compared:
+        """Look up the n-grams of `samples` in the references of their images.
+
+        The arguments are those of `CiderD.__call__`.
 
         Raises:
-            ValueError: an image has no references, or there is not a whole number of samples
-                for each image.
+            ValueError: an image has no references, or the number of samples is not a multiple of
+                the number of images.
         """
         if len(image_ids) == 0 or len(samples) % len(image_ids):
             raise ValueError(f"{len(samples)} samples cannot belong to {len(image_ids)} images")
@@ -183,7 +185,7 @@ class References:
         idf_SNT = torch.where(known_SNT, self._idf.take(number_SNT), self._log_images)
         number_SNT = number_SNT.int().masked_fill_(~known_SNT, -1)
 
-        # The n-grams of each image of the batch, ascending, and after them numbers beyond all.
+        # The n-grams of each image of the batch, ascending, padded with the largest number.
         entry_IW = self._first_E[image_I][:, None] + self._place_W
         beyond_IW = entry_IW >= self._first_E[image_I + 1][:, None]
         entry_IW = entry_IW.clamp_(max=len(self._number_E) - 1)
@@ -194,7 +196,7 @@ class References:
         entry_SNT = entry_IW.gather(1, column_IX).view_as(key_SNT)
         shared_SNT1 = shared_IX.view_as(key_SNT)[..., None]
         count_SNT, share_SNT = _occurrences(key_SNT, real_SNT)
-        return _Compared(
+        return Compared(
             length_S=length_S,
             count_SNT=count_SNT,
             share_SNT=share_SNT,
@@ -206,7 +208,7 @@ class References:
         )
 
     def _find(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the number of each n-gram among all, and whether it is one of them."""
+        """Return the place of each n-gram in the ascending keys, and whether it is one of them."""
         buckets, last = len(self._first_B), len(self._key) - 1
         number = self._first_B.take((key >> _shift(buckets)).add_(buckets // 2)).long()
         for _ in range(self._fullest):
@@ -216,20 +218,20 @@ class References:
 
 
 def _spread(key: Tensor) -> Tensor:
-    """Return other keys, among which those of n-grams that begin alike lie far from each other."""
+    """Return keys in which n-grams with the same first words are far from each other."""
     return key * HASH
 
 
 def _gathered(key: Tensor) -> Tensor:
-    """Return the keys that `_spread` made these of."""
+    """Return the keys from which `_spread` computed these."""
     return key * _HASH_INVERSE
 
 
 def _buckets(key_U: Tensor) -> tuple[Tensor, int]:
-    """Divide spread keys, ascending, by their first bits: a bucket holds one or a few of them.
+    """Divide ascending spread keys by their first bits into buckets of at most a few keys.
 
     Returns:
-        int32 [buckets], how many keys come before each bucket, and the size of the fullest one.
+        int32 [buckets], the number of keys before each bucket; and the size of the fullest one.
     """
     buckets = 2 << len(key_U).bit_length()
     least_B = (torch.arange(buckets) - buckets // 2) << _shift(buckets)
@@ -239,24 +241,25 @@ def _buckets(key_U: Tensor) -> tuple[Tensor, int]:
 
 
 def _shift(buckets: int) -> int:
-    """Return how many of a key's 64 bits do not tell its bucket."""
+    """Return by how many bits to shift a key of 64 bits to get its bucket."""
     return 65 - buckets.bit_length()
 
 
 def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how often the n-gram at a place occurs, as `_Compared.count_SNT`, and `share_SNT`."""
+    """Return `Compared.count_SNT` and `Compared.share_SNT`."""
     count_SNT = (key_SNT[..., :, None] == key_SNT[..., None, :]).sum(-1)
     return count_SNT.clamp(max=255).mul_(real_SNT).byte(), real_SNT / count_SNT.double()
 
 
 def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hash [B, N, T] of the n-gram that starts at each place, and whether there is one.
-
-    Where none does the hash is 0, which no n-gram is expected to have.
+    """Return the hash of the n-gram that starts at each place, and whether there is one.
 
     Args:
         tokens: int64 [B, T].
-        length: int64 [B], how many of the tokens count.
+        length: int64 [B], number of tokens that are not padding.
+
+    Returns:
+        int64 [B, N, T], 0 where no n-gram starts (a hash of 0 is not to be expected); bool.
     """
     place = torch.arange(tokens.shape[1], device=tokens.device)
     keys, real = [], []
@@ -270,37 +273,37 @@ def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack(keys, 1).mul_(is_real), is_real
 
 
-def _filled(captions: Sequence[list[int]]) -> Tensor:
-    """Return captions as one tensor [C, T], short ones filled up with anything."""
+def _padded(captions: Sequence[list[int]]) -> Tensor:
+    """Return captions as one int64 tensor [C, T]; the padding has no meaning."""
     longest = max(map(len, captions))
     return torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions])
 
 
 class NgramVectors(NamedTuple):
-    """The distinct n-grams of captions, those of a caption together."""
+    """The distinct n-grams of captions, one caption after the other."""
 
     key: Tensor
-    """int64, the n-gram, as `_ngrams` numbers it."""
+    """int64, hash of the n-gram, from `_ngrams`."""
     caption: Tensor
-    """int64, the caption that has it."""
+    """int64, index of the caption."""
     value: Tensor
-    """float64, count times idf, over the length of the caption's vector of that order: the product
-    of two captions' vectors is the sum of their cosines over the orders."""
+    """float64, count times idf, divided by the norm of the caption's vector of that order. So the
+    dot product of two captions' vectors is the sum of their cosines over the orders."""
 
 
 def ngram_vectors(captions: Sequence[list[int]], frequencies: Frequencies) -> NgramVectors:
     """Return the vectors of n-grams that CIDEr compares.
 
     Args:
-        captions: token ids, at least one in each.
-        frequencies: in how many images each n-gram occurs.
+        captions: token ids, at least one in each caption.
+        frequencies: number of images with each n-gram.
     """
     log_images = torch.tensor(frequencies.images, dtype=torch.float64).log()
     parts = []
     for start in range(0, len(captions), _BLOCK):
         block = captions[start : start + _BLOCK]
         length_C = torch.tensor([len(caption) for caption in block])
-        key_CNT, real_CNT = _ngrams(_filled(block), length_C)
+        key_CNT, real_CNT = _ngrams(_padded(block), length_C)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
         keys, number = key_CNT[real_CNT].unique(return_inverse=True)
         row = caption * ORDERS + order
@@ -314,18 +317,18 @@ def ngram_vectors(captions: Sequence[list[int]], frequencies: Frequencies) -> Ng
 
 
 def whole_captions(tokens_BT: Tensor) -> list[list[int]]:
-    """Return captions without their padding, but none of them empty."""
+    """Return captions without their padding; an empty one becomes [EOS]."""
     return [[token for token in row if token != PAD] or [EOS] for row in tokens_BT.tolist()]
 
 
 class CiderD:
     """CIDEr-D (Vedantam et al. 2015, section 4), as the official toolkit computes it.
 
-    The document frequencies are those of the references given, each image being one document.
+    The document frequencies are those of the references; each image is one document.
 
     Args:
-        references: image id to token-id sequences, each ending in the end token; or references
-            prepared before, to share their memory.
+        references: image id to token-id sequences, each ending in the end token; or prepared
+            references, to share their memory.
 
     Raises:
         ValueError: as `References` does.
@@ -342,7 +345,7 @@ class CiderD:
         Args:
             image_ids: int64 [B].
             samples: int64 [B * K, T], K samples for each image, padded after the first `eos`,
-                which counts as a token; a row without `eos` counts whole.
+                which counts as a token; in a row without `eos` all tokens count.
             eos: the end token's id.
 
         Returns:
@@ -359,8 +362,8 @@ class CiderD:
         """Compare samples with each reference of their images; arguments and errors as above.
 
         Returns:
-            float64 [B * K, M] from 0 to 1, and which references there are: images may have fewer
-            than M, and the likeness to those that are not there is 0.
+            float64 [B * K, M] from 0 to 1; and a mask of real references, as images may have fewer
+            than M. The likeness to the others is 0.
         """
         both = self.references.compare(image_ids, samples, eos)
         square_SNT = both.idf_SNT**2 * both.share_SNT
@@ -369,40 +372,9 @@ class CiderD:
         product_SNM = (square_SNT[..., None, :] @ product_SNTM).squeeze(2)
         norm_SN = (square_SNT * both.count_SNT.double() ** 2).sum(-1).sqrt()
         norm_SNM = norm_SN[..., None] * both.reference_norm_SNM
-        # Like the toolkit, which leaves the product as it is where a norm is 0: it is 0 there.
+        # Where a norm is 0 the product is 0 too; like the toolkit, do not divide it.
         cosine_SNM = product_SNM / norm_SNM.where(norm_SNM > 0, 1)
         # The toolkit's length of a caption is the number of its bigrams.
         difference_SM = (both.length_S - 1)[:, None] - (both.reference_length_SM - 1)
         likeness_SM = cosine_SNM.mean(1) * (-(difference_SM**2) / (2 * SIGMA**2)).exp()
         return likeness_SM * both.is_reference_SM, both.is_reference_SM
-
-
-class Bleu4:
-    """BLEU-4 of each sample (Papineni et al. 2002), as the official toolkit computes a sentence's.
-
-    Args and errors are those of `CiderD`.
-    """
-
-    def __init__(self, references: dict[int, list[list[int]]] | References) -> None:
-        self.references = (
-            references if isinstance(references, References) else References(references)
-        )
-
-    def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Score samples from 0 to 1; arguments, result and errors are those of `CiderD`."""
-        both = self.references.compare(image_ids, samples, eos)
-        correct_SNT = both.count_SNT.minimum(both.reference_count_SNTM.amax(-1))
-        correct_SN = (correct_SNT * both.share_SNT).sum(-1)
-        order_N = torch.arange(ORDERS, device=samples.device)
-        guessed_SN = (both.length_S[:, None] - order_N).clamp(min=0)
-        # The toolkit's guards against a division by 0 and the logarithm of 0.
-        precision_SN = (correct_SN + 1e-15) / (guessed_SN + 1e-9)
-        bleu_S = precision_SN.log().mean(1).exp()
-        # Brevity is measured against the reference of nearest length, the shorter of two.
-        distance_SM = (both.reference_length_SM - both.length_S[:, None]).abs()
-        rank_SM = (2 * distance_SM + (both.reference_length_SM > both.length_S[:, None])).where(
-            both.is_reference_SM, torch.iinfo(torch.int64).max
-        )
-        nearest_S = both.reference_length_SM.gather(1, rank_SM.argmin(1, keepdim=True)).squeeze(1)
-        ratio_S = (both.length_S + 1e-15) / (nearest_S + 1e-9)
-        return (bleu_S * (1 - 1 / ratio_S).clamp(max=0).exp()).float()

@@ -17,7 +17,8 @@ from decoder.training import checks
 from decoder.training.config import arguments_like, describe, differences, with_former_options
 from decoder.training.estimate import estimate
 from decoder.training.options import TrainOptions
-from decoder.training.state import PHASE_NAMES
+from decoder.training.phases import TITLES
+from decoder.training.state import TrainingState
 from decoder.training.trainer import Stopped, Trainer
 from evaluation.validation import Validator
 from features.commands import TRAIN
@@ -39,7 +40,7 @@ def train(options: TrainOptions) -> int:
 
 
 def _train(options: TrainOptions, run: RunFolder) -> int:
-    """Train in this process, of which there may be several; the first one writes and prints."""
+    """Train in this process; under torchrun only the first process writes and prints."""
     first = rank() == 0
     if options.dry_run:
         if world_size() > 1:
@@ -47,54 +48,56 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         print(estimate(_trainer(options, run)))
         return 0
     with locked(run) if first else nullcontext():
-        stamp = Stamp(run.path, "train", options, _inputs(options)) if first else None
+        inputs = _inputs(WorkFolder(options.work))
+        stamp = Stamp(run.path, "train", options, inputs) if first else None
         unchanged = stamp is not None and stamp.holds()
         if broadcast(unchanged and not (options.force and not options.resume)):
-            _say(f"train: {run.path} unchanged, skipped")
+            _print_once(f"train: {run.path} unchanged, skipped")
             return 0
         trainer = _trainer(options, run)
-        continues = broadcast(_continues(trainer, options, run) if first else False)
+        state = trainer.state
+        continues = broadcast(_continues(state, options.resume, options.force) if first else False)
         if continues and not first:
-            trainer.restore()
+            state.restore()
         if continues:
-            _say(f"train: continuing {run.path} in {trainer.where()}")
+            _print_once(f"train: continuing {run.path} in {state.progress.where()}")
         else:
             trainer.initialise()
         if first and not continues:
             vocabulary.save(trainer.vocabulary, run.vocabulary)
-            write_json(run.config, trainer.config)
+            write_json(run.config, state.config)
         try:
             trainer.train()
         except Stopped:
-            _say(f"train: stopped in {trainer.where()}; --resume continues there")
+            _print_once(f"train: stopped in {state.progress.where()}; --resume continues there")
             return 130
         if stamp is not None:
             stamp.write([run.config, run.vocabulary, run.best, run.metrics])
-    # Of equal epochs the later one: its weights are kept.
-    best = max(reversed(trainer.progress.metrics), key=lambda line: line["val"]["CIDEr"])
-    _say(
+    # Of equal epochs the last one, whose weights are kept.
+    best = max(reversed(state.progress.metrics), key=lambda line: line["val"]["CIDEr"])
+    _print_once(
         f"train: best validation CIDEr {best['val']['CIDEr']:.3f} after epoch {best['epoch']} of "
-        f"{PHASE_NAMES[best['phase']]}, weights in {run.best}"
+        f"{TITLES[best['phase']]}, weights in {run.best}"
     )
     return 0
 
 
-def _say(text: str) -> None:
+def _print_once(text: str) -> None:
+    """Print in the first process only."""
     if rank() == 0:
         print(text)
 
 
-def _inputs(options: TrainOptions) -> list[Path]:
-    work = WorkFolder(options.work)
+def _inputs(work: WorkFolder) -> list[Path]:
     return [work.captions, work.vocabulary, work.features]
 
 
 def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
-    """Read the work directory and return what trains, with new weights; writes nothing."""
-    table_file, vocabulary_file, features_file = _inputs(options)
-    table, store = captions.load(table_file), FeatureStore(features_file)
-    words = vocabulary.load(vocabulary_file)
-    # The decoder first, for it says what it needs of the features.
+    """Read the work directory and return a trainer with new weights; write nothing."""
+    work = WorkFolder(options.work)
+    table, store = captions.load(work.captions), FeatureStore(work.features)
+    words = vocabulary.load(work.vocabulary)
+    # The decoder comes first: the readers depend on whether it attends.
     torch.manual_seed(options.seed)
     device = own_device(choose_device(options.device))
     model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
@@ -116,39 +119,43 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     config = describe(options, store, model, words, used)
     validator = None
     if first:
-        _report_unlike(config, options.like)
+        if options.like is not None:
+            _report_unlike(config, options.like)
         references = {image.id: [c.text for c in image.captions] for image in validation.images}
         validator = Validator(references)
     return Trainer(options, run, config, model, words, training, validation, validator)
 
 
-def _continues(trainer: Trainer, options: TrainOptions, run: RunFolder) -> bool:
-    """Restore the saved state if there is one to be continued, else move an old run aside."""
+def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
+    """Restore the saved state and return True if it is to be continued, else move it aside.
+
+    Raises:
+        UserError: the run may be neither continued nor moved aside.
+    """
+    run = state.run
     if not (run.state.exists() or run.best.exists()):
         return False  # nothing is lost: no run, or one that was killed before it first saved
     reason = "--force"
-    if options.resume and run.state.exists():
+    if resume and run.state.exists():
         try:
-            trainer.restore()
+            state.restore()
             return True
         except UserError as error:
-            if not options.force:
+            if not force:
                 raise
             reason = str(error)
-    elif not options.force:
+    elif not force:
         how = "continue it with --resume" if run.state.exists() else "it has no state to continue"
         raise UserError(
-            f"{run.path} has a run already; {how}, start it anew with --force, or choose another "
+            f"{run.path} already has a run; {how}, start again with --force, or choose another "
             "--run"
         )
-    print(f"train: starting anew, the old run is kept in {move_aside(run)} ({reason})")
+    print(f"train: starting again, the old run is kept in {move_aside(run)} ({reason})")
     return False
 
 
-def _report_unlike(config: dict[str, Any], like: Path | None) -> None:
-    """Say in what a run that is to repeat another differs from it."""
-    if like is None:
-        return
+def _report_unlike(config: dict[str, Any], like: Path) -> None:
+    """Print how a run that is to repeat the one in `like` differs from it."""
     before = with_former_options(read_json(RunFolder(like).config, TRAIN))
     unlike = differences(before, config)
     for difference in unlike:
@@ -162,17 +169,17 @@ def _report_left_out(*readers: SplitReader) -> None:
         if reader.left_out:
             print(
                 f"train: {reader.left_out} of {reader.left_out + len(reader)} {reader.split} "
-                "images left out, their features could not be extracted"
+                "images left out because their features could not be extracted"
             )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run_command(train, TrainOptions, "decoder.train", argv, _with_those_of_like)
+    return run_command(train, TrainOptions, "decoder.train", argv, _with_options_of_like)
 
 
-def _with_those_of_like(argv: list[str]) -> list[str]:
-    """Put the options of the run that --like names before `argv`, whose own come last and win."""
+def _with_options_of_like(argv: list[str]) -> list[str]:
+    """Put the options of the run that --like names before those in `argv`, which override them."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)
     like = parser.parse_known_args(argv)[0].like

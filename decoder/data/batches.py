@@ -23,11 +23,11 @@ class Features(NamedTuple):
 
 @dataclass(frozen=True)
 class PackedWords:
-    """Captions sorted by falling length and packed step by step, so that no padding is computed.
+    """Captions sorted by decreasing length and packed step by step, without padding.
 
     The first `alive[0]` words are the first words of all captions, the next `alive[1]` the second
-    words of those that have one, and so on. A caption of n tokens (EOS among them) is read from BOS
-    to its last token but one, and predicts its n tokens: `inputs_P` lags one behind `targets_P`.
+    words of those that have one, and so on. A caption of n tokens, EOS included, has the inputs BOS
+    and its first n - 1 tokens, and its n tokens as targets.
     """
 
     inputs_P: Tensor
@@ -35,13 +35,13 @@ class PackedWords:
     targets_P: Tensor
     """int64, the words to predict."""
     caption_P: Tensor
-    """int64, which of the captions given to `pack` each word belongs to."""
+    """int64, the caption of each word, by its row in the argument of `pack`."""
     image_P: Tensor
     """int64, the image of each word's caption."""
     image_B: Tensor
     """int64, the image of each caption, longest caption first."""
     alive: list[int]
-    """Captions that still have a word, for each step."""
+    """Number of captions that still have a word, for each step."""
 
     def to(self, device: torch.device) -> "PackedWords":
         """Return the words on `device`."""
@@ -55,7 +55,7 @@ def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
     """Pack captions.
 
     Args:
-        tokens_BT: int64, each row a caption ending in EOS (or cut off), then PAD.
+        tokens_BT: int64, in each row a caption that ends in EOS or is cut off, then PAD.
         image_B: int64, the image of each caption.
     """
     real_BT = tokens_BT != PAD
@@ -77,13 +77,13 @@ def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
 
 
 def pad(captions: Sequence[Sequence[int]]) -> Tensor:
-    """Return captions of token ids as one int64 tensor [B, T], short ones followed by PAD."""
+    """Return captions of token ids as one int64 tensor [B, T], padded with PAD."""
     longest = max(map(len, captions))
     return torch.tensor([[*caption, *[PAD] * (longest - len(caption))] for caption in captions])
 
 
 class Batch(NamedTuple):
-    """One training batch; captions stay on the CPU, where packing them waits for no GPU."""
+    """One training batch; captions stay on the CPU, where packing them does not wait for a GPU."""
 
     image_ids: Tensor
     """int64 [I], the data set's ids."""
@@ -91,9 +91,9 @@ class Batch(NamedTuple):
     tokens_BT: Tensor
     """int64 [B, T], all captions of the images."""
     image_B: Tensor
-    """int64 [B], the place in the batch of each caption's image."""
+    """int64 [B], each caption's image, by its place in the batch."""
     idle: bool = False
-    """The batch has fewer images than there are processes: this one counts for nothing."""
+    """The batch has fewer images than there are processes, and this one's image does not count."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with images and features on `device`."""

@@ -13,24 +13,24 @@ from features.row_format import to_float16
 from features.store import differences, fingerprint
 from features.views import VIEWS
 
-# Starting a faster backend takes as long as it saves on this many pictures.
+# From this number of pictures on a faster backend saves more time than it takes to start.
 MANY = 150
 
 
 def backbone_of(wanted: dict[str, Any], device: torch.device, pictures: int = 1) -> Backbone:
-    """Load the CNN that made the features which a run was trained on.
+    """Load the CNN whose features a run was trained on.
 
     Args:
         wanted: the description of those features, from the run's config.
         device: where it runs.
-        pictures: how many will be looked at.
+        pictures: number of pictures it will process.
 
     Raises:
         UserError: the CNN here has other weights or another transform.
     """
     backend = "auto" if pictures >= MANY else "eager"
     backbone = load_backbone(wanted["backbone"], wanted["grid"][0], device, backend)
-    # Features in 16 bits stand for those that were trained on in 8.
+    # A decoder trained on features in 8 bits also reads them in 16.
     found = {**backbone.description, "dtype": wanted["dtype"]}
     if fingerprint(found) != fingerprint(wanted):
         raise UserError(
@@ -51,7 +51,12 @@ def features_of(backbone: Backbone, picture: Path) -> Features:
 
 
 def as_stored(backbone: Backbone, pictures: list[torch.Tensor]) -> Features:
-    """Return features of pictures' views as they would come from the store, which keeps 16 bits."""
+    """Return features of pictures' views, rounded to 16 bits as in the store.
+
+    Args:
+        backbone: the CNN.
+        pictures: pixels of the views of each picture.
+    """
     # One view of all pictures at a time, so that more views take no more memory.
     each = [backbone.features(views) for views in torch.stack(pictures, 1)]
     both = (torch.stack(of_views, 1).flatten(0, 1) for of_views in zip(*each, strict=True))

@@ -1,4 +1,4 @@
-"""What a training step and a search read: features of images, and captions packed for the cells."""
+"""Readers of the feature store: a split's images in order, and shuffled training batches."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Batch, Features, pad
+from features.commands import EXTRACT, PREPARE
 from features.distributed import rank, world_size
 from features.errors import UserError, first_few
 from features.store import FeatureStore
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 class SplitReader:
     """Reads the features of one split's images.
 
-    Those whose extraction failed are left out: `images` are the others, `left_out` counts them.
+    Images whose extraction failed are left out: `left_out` is their number, `images` the others.
 
     Args:
         store: the features.
@@ -46,7 +47,7 @@ class SplitReader:
         if not self.images:
             raise UserError(
                 f"the features of all {len(images)} {split} images could not be extracted; "
-                "python -m pipeline.extract says why"
+                f"{EXTRACT} reports why"
             )
         self._store = store
         self._rows = store.rows([image.id for image in self.images])
@@ -55,7 +56,15 @@ class SplitReader:
         return len(self.images)
 
     def features(self, places: Sequence[int], views: Sequence[int] | None = None) -> Features:
-        """Read the features of the images at `places`, of their first view or of `views`."""
+        """Read the features of the images at `places`.
+
+        Args:
+            places: indices of `images`.
+            views: the view of each of these images; by default the first.
+
+        Returns:
+            The features; the grid is empty, [I, 0, C], if this reader does not read it.
+        """
         rows = self._rows[np.asarray(places)]
         pooled = self._store.pooled(rows, views)
         if self._reads_grid:
@@ -65,13 +74,15 @@ class SplitReader:
         return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
 
     def pooled(self, places: Sequence[int]) -> Tensor:
-        """Read the pooled features alone, of the first view, float32 [I, C]."""
+        """Read only the pooled features of the first view, float32 [I, C]."""
         return torch.from_numpy(self._store.pooled(self._rows[np.asarray(places)])).float()
 
     def batches(self, size: int, views: int = 1) -> Iterator[tuple[list[Image], Features]]:
-        """Yield all images in order with their features, `size` at a time, reading one ahead.
+        """Yield all images in order with their features, and read the next batch meanwhile.
 
-        Of each image come its first `views` views, which stand together.
+        Args:
+            size: images in a batch.
+            views: number of views to read of each image; they are neighbours in the features.
         """
         places = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
 
@@ -85,19 +96,30 @@ class SplitReader:
 
 def expect_captions(reader: SplitReader) -> None:
     """Raise UserError if an image of the split has no caption."""
-    silent = [image.id for image in reader.images if not image.captions]
-    if silent:
+    without_captions = [image.id for image in reader.images if not image.captions]
+    if without_captions:
         raise UserError(
-            f"{len(silent)} {reader.split} images have no caption: {first_few(silent)}; "
-            "python -m pipeline.prepare leaves such images out"
+            f"{len(without_captions)} {reader.split} images have no caption: "
+            f"{first_few(without_captions)}; {PREPARE} leaves such images out"
         )
 
 
 class TrainingReader(SplitReader):
-    """Shuffled training batches. Batch n of epoch e is a function of the seed, e and n alone.
+    """Shuffled training batches, with one stored view of each image drawn at random.
 
-    Of each image one of the stored views is drawn. Of several processes each reads the images of a
-    batch whose places in it, divided by the number of processes, leave its rank.
+    Batch n of epoch e depends only on the seed, the phase, e and n. Under torchrun a process reads
+    every `world_size`th image of a batch, beginning at its rank.
+
+    Args:
+        store: the features.
+        table: the images and captions.
+        vocabulary: encodes the captions.
+        size: images in a batch.
+        seed: of the order of the images and of their views.
+        grid: read the grid too, not the pooled features alone.
+
+    Raises:
+        UserError: as `SplitReader`, or an image has no caption.
     """
 
     def __init__(
@@ -120,11 +142,11 @@ class TrainingReader(SplitReader):
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches make an epoch; the last may be smaller."""
+        """Number of batches in an epoch; the last may be smaller."""
         return -(-len(self) // self._size)
 
     def epoch(self, phase: str, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches from `first_batch` on, reading one ahead."""
+        """Yield an epoch's batches from `first_batch` on; the next one is read meanwhile."""
         generator = np.random.default_rng([self._seed, *phase.encode(), epoch])
         order = generator.permutation(len(self))
         views = generator.integers(len(self._store.row_format.views), size=len(self))
@@ -132,27 +154,27 @@ class TrainingReader(SplitReader):
         own_rank, processes = rank(), world_size()
 
         def read(start: int) -> Batch:
-            whole = np.stack((order, views))[:, start : start + self._size]
-            own = whole[:, own_rank::processes]
+            all_images = np.stack((order, views))[:, start : start + self._size]
+            own = all_images[:, own_rank::processes]
             idle = own.shape[1] == 0
-            return self.batch(*(whole[:, :1] if idle else own).tolist())._replace(idle=idle)
+            return self.batch(*(all_images[:, :1] if idle else own).tolist())._replace(idle=idle)
 
         yield from _read_ahead(read, starts)
 
     def batch(self, places: Sequence[int], views: Sequence[int] | None = None) -> Batch:
-        """Read the images at `places`, of their first view or of `views`, with all captions."""
+        """Read the images at `places` with all their captions; `views` as in `features`."""
         captions = [self.captions[place] for place in places]
-        counts = [len(several) for several in captions]
+        counts = [len(of_image) for of_image in captions]
         return Batch(
             image_ids=torch.tensor([self.images[place].id for place in places]),
             features=self.features(places, views),
-            tokens_BT=pad([caption for several in captions for caption in several]),
+            tokens_BT=pad([caption for of_image in captions for caption in of_image]),
             image_B=torch.from_numpy(np.repeat(np.arange(len(places)), counts)),
         )
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield each batch on `device`, and copy the next one there meanwhile."""
+    """Yield each batch on `device`, where the next one is copied meanwhile."""
     if device.type == "cpu":
         yield from batches
         return
@@ -172,9 +194,9 @@ def _read_ahead(
 ) -> Iterator[Result]:
     """Yield `read(argument)` for each argument; a thread reads the next one meanwhile.
 
-    `read` computes with numpy only. An operation of torch would start a second team of OpenMP
-    threads, and with more of them than cores OpenMP puts threads to sleep at every barrier: that
-    cost a quarter of the training speed on two cores.
+    `read` should compute with numpy, not torch. An operation of torch in this thread would start a
+    second team of OpenMP threads, and with more threads than cores OpenMP puts threads to sleep at
+    every barrier, which costs a quarter of the training speed on two cores.
     """
     with ThreadPoolExecutor(1) as reader:
         pending: Future[Result] | None = None

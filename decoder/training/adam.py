@@ -1,4 +1,4 @@
-"""Adam without torch's compiler, which torch.optim.Adam imports: two seconds of every start."""
+"""Adam without importing torch.optim, which loads torch's compiler: two seconds at every start."""
 
 from collections.abc import Iterable
 
@@ -8,13 +8,13 @@ from torch.optim.adam import adam
 
 
 class Adam:
-    """Adam (Kingma and Ba, 2015): the numbers of torch.optim.Adam, in one pass over the weights.
+    """Adam (Kingma and Ba, 2015), with the same results as torch.optim.Adam(fused=True).
 
-    A step changes the weights without raising their version, as torch's fused optimizers do.
+    Like torch's fused optimizers, a step does not raise the version counters of the weights.
 
     Args:
-        parameters: what to train; those without a gradient are left as they are in a step.
-        betas: how much of the running means of the gradient and of its square is kept in a step.
+        parameters: the weights to train; a step leaves those without a gradient unchanged.
+        betas: decay of the running means of the gradient and of its square.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Adam:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """What the next step depends on: by the parameter's index and a name."""
+        """The optimizer's state, by the parameter's index and a name: what the next step needs."""
         return {
             f"{index}.{name}": tensor
             for index, state in enumerate(self._state)
@@ -41,22 +41,22 @@ class Adam:
         }
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Remove all gradients."""
         for parameter in self.parameters:
             parameter.grad = None
 
     @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Change the parameters by their gradients."""
+        """Update the parameters by their gradients."""
         pairs = zip(self.parameters, self._state, strict=True)
-        taught = [(p, p.grad, state) for p, state in pairs if p.grad is not None]
+        trained = [(p, p.grad, state) for p, state in pairs if p.grad is not None]
         adam(
-            [parameter for parameter, _, _ in taught],
-            [gradient for _, gradient, _ in taught],
-            [state["exp_avg"] for _, _, state in taught],
-            [state["exp_avg_sq"] for _, _, state in taught],
+            [parameter for parameter, _, _ in trained],
+            [gradient for _, gradient, _ in trained],
+            [state["exp_avg"] for _, _, state in trained],
+            [state["exp_avg_sq"] for _, _, state in trained],
             [],
-            [state["step"] for _, _, state in taught],
+            [state["step"] for _, _, state in trained],
             fused=True,
             amsgrad=False,
             beta1=self.betas[0],

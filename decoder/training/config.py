@@ -11,7 +11,7 @@ import torch
 
 from decoder.model.decoders import Decoder
 from decoder.runs.folder import digest
-from decoder.training.options import TrainOptions
+from decoder.training.options import ReinforceOptions, TrainOptions
 from features.commands import TRAIN
 from features.distributed import world_size
 from features.errors import UserError
@@ -21,8 +21,8 @@ from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder
 
-# Where and how a run is trained, not what it is; it may be continued with others.
-_NOT_DESCRIBED = (
+# Options that say where and how a run is trained, not what it is: it may be continued with others.
+_NOT_IDENTIFYING = (
     "work",
     "run",
     "like",
@@ -34,14 +34,11 @@ _NOT_DESCRIBED = (
     "force",
 )
 
+# Parts of config.json that may change while a run is continued; only last digits depend on them.
+ENVIRONMENT = ("versions", "machine")
 
-# Parts of config.json that may change while a run is continued: the last digits depend on them.
-NOT_THE_RUN = ("versions", "machine")
-
-
-# Of options that runs had not yet, what was in effect.
+# What was in effect in runs that are older than an option.
 _FORMER_OPTIONS = {"length_penalty": 0.0}
-
 
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
@@ -53,12 +50,18 @@ def describe(
     vocabulary: Vocabulary,
     captions: dict[str, list[Image]],
 ) -> dict[str, Any]:
-    """Return what config.json says of a run: all that is needed to repeat it.
+    """Return the content of config.json: all that is needed to repeat a run.
 
-    `captions` are the images that the run uses, by split. A saved state is continued only by a run
-    of which everything is the same but what `NOT_THE_RUN` names.
+    A saved state is continued only by a run that is the same in everything but `ENVIRONMENT`.
+
+    Args:
+        options: of the run.
+        store: the features it is trained on.
+        model: the decoder, on its device.
+        vocabulary: of the captions.
+        captions: the images that the run uses, by split.
     """
-    kept = {k: v for k, v in asdict(options).items() if k not in _NOT_DESCRIBED}
+    kept = {k: v for k, v in asdict(options).items() if k not in _NOT_IDENTIFYING}
     return {
         "options": kept,
         "seed": options.seed,
@@ -67,7 +70,7 @@ def describe(
         "fingerprint": store.fingerprint,
         "vocabulary": digest(vocabulary.words),
         "captions": {split: digest(images) for split, images in captions.items()},
-        "reward": reward_signature(options),
+        "reward": reward_signature(options.rl),
         "versions": {
             "python": platform.python_version(),
             **{name: _version(name) for name in _LIBRARIES},
@@ -82,9 +85,8 @@ def describe(
     }
 
 
-def reward_signature(options: TrainOptions) -> str:
-    """Return the set-up of REINFORCE in one line; two runs compare only if theirs agree."""
-    rl = options.rl
+def reward_signature(rl: ReinforceOptions) -> str:
+    """Return the set-up of REINFORCE in one line; runs are comparable only if theirs agree."""
     return (
         f"CIDEr-D, n 1-4, sigma 6, end token counted, baseline {rl.baseline}, "
         f"{rl.samples} samples an image at temperature {rl.temperature}, BLEU-4 share "
@@ -92,10 +94,17 @@ def reward_signature(options: TrainOptions) -> str:
     )
 
 
-def differences(old: Any, new: Any, besides: Iterable[str] = (), name: str = "") -> list[str]:
-    """Return the entries in which two nested dicts differ, as text, except those in `besides`."""
+def differences(old: Any, new: Any, ignored: Iterable[str] = (), name: str = "") -> list[str]:
+    """Return the entries in which two nested dicts differ, as text.
+
+    Args:
+        old: what was saved.
+        new: what it is compared with.
+        ignored: keys of the outer dict that may differ.
+        name: of the entry that holds both, when they are inner dicts.
+    """
     if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted((old.keys() | new.keys()) - set(besides))
+        keys = sorted((old.keys() | new.keys()) - set(ignored))
         return [
             difference
             for key in keys
@@ -107,7 +116,7 @@ def differences(old: Any, new: Any, besides: Iterable[str] = (), name: str = "")
 
 
 def with_former_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's config with the options that came after it, as they were in effect then."""
+    """Return a run's config with what was in effect of the options that are newer than the run."""
     machine = {"compile": False, **config.get("machine", {})}
     return {**config, "options": {**_FORMER_OPTIONS, **config["options"]}, "machine": machine}
 
@@ -119,14 +128,14 @@ def arguments_like(folder: Path) -> list[str]:
         UserError: it has no config.json, or one without options.
     """
     run = RunFolder(folder)
-    options = read_json(run.config, TRAIN)
+    config = read_json(run.config, TRAIN)
     try:
-        values = with_former_options(options)["options"]
+        values = with_former_options(config)["options"]
         values |= {f"xe.{k}": v for k, v in dict(values.pop("xe")).items()}
         values |= {f"rl.{k}": v for k, v in dict(values.pop("rl")).items()}
         values |= dict(values.pop("decoder"))
-        if strange := values.keys() & set(_NOT_DESCRIBED):
-            raise ValueError(f"{sorted(strange)} among its options")
+        if unexpected := values.keys() & set(_NOT_IDENTIFYING):
+            raise ValueError(f"{sorted(unexpected)} among its options")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r})") from error
     arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]

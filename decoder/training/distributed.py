@@ -1,11 +1,9 @@
-"""One training in several processes: each has its share of the images of every batch.
+"""Data-parallel training: each process computes the gradient of its share of every batch.
 
-Nothing is divided but the images. Every process has the whole model and optimizer, and takes the
-same steps; what a step adds up over the processes is its gradient, and the figures that go with it.
-Torch's DistributedDataParallel would start adding up while the backward pass still runs; here it
-could not, for the gradients of recurrent weights are known only at the end of it (see
-`decoder.model.recurrence`). One sum of one tensor does the same and needs no wrapper around the
-model.
+Every process has a complete model and optimizer and takes the same steps. In each step one
+all-reduce sums the gradients and the figures to report. Torch's DistributedDataParallel would gain
+nothing: it overlaps communication with the backward pass, but the gradients of recurrent weights
+are known only at the end of that pass (see `decoder.model.recurrence`).
 """
 
 from typing import TypeVar
@@ -21,20 +19,20 @@ Value = TypeVar("Value")
 
 
 def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss, bool]:
-    """Compute the gradient of the loss of the whole batch, from this process's share of it.
+    """Compute the gradient of the whole batch's loss; each process has the loss of its share.
 
-    A loss is a mean over words, so each process's counts as often as it has words. Then the sums of
-    both, divided, are what one process would compute from the whole batch, up to rounding.
+    A loss is a mean over words, so it is weighted by the process's number of words. The weighted
+    sum, divided by the number of all words, is what one process would compute, up to rounding.
 
     Args:
         loss: of this process's images.
-        model: whose parameters' gradients are set.
-        idle: this process has no image of the batch, and read another only to have something to do.
+        model: its parameters get the gradients.
+        idle: this process has no image of the batch; the one it read counts for nothing.
         stop: this process was asked to stop.
 
     Returns:
-        The loss and its figures over all processes (the advantage is the sum of the largest of
-        each), and whether any was asked to stop, so that all do so after the same step.
+        The loss and its figures over all processes (the advantage is the sum of each one's
+        largest), and whether any was asked to stop, so that all stop after the same step.
 
     Raises:
         UserError: another process stopped.
@@ -60,7 +58,7 @@ def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss
         ]
     )
     parameters = list(model.parameters())
-    # Captions of a single word, which another process may not have, teach no recurrent weight.
+    # Recurrent weights get no gradient from captions of one word, which may be all of a share.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([figures.to(gradients[0]), *(g.flatten() for g in gradients)])
     with lost_processes_named():
@@ -70,24 +68,24 @@ def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss
         parameters, flat.split([p.numel() for p in parameters]), strict=True
     ):
         parameter.grad = summed.view_as(parameter)
-    of_all, captions_of_all = figures[0], int(figures[4])
-    whole = Loss(figures[1] / of_all, captions_of_all, of_all)
+    all_words, all_captions = figures[0], int(figures[4])
+    total = Loss(figures[1] / all_words, all_captions, all_words)
     if loss.reward is not None:
-        whole = whole._replace(reward=figures[2] / captions_of_all, advantage=figures[3])
-    return whole, bool(figures[5] > 0)
+        total = total._replace(reward=figures[2] / all_captions, advantage=figures[3])
+    return total, bool(figures[5] > 0)
 
 
 def gather(values: list[Value]) -> list[Value]:
-    """Return the values of all processes in turns: the first of each, the second of each, ...
+    """Return the values of all processes in turn: the first of each, the second of each, ...
 
-    A process has as many as the one before it, or one less.
+    A process has as many values as the one before it, or one fewer.
 
     Raises:
         UserError: another process stopped.
     """
     if world_size() == 1:
         return values
-    each: list[list[Value]] = [[] for _ in range(world_size())]
+    by_rank: list[list[Value]] = [[] for _ in range(world_size())]
     with lost_processes_named():
-        dist.all_gather_object(each, values)
-    return [several[i] for i in range(len(each[0])) for several in each if i < len(several)]
+        dist.all_gather_object(by_rank, values)
+    return [own[i] for i in range(len(by_rank[0])) for own in by_rank if i < len(own)]

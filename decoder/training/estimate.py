@@ -1,4 +1,4 @@
-"""How long and how large a run will be, measured by a few of its steps."""
+"""The estimate of --dry-run: how long a run takes and how large it is, from a few steps."""
 
 import shutil
 import time
@@ -9,52 +9,51 @@ from pathlib import Path
 import torch
 
 from decoder.runs import checkpoints
-from decoder.training.state import PHASE_NAMES, PHASES, VALIDATION_BATCH
+from decoder.training.phases import Phase
 from decoder.training.trainer import Trainer
+from decoder.training.validation import VALIDATION_BATCH, Validation
 from features.estimate import duration, peak_memory
 from features.store import as_size
 
-STEPS = 10  # measured of each phase, and fewer where they take longer than
-SECONDS = 15.0
+STEPS = 10  # measured of each phase, or fewer
+SECONDS = 15.0  # after which no further step is measured
 
 
 def estimate(trainer: Trainer) -> str:
     """Measure a few steps of each phase and a part of a validation, and return a table of figures.
 
-    Nothing is written to the disk. The decoder is untrained and rarely ends a caption, so that
-    REINFORCE and validation take no longer than this says.
+    Nothing is written to the disk. The times of REINFORCE and validation are upper bounds, because
+    an untrained decoder rarely ends a caption.
     """
-    options, steps = trainer.options, trainer.training.batches_per_epoch
-    epochs = {phase: getattr(options, phase).epochs for phase in PHASES}
-    step = {phase: _seconds_of_step(trainer, phase) for phase in PHASES if epochs[phase]}
-    validation = _seconds_of_validation(trainer)
-    whole = {phase: epochs[phase] * (steps * step[phase] + validation) for phase in step}
+    state, steps = trainer.state, trainer.training.batches_per_epoch
+    phases = [phase for phase in trainer.phases if phase.steps]
+    step_seconds = [_seconds_per_step(trainer, phase) for phase in phases]
+    validation = _seconds_per_validation(trainer.validation)
+    rows, total = [], 0.0
+    for phase, seconds in zip(phases, step_seconds, strict=True):
+        epochs = phase.options.epochs
+        of_phase = epochs * (steps * seconds + validation)
+        total += of_phase
+        figures = f"{epochs} epochs of {steps} steps of {seconds:.3g} s and a validation of"
+        rows.append((phase.title, f"{duration(of_phase)}, {figures} {validation:.3g} s"))
 
-    state = len(checkpoints.to_bytes(*trainer.state()))
-    weights = sum(tensor.nbytes for tensor in trainer.average.values())
-    kept = state + weights * (2 if epochs["xe"] else 1)  # best.safetensors and best_xe
-    free = shutil.disk_usage(_existing(trainer.run.path)).free
-    verdict = "" if kept + state < free else ": TOO LITTLE"
-    rows = [
-        (
-            PHASE_NAMES[phase],
-            f"{duration(whole[phase])}, {epochs[phase]} epochs of {steps} steps of "
-            f"{step[phase]:.3g} s and a validation of {validation:.3g} s",
-        )
-        for phase in step
-    ]
+    state_size = len(checkpoints.to_bytes(*state.content()))
+    weights = sum(tensor.nbytes for tensor in state.average.values())
+    kept = state_size + weights * (2 if trainer.phases[0].steps else 1)  # best and best_xe
+    free = shutil.disk_usage(_existing(state.run.path)).free
+    verdict = "" if kept + state_size < free else ": TOO LITTLE"
     rows += [
-        ("in all", duration(sum(whole.values()))),
+        ("in all", duration(total)),
         ("memory", f"{as_size(peak_memory())} at the peak"),
         (
             "disk",
-            f"{as_size(kept)} in {trainer.run.path}, {as_size(state)} more while the state is "
+            f"{as_size(kept)} in {state.run.path}, {as_size(state_size)} more while the state is "
             f"written; {as_size(free)} are free{verdict}",
         ),
     ]
     return "\n".join(
         [
-            f"train --dry-run: {options.decoder.model}, {trainer.config['parameters']:,} "
+            f"train --dry-run: {trainer.options.decoder.model}, {state.config['parameters']:,} "
             f"parameters, on {trainer.device} with {torch.get_num_threads()} threads",
             *(f"  {name:14}{figures}" for name, figures in rows),
             "nothing was written; REINFORCE and validation get faster once captions end",
@@ -62,13 +61,12 @@ def estimate(trainer: Trainer) -> str:
     )
 
 
-def _seconds_of_step(trainer: Trainer, phase: str) -> float:
-    """Take a few steps; return the seconds of one, with the reading of its batch."""
-    total = getattr(trainer.options, phase).epochs * trainer.training.batches_per_epoch
+def _seconds_per_step(trainer: Trainer, phase: Phase) -> float:
+    """Take a few steps; return the seconds of one, including the reading of its batch."""
 
     def take(epoch: int) -> Iterator[None]:
-        for batch in trainer.training.epoch(phase, epoch):
-            trainer.step(phase, batch.to(trainer.device), total)
+        for batch in trainer.training.epoch(phase.name, epoch):
+            trainer.step(phase, batch.to(trainer.device))
             yield
 
     # The first steps allocate memory and prepare the reward.
@@ -77,23 +75,23 @@ def _seconds_of_step(trainer: Trainer, phase: str) -> float:
     return _seconds_each(take(1))
 
 
-def _seconds_of_validation(trainer: Trainer) -> float:
-    """Write captions for a few images; return the seconds that all and their scores will take."""
-    averaged = trainer.averaged_model()
-    batches = trainer.validation.batches(VALIDATION_BATCH)
-    written = (trainer.write_captions(averaged, *batch) for batch in batches)
-    searching = _seconds_each(written) * -(-len(trainer.validation) // VALIDATION_BATCH)
+def _seconds_per_validation(validation: Validation) -> float:
+    """Write captions of a few images; return the seconds of writing and scoring all captions."""
+    averaged, images = validation.averaged_model(), validation.images
+    batches = images.batches(VALIDATION_BATCH)
+    written = (validation.write_captions(averaged, *batch) for batch in batches)
+    searching = _seconds_each(written) * -(-len(images) // VALIDATION_BATCH)
+    # References stand in for captions of realistic length.
+    captions = {image.id: image.captions[0].text for image in images.images}
     started = time.perf_counter()
-    assert trainer.validator is not None  # there is one process
-    for _ in trainer.widths:  # of captions as long as real ones
-        trainer.validator.score(
-            {image.id: image.captions[0].text for image in trainer.validation.images}
-        )
+    assert validation.validator is not None  # there is one process
+    for _ in validation.widths:
+        validation.validator.score(captions)
     return searching + time.perf_counter() - started
 
 
 def _seconds_each(work: Iterable[object]) -> float:
-    """Do the first `STEPS` pieces of some work, or `SECONDS` of it; return the mean of a piece."""
+    """Do up to `STEPS` pieces of work within `SECONDS`; return the mean seconds of a piece."""
     started = time.perf_counter()
     for done, _ in enumerate(islice(work, STEPS), 1):  # noqa: B007  # used after the loop
         if (seconds := time.perf_counter() - started) > SECONDS:

@@ -1,4 +1,4 @@
-"""Scalars as TensorBoard reads them."""
+"""Scalars in event files that TensorBoard reads."""
 
 import io
 import time
@@ -9,15 +9,15 @@ from features.files import write_atomically
 
 
 def write(folder: Path, step: int, scalars: Mapping[str, float]) -> None:
-    """Write the scalars of one step to a file of its own in `folder`, atomically.
+    """Write the scalars of one step to its own file in `folder`, atomically.
 
-    A step that is repeated after a kill replaces its file, so that no event is there twice, and
-    TensorBoard reads the steps in their order whatever the clock said.
+    A step that is repeated after a kill replaces its file, so no event appears twice. The names
+    sort by step, so TensorBoard reads the steps in order even if the clock went back.
 
     Raises:
         UserError: it cannot be written.
     """
-    # Here, for importing them takes a while, and a training should start at once.
+    # Imported here because it takes a while, and a training should start at once.
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.compat.proto.summary_pb2 import Summary
     from tensorboard.summary.writer.record_writer import RecordWriter

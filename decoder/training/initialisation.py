@@ -1,8 +1,8 @@
-"""First weights that know the data: what pictures differ in, and how often words come.
+"""Initial weights from the training set: how pictures differ, and how frequent words are.
 
-Random weights spend the first epochs on two things that are known beforehand. Most of a feature of
-a CNN is the same in every picture, so that units of a random embedding are on, or off, for all of
-them; and that "a" is the likeliest word needs no learning.
+Random weights spend the first epochs learning two things that can be computed beforehand. Most of a
+CNN's feature is the same in every picture, so a unit of a random embedding is on, or off, for all
+pictures. And the frequency of words is known.
 
 Shape suffixes: N images, C channels, W words beyond the special ones, V words that can be written,
 H hidden size, K directions.
@@ -19,38 +19,36 @@ from decoder.regression import reduced_rank
 from features.extraction import spread
 from pipeline.vocabulary import EOS, UNK
 
-# So many images are enough to learn from; so many, for how regions are distributed.
-MOST_IMAGES, MOST_GRIDS = 10_000, 200
-# Of the regression: a share of the channels' mean variance.
-RIDGE = 0.1
-# Correlations that are rounding errors.
-_ROUNDING = 1e-4
+MOST_IMAGES = 10_000  # for the regression
+MOST_GRIDS = 200  # for the mean and variance of regions
+RIDGE = 0.1  # of the regression, as a share of the channels' mean variance
+_ROUNDING = 1e-4  # a smaller correlation is a rounding error
 
 
 @torch.no_grad()
 def initialise(model: Decoder, training: TrainingReader) -> None:
     """Fit the image embeddings and the output's bias of a new model to the training set.
 
-    The embeddings start as the directions of the pooled feature that tell most about the words of
-    the captions (`decoder.regression`), mixed at random, each with its opposite as another unit,
-    since a ReLU passes one side only. Their units have mean 0 and variance 1 over pooled features,
-    or over regions. The output's bias is the logarithm of the words' frequencies.
+    The embeddings start as random mixtures of the directions of the pooled feature that best
+    predict the words of the captions (`decoder.regression`). Each unit has another of the opposite
+    direction, since a ReLU passes one side only. Units have mean 0 and variance 1 over pooled
+    features, or over regions. The output's bias is the logarithm of the words' frequencies.
 
-    Takes some seconds, and random numbers from torch. A set of a single image changes the output
-    only: nothing can be said of what differs.
+    This takes a few seconds, and random numbers from torch. With a single image only the output's
+    bias is set.
     """
-    told = (caption for several in training.captions for caption in several)
-    written = [token - EOS for caption in told for token in caption if token != UNK]
-    count_V = torch.tensor(written, dtype=torch.int64).bincount(minlength=model.output.out_features)
+    captions = (caption for of_image in training.captions for caption in of_image)
+    words = [token - EOS for caption in captions for token in caption if token != UNK]
+    count_V = torch.tensor(words, dtype=torch.int64).bincount(minlength=model.output.out_features)
     bias_V = (count_V + 1.0).log()  # + 1: no word is impossible
     model.output.bias.copy_(bias_V - bias_V.mean())
 
-    some = spread(range(len(training)), MOST_IMAGES)
-    pooled_NC = training.pooled(some)
+    chosen = spread(range(len(training)), MOST_IMAGES)
+    pooled_NC = training.pooled(chosen)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
-    shares_WN = _shares([training.captions[place] for place in some], len(count_V) - 1)
-    directions_CK = telling_directions(pooled_NC, shares_WN, -(-model.hidden // 2))
+    shares_WN = _shares([training.captions[place] for place in chosen], len(count_V) - 1)
+    directions_CK = predictive_directions(pooled_NC, shares_WN, -(-model.hidden // 2))
     if directions_CK is None:
         return
     if model.reads_pooled:
@@ -60,16 +58,16 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
         _embed(model.region_embedding, directions_CK, grid_IRC.flatten(0, 1))
 
 
-def telling_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tensor | None:
-    """Return `count` random mixtures of the directions that tell most about the words, [C, K].
+def predictive_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tensor | None:
+    """Return `count` random mixtures of the directions that best predict the words, [C, K].
 
     Args:
         pooled_NC: float32, of mean 0.
-        shares_WN: float32, sparse, what share of an image's captions has the word.
+        shares_WN: float32, sparse, share of an image's captions that have the word.
         count: K.
 
     Returns:
-        float32; None if no direction tells anything.
+        float32; None if no direction predicts anything.
     """
     images = len(pooled_NC)
     covariance_CC = pooled_NC.T @ pooled_NC / images
@@ -86,13 +84,13 @@ def telling_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tens
     if not real_K.any():
         return None
     directions_CK, strength_K = directions_CK[:, real_K], strength_K[real_K]
-    # Of unit variance, but for the square root of how much each tells.
+    # Scaled from unit variance by the square root of each direction's strength.
     scaled_CK = directions_CK * (strength_K / strength_K[0]).sqrt()
     return scaled_CK @ torch.linalg.qr(torch.randn(count, len(strength_K)))[0].T
 
 
 def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
-    """Give a layer the directions and their opposites, of mean 0 and variance 1 over the inputs."""
+    """Set a layer to the directions and their opposites, with mean 0 and variance 1 over inputs."""
     mean_C = inputs_NC.mean(0)
     deviation_K = (inputs_NC @ directions_CK).std(0)
     weight_KC = (directions_CK / (deviation_K + 1e-6)).T
@@ -102,15 +100,15 @@ def _embed(layer: nn.Linear, directions_CK: Tensor, inputs_NC: Tensor) -> None:
 
 
 def _shares(captions: list[list[list[int]]], words: int) -> Tensor:
-    """Return what share of each image's captions has each word that is not special, [W, N]."""
-    several = torch.tensor([len(of_image) for of_image in captions])
-    image_of_caption = torch.arange(len(captions)).repeat_interleave(several)
+    """Return the share of each image's captions that have each word, float32, sparse [W, N]."""
+    count_N = torch.tensor([len(of_image) for of_image in captions])
+    image_of_caption = torch.arange(len(captions)).repeat_interleave(count_N)
     every = [caption for of_image in captions for caption in of_image]
     caption = torch.arange(len(every)).repeat_interleave(torch.tensor([len(c) for c in every]))
     word = torch.tensor([token for c in every for token in c]) - EOS - 1
-    pair = (caption * words + word)[word >= 0].unique()  # once for each caption that has it
+    pair = (caption * words + word)[word >= 0].unique()  # a word counts once in a caption
     image = image_of_caption[pair // words]
     shape = words, len(captions)
     return torch.sparse_coo_tensor(
-        torch.stack((pair % words, image)), 1 / several[image], shape, check_invariants=True
+        torch.stack((pair % words, image)), 1 / count_N[image], shape, check_invariants=True
     ).coalesce()

@@ -4,41 +4,34 @@ Shape suffixes as in `decoder.model.decoders`; S samples (K for each image).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from decoder.cider import Bleu4, CiderD, References
 from decoder.data.batches import Batch, PackedWords, pack
 from decoder.generation.generate import NotFinite, draw_words, greedy
 from decoder.model.attention import Rows
 from decoder.model.decoders import Decoder, Memory
 from decoder.training.options import ReinforceOptions
+from decoder.training.rewards import Reward
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.
 NO_TARGET = UNK - EOS
 
 
-class Reward(Protocol):
-    """What `reinforce` rewards samples with; see `decoder.cider.CiderD.__call__`."""
-
-    def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Return float32 [S]."""
-
-
 class Loss(NamedTuple):
-    """What an objective gives for one batch."""
+    """The loss of one batch, and figures to report."""
 
     loss: Tensor
-    """float32 [], to be minimised; its mean is over words."""
+    """float32 [], to be minimised; a mean over words."""
     captions: int
-    """Captions read, or sampled."""
+    """Number of captions read or sampled."""
     words: Tensor
-    """int64 [], how many words the mean is over."""
+    """int64 [], number of words in the mean."""
     reward: Tensor | None = None
     """float32 [], mean reward of the samples, on the scale of the scores (10 for CIDEr-D)."""
     advantage: Tensor | None = None
@@ -48,13 +41,16 @@ class Loss(NamedTuple):
 def cross_entropy(
     model: Decoder, batch: Batch, label_smoothing: float = 0.0, own_words: float = 0.0
 ) -> Loss:
-    """Teacher forcing: predict each word of the captions from those before it.
+    """Return the loss of teacher forcing: predict each word of a caption from those before it.
 
     Args:
         model: in training mode.
         batch: images with their captions.
         label_smoothing: share of the target's probability spread over all words.
         own_words: probability that an input word is the model's own (scheduled sampling).
+
+    Raises:
+        NotFinite: in scheduled sampling, the model's scores are not finite numbers.
     """
     memory = model.encode(batch.features)
     words = pack(batch.tokens_BT, batch.image_B).to(batch.image_ids.device)
@@ -72,10 +68,10 @@ def cross_entropy(
 def mix_in_own_words(
     model: Decoder, memory: Memory, words: PackedWords, probability: float
 ) -> PackedWords:
-    """Replace input words by samples of the model, each with `probability`; never the first.
+    """Replace each input word but the first by a sample of the model, with `probability`.
 
     Scheduled sampling (Bengio et al. 2015) in two passes (Mihaylova & Martins 2019): the samples
-    come from a first pass under teacher forcing, so that both passes stay parallel over the words.
+    come from a first pass under teacher forcing, so both passes stay parallel over the words.
 
     Raises:
         NotFinite: the model's scores are not finite numbers.
@@ -88,7 +84,7 @@ def mix_in_own_words(
     place_P = torch.arange(len(drawn_P), device=drawn_P.device)
     alive = torch.tensor(words.alive, device=drawn_P.device)
     later_P = place_P[words.alive[0] :]
-    # The same caption's word of the step before lies as far back as captions were alive then.
+    # A caption's previous word lies as many places back as captions were alive at that step.
     before_P = later_P - alive[:-1].repeat_interleave(alive[1:])
     own = torch.rand(len(later_P), device=drawn_P.device) < probability
     inputs_P = words.inputs_P.clone()
@@ -103,9 +99,15 @@ def reinforce(
 
     The baseline is the greedy caption's reward (self-critical, Rennie et al. 2017) or the mean of
     the image's other samples (Luo 2020, "A better variant of self-critical sequence training").
-    The model is in evaluation mode, so that the gradient is that of the distribution which is
-    sampled. It is divided by the number of words of all samples, which keeps its size independent
-    of their length.
+    The loss is divided by the number of words of all samples, which keeps the size of the gradient
+    independent of their length.
+
+    Args:
+        model: in evaluation mode, so that the gradient is that of the sampled distribution.
+        batch: images; their captions are not read.
+        reward: of samples.
+        options: of this phase.
+        max_length: largest number of words in a sample, the end token included.
 
     Raises:
         NotFinite: the model's scores are not finite numbers.
@@ -128,14 +130,14 @@ def reinforce(
 
 
 class Drawn(NamedTuple):
-    """Samples, and what the policy's gradient is taken of; P words of all samples."""
+    """Samples and their log-probabilities; P words of all samples."""
 
     tokens_ST: Tensor
-    """int64, padded with PAD; each ends in EOS unless it is cut off at the longest."""
+    """int64, padded with PAD; each ends in EOS unless it is cut off at the largest length."""
     sample_P: Tensor
     """int64, the sample of each word."""
     surprise_P: Tensor
-    """float32, minus the log-probability of each word, with its graph."""
+    """float32, negative log-probability of each word, with its autograd graph."""
 
 
 def draw(
@@ -148,12 +150,17 @@ def draw(
 ) -> Drawn:
     """Draw `count` samples for each image and keep the graph of their log-probabilities.
 
-    The steps that choose the words are those whose gradient is taken: nothing is computed again.
-    Samples that have ended are not computed.
+    Gradients flow through the sampling pass itself; no second forward pass is needed. Samples that
+    have ended are no longer computed.
 
     Args:
-        choose: what to write instead of what is drawn, for tests: from probabilities [B, V], the
-            samples [B] they are for and the number of the step, to outputs [B].
+        model: in evaluation mode.
+        memory: of the images.
+        count: K.
+        max_length: largest number of words in a sample, the end token included.
+        temperature: of the softmax.
+        choose: chooses the words instead of drawing them, in tests: from probabilities [B, V],
+            their samples [B] and the number of the step to outputs [B].
 
     Raises:
         NotFinite: the model's scores are not finite numbers.
@@ -199,10 +206,10 @@ def draw(
 
 
 class _Surprise(torch.autograd.Function):
-    """Minus the log-probability of the words chosen, from the probabilities they were drawn by.
+    """Negative log-probability of the chosen words, from the probabilities they were drawn with.
 
-    Its gradient in the logits is (probability - chosen) / temperature, so that the projection onto
-    the words need not be computed a second time.
+    The gradient of the logits is (probability - chosen) / temperature, so the projection onto the
+    words need not be computed a second time.
     """
 
     @staticmethod
@@ -236,24 +243,3 @@ class _Surprise(torch.autograd.Function):
 
 def _at_random(probability_BV: Tensor, sample_B: Tensor, t: int) -> Tensor:
     return draw_words(probability_BV)
-
-
-class MixedReward:
-    """CIDEr-D with a share of BLEU-4, both over the same references.
-
-    BLEU-4 counts ten times, to be on CIDEr-D's scale of 0 to 10.
-    """
-
-    def __init__(self, references: dict[int, list[list[int]]], bleu_weight: float) -> None:
-        prepared = References(references)
-        self.cider = CiderD(prepared)
-        self.bleu = Bleu4(prepared)
-        self.bleu_weight = bleu_weight
-
-    def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Reward samples; arguments, result and errors are those of `CiderD.__call__`."""
-        cider = self.cider(image_ids, samples, eos)
-        if self.bleu_weight == 0:
-            return cider
-        bleu = 10 * self.bleu(image_ids, samples, eos)
-        return (1 - self.bleu_weight) * cider + self.bleu_weight * bleu

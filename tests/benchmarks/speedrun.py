@@ -25,6 +25,7 @@ import torch
 import tyro
 
 from decoder import train
+from decoder.training.phases import Phase
 from decoder.training.trainer import Trainer
 from tests.benchmarks.training import link
 
@@ -140,8 +141,8 @@ def _print(reached: dict[str, list[Epoch]], targets: dict[str, float]) -> None:
 def _train(as_peers: bool, arguments: list[str]) -> int:
     """Run decoder.train, the rates as peers have them: falling by steps, then constant."""
 
-    def rate(trainer: Trainer, phase: str, step: int, total_steps: int) -> float:
-        if phase != "xe":
+    def rate(trainer: Trainer, phase: Phase, step: int) -> float:
+        if phase.name != "xe":
             return trainer.options.rl.learning_rate
         epoch = step // trainer.training.batches_per_epoch
         return trainer.options.xe.learning_rate * DECAY ** (epoch // EVERY)

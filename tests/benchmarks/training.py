@@ -37,6 +37,7 @@ from decoder.model import decoders
 from decoder.model.decoders import Decoder, ModelOptions
 from decoder.model.operations import compiled
 from decoder.training.options import ReinforceOptions, TrainOptions
+from decoder.training.phases import ReinforcePhase
 from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
 from features.parts import PartWriter
@@ -129,7 +130,7 @@ def main(
         folder = work or made(Path(scratch), 4 * max(images))
         ways = [
             way
-            for name in decoders
+            for name in models
             for cell in cells
             for count in images
             for phase in phases
@@ -314,8 +315,10 @@ def _training(
     sampled: list[Tensor] = []
     outside: list[float] = [0.0]
     last: dict[str, float] = {}
-    if phase == "rl":
-        reward = trainer.reward
+    trained = next(one for one in trainer.phases if one.name == phase)
+    trained.steps = 10**6
+    if isinstance(trained, ReinforcePhase):
+        reward = trained.reward
 
         def timed(image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
             started = clock()
@@ -324,16 +327,16 @@ def _training(
             sampled.append(samples)
             return found
 
-        trainer._reward = timed  # type: ignore[assignment]
+        trained.reward = timed
 
     def run() -> None:
         sampled.clear()
         started = clock()
         batch = trainer.training.batch(places).to(trainer.device)
         outside[0] = clock() - started
-        trainer.step(phase, batch, 10**6)
+        trainer.step(trained, batch)
         started = clock()
-        text = trainer._running_means()
+        text = trainer.running_means(trained)
         assert text
         outside[0] += clock() - started
         words = [int((tokens != PAD).sum()) for tokens in (sampled or [batch.tokens_BT])]

@@ -1,4 +1,4 @@
-"""A small batch for the tests of models, objectives and search; small runs for those of stages."""
+"""A small batch for tests of models, objectives and search; small runs for tests of commands."""
 
 import shutil
 from pathlib import Path

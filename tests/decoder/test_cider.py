@@ -8,9 +8,8 @@ import torch
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
 
-from decoder.cider import Bleu4, CiderD
-from decoder.training.objectives import MixedReward
-from decoder.training.trainer import all_words_encoded
+from decoder.cider import CiderD, References, all_words_encoded
+from decoder.training.rewards import Bleu4, MixedReward
 from pipeline.captions import Caption, Image
 from pipeline.vocabulary import EOS, PAD, Vocabulary
 
@@ -23,7 +22,7 @@ def as_text(tokens: list[int]) -> str:
 
 
 def random_case(seed: int) -> tuple[dict[int, list[list[int]]], list[list[list[int]]]]:
-    """References of some images, and for each image the same kinds of samples."""
+    """Return references of 30 images, and for each image the same kinds of samples."""
     draw = random.Random(seed)
 
     def caption(most: int = 14) -> list[int]:
@@ -48,7 +47,9 @@ def random_case(seed: int) -> tuple[dict[int, list[list[int]]], list[list[list[i
 
 
 def as_tensor(samples: list[list[list[int]]]) -> torch.Tensor:
-    return torch.tensor([[*s, *[PAD] * (LONGEST - len(s))] for several in samples for s in several])
+    return torch.tensor(
+        [[*s, *[PAD] * (LONGEST - len(s))] for of_image in samples for s in of_image]
+    )
 
 
 def official(scorer_class, references, samples, **settings) -> np.ndarray:
@@ -78,19 +79,19 @@ def test_cider_d_equals_the_toolkits_for_every_kind_of_sample(seed):
 def test_bleu_4_equals_the_toolkits_for_every_kind_of_sample(seed):
     references, samples = random_case(seed)
     ids = torch.tensor(list(references))
-    rewards = Bleu4(references)(ids, as_tensor(samples), EOS)
+    rewards = Bleu4(References(references))(ids, as_tensor(samples), EOS)
     expected = official(BleuScorer, references, samples, option="closest", verbose=0)
     np.testing.assert_allclose(rewards, expected, atol=1e-6)
 
 
-def test_a_batch_of_some_images_in_another_order_has_the_same_rewards():
+def test_a_part_of_the_images_in_another_order_has_the_same_rewards():
     references, samples = random_case(seed=0)
     ids = torch.tensor(list(references))
     cider = CiderD(references)
-    whole = cider(ids, as_tensor(samples), EOS).view(len(ids), -1)
+    rewards = cider(ids, as_tensor(samples), EOS).view(len(ids), -1)
     chosen = torch.tensor([17, 2, 9])
     part = cider(ids[chosen], as_tensor([samples[i] for i in chosen]), EOS).view(3, -1)
-    torch.testing.assert_close(part, whole[chosen])
+    torch.testing.assert_close(part, rewards[chosen])
 
 
 def test_the_mixed_reward_weighs_bleu_on_the_scale_of_cider():
@@ -98,7 +99,7 @@ def test_the_mixed_reward_weighs_bleu_on_the_scale_of_cider():
     ids, tokens = torch.tensor(list(references)), as_tensor(samples)
     mixed = MixedReward(references, bleu_weight=0.25)(ids, tokens, EOS)
     expected = 0.75 * CiderD(references)(ids, tokens, EOS)
-    expected += 0.25 * 10 * Bleu4(references)(ids, tokens, EOS)
+    expected += 0.25 * 10 * Bleu4(References(references))(ids, tokens, EOS)
     torch.testing.assert_close(mixed, expected)
 
 

@@ -1,4 +1,4 @@
-"""What holds on a GPU only: the same numbers, and no step that waits for them."""
+"""On a GPU: the same numbers as on a CPU, and no step that waits for the GPU."""
 
 from collections.abc import Iterator
 

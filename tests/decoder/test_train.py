@@ -1,4 +1,4 @@
-"""Training through its command line: both phases, and mistakes that users make."""
+"""Training by the command line: both phases, and mistakes that users make."""
 
 import gc
 import json
@@ -61,7 +61,7 @@ def test_both_phases_leave_the_files_that_the_readme_promises(trained):
         assert line["captions_per_second"] > 0
 
 
-def test_cross_entropy_lowers_the_loss_and_fitted_weights_begin_lower(trained, work):
+def test_cross_entropy_lowers_the_loss_and_fitted_weights_start_lower(trained, work):
     options = ["--xe.epochs", "2", "--rl.epochs", "0", "--initial", "random"]
     assert run_train(work, *SMALL, *options) == 0
     first, second = metrics(work)
@@ -69,14 +69,15 @@ def test_cross_entropy_lowers_the_loss_and_fitted_weights_begin_lower(trained, w
     assert metrics(trained)[0]["loss"] < first["loss"] - 0.1
 
 
-def test_nothing_that_can_wait_holds_up_the_first_step(work, monkeypatch):
-    """Java, which takes a core, begins after it; modules are not searched for garbage."""
+def test_nothing_that_can_wait_delays_the_first_step(work, monkeypatch):
+    """Java, which takes a core, starts after it; modules are not garbage-collected."""
     seen: list[tuple[bool, bool]] = []
     step = Trainer.step
 
     def watched(trainer: Trainer, *arguments: Any) -> None:
-        assert trainer.validator is not None
-        seen.append((trainer.validator._references is not None, gc.get_freeze_count() > 0))
+        validator = trainer.validation.validator
+        assert validator is not None
+        seen.append((validator._references is not None, gc.get_freeze_count() > 0))
         step(trainer, *arguments)
 
     monkeypatch.setattr(Trainer, "step", watched)
@@ -97,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_seed_others(trained, w
     assert without_times(metrics(work)) == without_times(metrics(trained))
 
 
-def test_a_finished_run_is_skipped_and_another_option_trains_anew(work, capsys):
+def test_a_finished_run_is_skipped_and_another_option_trains_again(work, capsys):
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
     capsys.readouterr()
@@ -108,7 +109,7 @@ def test_a_finished_run_is_skipped_and_another_option_trains_anew(work, capsys):
     assert "unchanged" not in capsys.readouterr().out
 
 
-def test_a_run_that_has_begun_is_neither_overwritten_nor_mixed_up(work, capsys):
+def test_an_existing_run_is_neither_overwritten_nor_mixed_up(work, capsys):
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
     (work / "runs" / "small" / ".done" / "train.json").unlink()
@@ -120,8 +121,8 @@ def test_a_run_that_has_begun_is_neither_overwritten_nor_mixed_up(work, capsys):
     assert (work / "runs" / "small" / "best.safetensors").read_bytes() == before
 
 
-def test_starting_anew_keeps_the_old_run_aside_and_none_of_its_results(work, capsys):
-    """An attention or scores file of the old model would pass for the new one's."""
+def test_starting_again_moves_the_old_run_aside_with_all_its_results(work, capsys):
+    """An attention or scores file left from the old model would be taken for the new one's."""
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
     run = work / "runs" / "small"
@@ -134,15 +135,15 @@ def test_starting_anew_keeps_the_old_run_aside_and_none_of_its_results(work, cap
     assert (work / "runs" / "small.old" / "best.safetensors").read_bytes() == before
 
 
-def test_a_state_that_is_none_is_refused_and_never_deleted(work, capsys):
+def test_a_file_that_is_no_state_is_refused_and_never_deleted(work, capsys):
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
     run = work / "runs" / "small"
     (run / ".done" / "train.json").unlink()
     state = run / "state" / "resume.safetensors"
-    whole = state.read_bytes()
+    intact = state.read_bytes()
     for content, expected in (
-        (whole[:1000], "not a whole safetensors file"),
+        (intact[:1000], "not a whole safetensors file"),
         ((run / "best.safetensors").read_bytes(), "is not a run's state"),
     ):
         state.write_bytes(content)
@@ -151,20 +152,20 @@ def test_a_state_that_is_none_is_refused_and_never_deleted(work, capsys):
         assert state.read_bytes() == content
 
 
-def test_a_state_that_fits_in_part_leaves_nothing_of_itself_in_the_run_that_starts_anew(
+def test_a_state_that_fits_only_in_part_leaves_no_trace_in_a_run_that_starts_again(
     trained, work, capsys
 ):
     run = RunFolder(Path(shutil.copytree(trained / "runs" / "small", work / "runs" / "small")))
     tensors, header = checkpoints.load(run.state, torch.device("cpu"))
-    whole = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
-    checkpoints.save(run.state, whole, header)
+    part = {name: t for name, t in tensors.items() if not name.startswith("optimizer.")}
+    checkpoints.save(run.state, part, header)
     (run.path / ".done" / "train.json").unlink()
     assert run_train(work, *BOTH_PHASES, "--resume", "--force") == 0
-    assert "starting anew" in capsys.readouterr().out
+    assert "starting again" in capsys.readouterr().out
     assert without_times(metrics(work)) == without_times(metrics(trained))
 
 
-def test_a_run_from_before_an_option_is_continued_with_what_was_in_effect_then(trained, work):
+def test_a_run_older_than_an_option_is_continued_with_what_was_in_effect_then(trained, work):
     run = RunFolder(Path(shutil.copytree(trained / "runs" / "small", work / "runs" / "small")))
     tensors, header = checkpoints.load(run.state, torch.device("cpu"))
     del header["config"]["options"]["length_penalty"]
@@ -182,12 +183,12 @@ COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ c
 
 @COMPILES
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_compiled_steps_have_the_loss_and_gradient_of_those_that_are_not(
+def test_compiled_steps_have_the_loss_and_gradient_of_uncompiled_ones(
     extracted_shapes, monkeypatch
 ):
-    """In both phases, down to the last step, in which a single caption may be left."""
+    """In both phases, up to the last step, in which only one caption may be left."""
     torch._dynamo.reset()
-    for module in (attention, operations):  # so that attention is compiled, too, as on a GPU
+    for module in (attention, operations):  # so that attention is compiled as well, as on a GPU
         monkeypatch.setattr(module, "image_by_image", lambda tensor: False)
     decoder = ModelOptions(hidden=24, attention=16)
     options = TrainOptions(extracted_shapes, "none", decoder, batch_size=4)
@@ -195,24 +196,26 @@ def test_compiled_steps_have_the_loss_and_gradient_of_those_that_are_not(
     for compile in (False, True):
         trainer = train._trainer(replace(options, compile=compile), RunFolder(Path("none")))
         found.append([])
-        for phase in ("xe", "rl"):
-            for batch in islice(trainer.training.epoch(phase, 0), 3):
+        for phase in trainer.phases:
+            for batch in islice(trainer.training.epoch(phase.name, 0), 3):
                 torch.manual_seed(0)
-                loss = trainer._loss(phase, batch, 10).loss
-                trainer.optimizer.zero_grad()
+                loss = trainer._loss(phase, batch).loss
+                trainer.state.optimizer.zero_grad()
                 loss.backward()
                 found[-1] += [loss.detach(), *(p.grad for p in trainer.model.parameters())]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
-    assert 1 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 10  # not one a size
+    assert 1 < torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 10  # not one for each size
 
 
 @COMPILES
 @pytest.mark.filterwarnings("ignore")
-def test_a_run_goes_on_compiled_and_is_the_same_when_it_has_ended(trained, work, capsys):
+def test_a_run_may_be_continued_with_compile_and_a_finished_one_is_skipped_without(
+    trained, work, capsys
+):
     run = RunFolder(Path(shutil.copytree(trained / "runs" / "small", work / "runs" / "small")))
     config = json.loads(run.config.read_text())
     assert config["machine"].pop("compile") is False
-    run.config.write_text(json.dumps(config))  # as before there was such an option
+    run.config.write_text(json.dumps(config))  # as in a run older than the option
     assert run_train(work, *BOTH_PHASES, "--compile", "--resume") == 0
     assert "continuing" in capsys.readouterr().out
     options = ["--xe.epochs", "1", "--rl.epochs", "0", "--like", str(run.path)]
@@ -236,7 +239,9 @@ def test_without_a_compiler_compile_says_what_to_do_before_anything_is_written(w
     assert not list((work / "runs" / "small").iterdir())
 
 
-def test_validation_scores_what_the_best_weights_write_on_the_command_line(captioner, tmp_path):
+def test_validation_scores_are_those_of_the_captions_that_decoder_caption_writes(
+    captioner, tmp_path
+):
     run, out = captioner / "runs" / "captioner", tmp_path / "captions_val.json"
     stage = ["--run", str(run), "--split", "val", "--beam", "2", "--out", str(out)]
     assert caption.main(stage) == 0
@@ -250,16 +255,16 @@ def test_validation_scores_what_the_best_weights_write_on_the_command_line(capti
 def test_a_validation_image_without_a_caption_is_named_before_anything_is_trained(work, capsys):
     file = work / "captions.json"
     table = json.loads(file.read_text())
-    silent = next(image["id"] for image in table["images"] if image["split"] == "val")
-    table["annotations"] = [a for a in table["annotations"] if a["image_id"] != silent]
+    image_id = next(image["id"] for image in table["images"] if image["split"] == "val")
+    table["annotations"] = [a for a in table["annotations"] if a["image_id"] != image_id]
     file.write_text(json.dumps(table))
     for options in ([], ["--dry-run"]):
         assert run_train(work, *BOTH_PHASES, *options) == 2
-        assert f"1 val images have no caption: {silent}" in capsys.readouterr().err
+        assert f"1 val images have no caption: {image_id}" in capsys.readouterr().err
     assert not (work / "runs" / "small" / "state").exists()
 
 
-def test_changed_captions_are_not_taken_as_trained(work, capsys):
+def test_a_run_is_not_continued_on_changed_captions(work, capsys):
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
     table = json.loads((work / "captions.json").read_text())

@@ -30,7 +30,7 @@ def test_packing_keeps_every_word_and_no_padding(captions):
 
 
 @given(CAPTIONS)
-def test_rows_are_sorted_by_falling_length_with_their_own_images(captions):
+def test_rows_are_sorted_by_decreasing_length_with_their_own_images(captions):
     ended = [[*caption, EOS] for caption in captions]
     words = pack(pad(ended), torch.arange(len(ended)) * 10)
     lengths = [len(ended[image // 10]) for image in words.image_B.tolist()]
@@ -38,6 +38,6 @@ def test_rows_are_sorted_by_falling_length_with_their_own_images(captions):
     assert words.caption_P[: len(ended)].tolist() == (words.image_B // 10).tolist()
 
 
-def test_a_caption_cut_off_at_the_longest_length_is_packed_whole():
+def test_a_caption_cut_off_at_the_largest_length_is_packed_completely():
     words = pack(torch.tensor([[5, 6, 7], [8, EOS, PAD]]), torch.tensor([0, 1]))
     assert words.targets_P.tolist() == [5, 8, 6, EOS, 7]

@@ -1,4 +1,4 @@
-"""What decoders read of stores of every kind: several views, 8 bits."""
+"""What decoders read from stores with more than one view, or of 8 bits."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def views(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> T
 
 
 def drawn(reader: TrainingReader, batch: Batch) -> list[int]:
-    """Which view of each image a batch has."""
+    """Return the number of the view that a batch has of each image."""
     found = []
     rows = reader._store.rows(batch.image_ids.tolist())
     for row, grid, pooled in zip(rows, *batch.features, strict=True):

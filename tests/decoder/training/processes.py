@@ -1,8 +1,8 @@
-"""Real trainings in processes of their own, each forked from one that has imported torch already.
+"""Real trainings in separate processes, forked from one that has already imported torch.
 
 A training can be made to end at a chosen moment of its work, which a signal from outside would
-rarely hit. Most go without Java, which would take most of their time. `unlike` compares what a
-training left with what one left that was never stopped.
+rarely hit. Most trainings run without Java, which would take most of their time. `unlike` compares
+the files of two runs.
 """
 
 import itertools
@@ -28,33 +28,34 @@ from tqdm import tqdm
 
 from decoder.runs import checkpoints
 from decoder.train import main
-from decoder.training import events, trainer
-from decoder.training.state import PHASE_NAMES
+from decoder.training import events, phases, state
+from decoder.training.state import TrainingState
 from decoder.training.trainer import Trainer
+from decoder.training.validation import Validation
 from evaluation.validation import Validator
 from pipeline.work import RunFolder
 
-# The function that a training is in at each moment, by the object and the name it is called by.
+# The function that a training calls at each moment: the object that holds it, and its name there.
 _MOMENTS: dict[str, tuple[Any, str]] = {
     "writing": (os, "replace"),
     "before renaming": (os, "replace"),
     "after renaming": (os, "replace"),
-    "cross-entropy": (trainer, "cross_entropy"),
-    "REINFORCE": (trainer, "reinforce"),
-    "between the phases": (Trainer, "_begin"),
-    "searching": (Trainer, "write_captions"),
+    "cross-entropy": (phases, "cross_entropy"),
+    "REINFORCE": (phases, "reinforce"),
+    "between the phases": (TrainingState, "start_phase"),
+    "searching": (Validation, "write_captions"),
     "scoring": (Validator, "score"),
-    "tokenizing": (threading.Timer, "start"),  # that of the watchdog, when Java has started
+    "tokenizing": (threading.Timer, "start"),  # the watchdog, once Java has started
 }
 _TIMES = ("seconds", "captions_per_second")
 
 
 @dataclass(frozen=True)
 class End:
-    """How a training ends: by a signal, when it comes to a moment for the `count`th time.
+    """How a training ends: by a signal, when it reaches a moment for the `count`th time.
 
-    As from a terminal, its whole group of processes gets the signal. Where `file` is given, only
-    the files with this in their name are counted.
+    As from a terminal, its process group gets the signal. If `file` is given, only files with this
+    in their name are counted.
     """
 
     moment: str
@@ -64,7 +65,7 @@ class End:
 
 
 def _install(end: End) -> None:
-    """Replace the function through which a training comes to `end`'s moment."""
+    """Replace the function that a training calls at the moment of `end`."""
     owner, name = _MOMENTS[end.moment]
     work = getattr(owner, name)
     left = end.count
@@ -88,11 +89,11 @@ def _install(end: End) -> None:
 
 
 def _watch(activity: Path) -> None:
-    """Keep what the training does in the file `activity`, which survives its being killed."""
+    """Record what the training is doing in the file `activity`, which survives a kill."""
     file = os.open(activity, os.O_WRONLY)
     current = "starting"
 
-    def tell(what: str) -> None:
+    def record(what: str) -> None:
         nonlocal current
         current = what
         os.pwrite(file, what.ljust(20).encode(), 0)
@@ -102,28 +103,28 @@ def _watch(activity: Path) -> None:
 
         def watched(*arguments: Any, **named: Any) -> Any:
             before = current
-            tell(what or PHASE_NAMES[arguments[1]])
+            record(what or arguments[1].title)
             result = work(*arguments, **named)
-            tell(before if before != "starting" else "between steps")
+            record(before if before != "starting" else "between steps")
             return result
 
         setattr(owner, name, watched)
 
     watch(Trainer, "step", "")
-    watch(Trainer, "validate", "validation")
-    for owner, name in ((checkpoints, "save"), (events, "write"), (Trainer, "write_metrics")):
+    watch(Validation, "run", "validation")
+    for owner, name in ((checkpoints, "save"), (events, "write"), (TrainingState, "write_metrics")):
         watch(owner, name, "writing")
 
 
 def _set_clock(kind: str) -> None:
-    """Change the clocks as `start` says."""
+    """Change the clocks as described at `start`."""
     asked = itertools.count()
     if kind == "back":
         begin = time.time()
         time.time = lambda: begin - 3600 * next(asked)
     elif kind == "minute":
-        fast = SimpleNamespace(monotonic=lambda: 60 * next(asked), perf_counter=time.perf_counter)
-        trainer.time = fast  # type: ignore[assignment]
+        fast = SimpleNamespace(monotonic=lambda: 60 * next(asked))
+        state.time = fast  # type: ignore[assignment]
 
 
 def _run(
@@ -140,7 +141,7 @@ def _run(
         for stream in (sys.stdout, sys.stderr):
             os.dup2(file.fileno(), stream.fileno())
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # its own is a semaphore, which who is killed leaves behind
+    tqdm.set_lock(threading.RLock())  # its default, a semaphore, outlives a killed process
     if not java:
         os.environ.pop("JAVA_HOME", None)
         os.environ["PATH"] = ""
@@ -164,15 +165,17 @@ def start(
     clock: str = "",
     activity: Path | None = None,
 ) -> ForkServerProcess:
-    """Start decoder.train with `arguments`; what it prints is added to the file `output`.
+    """Start decoder.train with `arguments`; append its output to the file `output`.
 
     Args:
-        end: where to end it.
-        java: whether it finds a Java.
+        arguments: of the command line.
+        output: a file for stdout and stderr.
+        end: how to end it.
+        java: whether it finds Java.
         largest_file: in bytes; writing a larger one fails, as on a full disk.
-        clock: "back" lets the time of day go back by an hour whenever it is read; "minute" the
-            monotonic clock of the training on by a minute.
-        activity: a file to which the training writes what it is doing.
+        clock: "back" turns the time of day back by an hour whenever it is read; "minute" advances
+            the monotonic clock of the training by a minute.
+        activity: a file in which the training records what it is doing.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "tests.pipeline.processes"])
@@ -185,7 +188,7 @@ def start(
 
 
 def run(arguments: list[str], output: Path, end: End | None = None, **how: Any) -> int:
-    """Run decoder.train to its end, see `start`; return its exit status, -9 where it was killed."""
+    """Run decoder.train to its end, see `start`; return its exit status, -9 if it was killed."""
     process = start(arguments, output, end, **how)
     process.join()
     assert process.exitcode is not None
@@ -199,10 +202,10 @@ def wait_until(condition: Callable[[], bool], process: ForkServerProcess) -> Non
 
 
 def kill_after(arguments: list[str], output: Path, seconds: float) -> str:
-    """Run decoder.train and kill it so long after its work began.
+    """Run decoder.train and kill it `seconds` after its work began.
 
     Returns:
-        What it was doing, or "" if it had ended before.
+        What it was doing, or "" if it had already ended.
     """
     activity = output.with_name("activity")
     activity.write_text("starting")
@@ -216,7 +219,7 @@ def kill_after(arguments: list[str], output: Path, seconds: float) -> str:
 
 
 def unlike(run: Path, other: Path) -> list[str]:
-    """Return in what two runs' folders differ, times of day and durations aside."""
+    """Return how two runs' folders differ, except in times."""
     ours, theirs = _content(run), _content(other)
     return [
         f"{name}: {ours.get(name)!r:.200}, not {theirs.get(name)!r:.200}"
@@ -226,7 +229,7 @@ def unlike(run: Path, other: Path) -> list[str]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    """Return all that a run's folder holds, by the names of its files and their parts."""
+    """Return the content of a run's folder, by the names of its files and their parts."""
     run = RunFolder(folder)
     content: dict[str, Any] = {
         str(path.relative_to(folder)): path.is_file() for path in folder.rglob("*")

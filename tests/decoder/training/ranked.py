@@ -1,4 +1,4 @@
-"""Several processes of one training, forked from one that has imported torch already."""
+"""The processes of one distributed training, forked from one that has already imported torch."""
 
 import multiprocessing
 import os
@@ -38,7 +38,7 @@ def start(work: Work, count: int, *arguments: Any) -> list[ForkServerProcess]:
 
 
 def end(processes: list[ForkServerProcess]) -> list[int | None]:
-    """Wait for processes and return how they ended."""
+    """Wait for processes and return their exit codes."""
     for process in processes:
         process.join(150)
     return [process.exitcode for process in processes]
@@ -50,12 +50,12 @@ def _placed(place: dict[str, str], work: Work, *arguments: Any) -> None:
 
 
 def train(arguments: list[str], output: Path, rank: int) -> None:
-    """Run decoder.train; what it prints is added to OUTPUT.rank<n>."""
+    """Run decoder.train; append its output to OUTPUT.rank<n>."""
     _run(arguments, output.with_suffix(f".rank{rank}"), None, False, None, "", None)
 
 
 def gradients(name: str, batch: Batch, file: Path, rank: int) -> None:
-    """Save the gradients and figures that this rank has after a step on the batch's images."""
+    """Save the gradients and figures of this rank after a step on the batch's images."""
     torch.set_num_threads(1)
     model = build(name)
     with process_group():

@@ -1,8 +1,8 @@
 """Writes golden_losses.json, the losses of the first steps of each model in both phases.
 
-Run it with `python -m tests.decoder.training.regenerate_golden_losses` after a wanted change of
-what is computed, and read the difference before committing it. Nothing that only makes it faster
-may change a value by more than the rounding of float32.
+Run it with `python -m tests.decoder.training.regenerate_golden_losses` after a deliberate change of
+what is computed, and read the difference before committing it. A change that only makes training
+faster may not change a value by more than the rounding of float32.
 """
 
 import json
@@ -29,8 +29,8 @@ WORDS, CHANNELS, REGIONS, IMAGES, CAPTIONS = 60, 40, 9, 4, 3
 def losses(name: str, phase: str) -> list[float]:
     """Return the losses of the first steps of a small model.
 
-    REINFORCE learns from captions and rewards that are fixed: captions drawn from the model would
-    differ as soon as rounding moves a probability past what was drawn.
+    REINFORCE learns from fixed captions and rewards, because rounding could change which captions
+    are drawn from the model.
     """
     torch.manual_seed(3)
     model_name, cell = name.split("-")
@@ -56,7 +56,7 @@ def losses(name: str, phase: str) -> list[float]:
 
 
 class _Given:
-    """Writes the captions given instead of drawing any."""
+    """Returns the words of given captions instead of drawing any."""
 
     def __init__(self, tokens_BT: Tensor) -> None:
         self.tokens_BT = tokens_BT

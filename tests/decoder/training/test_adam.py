@@ -1,4 +1,4 @@
-"""The optimizer, against that of torch."""
+"""The optimizer against torch's."""
 
 import torch
 from torch import nn
@@ -7,7 +7,7 @@ from decoder.training.adam import Adam
 
 
 def test_it_takes_the_steps_of_torchs_own():
-    """One weight has a gradient at some of the steps only, as that of a part that is not used."""
+    """One weight has a gradient at only some of the steps, like a part that is not always used."""
     torch.manual_seed(0)
     ours = [nn.Parameter(torch.randn(5, 3)), nn.Parameter(torch.randn(7))]
     theirs = [nn.Parameter(weight.detach().clone()) for weight in ours]

@@ -1,4 +1,4 @@
-"""Numbers that would be worth nothing stop a training or are reported: by name, and in time."""
+"""Values that are not finite stop a training; data and options that spoil scores are reported."""
 
 import logging
 import re
@@ -48,7 +48,7 @@ def training(work: Path) -> Training:
 def error_of(training: Training) -> str:
     printed = training.printed()
     assert "Traceback" not in printed
-    # One line: where Java is missing, what tokenizes meanwhile may warn of it later.
+    # One line: without Java, a warning of the tokenizer may follow later.
     return printed.split("error: ")[-1].splitlines()[0]
 
 
@@ -62,7 +62,7 @@ def test_features_that_are_not_finite_stop_it_and_are_named(
     assert training.run(*AT_EVERY_STEP, end=End(phase, 3)) == -signal.SIGKILL
     table = captions.load(work / "captions.json")
     image = table.split("train")[5].id
-    whole = shutil.copy(work / "features.h5", work / "whole.h5")
+    intact = shutil.copy(work / "features.h5", work / "intact.h5")
     break_features(work, image, value)
     assert training.run(*AT_EVERY_STEP) == 2
     error = error_of(training)
@@ -71,9 +71,9 @@ def test_features_that_are_not_finite_stop_it_and_are_named(
     assert named
     assert str(image) in named[1].split(", ")
     assert len(named[1].split(", ")) == 4
-    assert f"the features of {image} are not finite: extract them anew" in error
-    assert f"the last good state is whole, in {training.state}" in error
-    shutil.move(whole, work / "features.h5")
+    assert f"the features of {image} are not finite: extract them again" in error
+    assert f"the last good state is in {training.state}" in error
+    shutil.move(intact, work / "features.h5")
     assert training.run() == 0, training.printed()
     assert f"continuing {training.folder} in {phase}, epoch 1" in training.printed()
 
@@ -86,27 +86,27 @@ def test_features_of_a_validation_image_that_are_not_finite_are_named(
     assert training.run() == 2
     error = error_of(training)
     assert "in validation, at step 8 of cross-entropy, epoch 1" in error
-    assert f"the features of {image} are not finite: extract them anew" in error
+    assert f"the features of {image} are not finite: extract them again" in error
     assert training.steps() == 8
 
 
 @pytest.mark.parametrize("phase", ["xe", "rl"])
-def test_a_learning_rate_that_explodes_stops_it_before_the_weights_are_spoilt(
+def test_a_too_high_learning_rate_stops_it_before_the_weights_are_spoilt(
     phase: str, training: Training
 ) -> None:
     options = [f"--{phase}.learning-rate", "1e38", "--warmup", "0", "--xe.epochs", "1"]
-    options += ["--xe.scheduled-sampling", "0"]  # whose drawing of words would notice it first
+    options += ["--xe.scheduled-sampling", "0"]  # which would raise another error first
     assert training.run(*options) == 2
     error = error_of(training)
     name = {"xe": "cross-entropy", "rl": "REINFORCE"}[phase]
     assert re.search(rf"at step \d of {name}, epoch 1, images \d+, \d+, \d+, \d+;", error)
-    assert f"start anew (--force) with a lower --{phase}.learning-rate" in error
+    assert f"start again (--force) with a lower --{phase}.learning-rate" in error
     if phase == "xe":
         assert "no state was saved yet" in error
         return
-    assert f"the last good state is whole, in {training.state}" in error
+    assert f"the last good state is in {training.state}" in error
     before = training.state.read_bytes()
-    assert training.run(*options) == 2  # it continues from there, into the same
+    assert training.run(*options) == 2  # it continues from there, into the same error
     assert f"continuing {training.folder} in cross-entropy, epoch 2" in training.printed()
     assert error_of(training) == error
     assert training.state.read_bytes() == before
@@ -116,7 +116,7 @@ def test_weights_that_are_not_finite_are_never_saved(training: Training) -> None
     options = ["--xe.learning-rate", "1e39", "--warmup", "0", *AT_EVERY_STEP]
     assert training.run(*options) == 2
     error = error_of(training)
-    assert "is not finite after step 1 of cross-entropy; start anew (--force)" in error
+    assert "is not finite after step 1 of cross-entropy; start again (--force)" in error
     assert not training.state.exists()
 
 
@@ -142,12 +142,12 @@ FLAT = "the reward does not vary"
 
 
 def test_a_reward_that_does_not_vary_is_reported_once(trained: Train) -> None:
-    """So cold, every sample is the greedy caption."""
+    """At such a low temperature every sample is the greedy caption."""
     found = [
         text for text in trained("--rl.epochs", "4", "--rl.temperature", "1e-6") if FLAT in text
     ]
     assert len(found) == 1
-    assert "in 20 steps on end" in found[0]
+    assert "in 20 consecutive steps" in found[0]
 
 
 def test_a_reward_that_varies_is_not_reported(trained: Train) -> None:
@@ -161,11 +161,11 @@ def test_a_single_training_image_is_reported(work: Path, trained: Train) -> None
     captions.save(single, work / "captions.json")
     found = [text for text in trained("--rl.epochs", "3") if FLAT in text]
     assert len(found) == 1
-    assert "in 3 steps on end" in found[0]
+    assert "in 3 consecutive steps" in found[0]
     assert "With one training image CIDEr-D is always 0" in found[0]
 
 
-def test_a_training_of_few_steps_is_reported_with_one_that_has_more(
+def test_a_training_of_too_few_steps_is_reported_with_options_that_give_enough(
     trained: Train, caplog: pytest.LogCaptureFixture
 ) -> None:
     few = "steps of cross-entropy in all"
@@ -196,7 +196,7 @@ def test_a_vocabulary_that_lacks_many_words_is_reported(work: Path, trained: Tra
 
 @pytest.fixture(scope="module")
 def leaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory of your own pictures, some of which are in two splits by two names."""
+    """A work directory of a folder's pictures, some of them in two splits under two names."""
     root = tmp_path_factory.mktemp("leaking")
     stage = ["--dataset", "shapes", "--images", "12", "--min-count", "1"]
     assert prepare.main([*stage, "--work", str(root / "drawn")]) == 0
@@ -245,7 +245,7 @@ def test_held_out_pictures_that_are_trained_on_are_reported(
     warned = [record.getMessage() for record in caplog.records]
     for split, pairs in expected.items():
         ((image, twin),) = pairs.items()
-        start = f"1 {split} images are pictures that are trained on under another id"
+        start = f"1 {split} images are also training images under another id"
         assert any(text.startswith(start) and f"{image} (train {twin})" in text for text in warned)
 
 
@@ -265,7 +265,7 @@ def test_bfloat16_is_reported_where_the_processor_has_to_emulate_it(
     checks.report_precision("bfloat16", torch.device("meta"))
     assert not caplog.records
     checks.report_precision("bfloat16", torch.device("cpu"))
-    told = [record.getMessage() for record in caplog.records]
-    assert [("1 / 8.2" in text, "leave the option out" in text) for text in told] == (
+    warned = [record.getMessage() for record in caplog.records]
+    assert [("8.2 times as long" in text, "leave the option out" in text) for text in warned] == (
         [(True, True)] if slower > 1 else []
     )

@@ -1,4 +1,4 @@
-"""Several processes train as one would."""
+"""Distributed training gives what one process gives."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.decoder.model.test_decoders import build
 from tests.decoder.training import ranked
 from tests.decoder.training.processes import unlike, wait_until
 
-# Without dropout, which would drop other values in each process, they compute the same as one.
+# Without dropout, which differs between processes, they compute the same as one process.
 SAME = [*SMALL, "--dropout", "0", "--xe.epochs", "1"]
 BOTH = [*SMALL, "--xe.epochs", "2", "--rl.epochs", "1", "--rl.samples", "2"]
 
@@ -28,24 +28,22 @@ BOTH = [*SMALL, "--xe.epochs", "2", "--rl.epochs", "1", "--rl.samples", "2"]
 def test_gradients_are_those_of_one_process_on_the_whole_batch(
     images: int, batch: Batch, tmp_path: Path
 ) -> None:
-    """The ranks have unlike numbers of words; of a single image the second has none."""
+    """The ranks have different numbers of words; with one image the second rank has none."""
     mine = batch.image_B < images
     features = Features(*(tensor[:images] for tensor in batch.features))
-    whole = Batch(batch.image_ids[:images], features, batch.tokens_BT[mine], batch.image_B[mine])
+    chosen = Batch(batch.image_ids[:images], features, batch.tokens_BT[mine], batch.image_B[mine])
     model = build("updown")
-    expected = cross_entropy(model, whole)
+    expected = cross_entropy(model, chosen)
     expected.loss.backward()
-    assert ranked.end(ranked.start(ranked.gradients, 2, "updown", whole, tmp_path / "found")) == [
-        0,
-        0,
-    ]
+    processes = ranked.start(ranked.gradients, 2, "updown", chosen, tmp_path / "found")
+    assert ranked.end(processes) == [0, 0]
     for rank in (0, 1):
         found = torch.load(tmp_path / f"found.rank{rank}", weights_only=True)
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(found["loss"], expected.loss)
-        assert int(found["captions"]) == len(whole.tokens_BT)
-        assert found["stops"], "one was asked to stop, so all must"
+        assert int(found["captions"]) == len(chosen.tokens_BT)
+        assert found["stops"], "one process was asked to stop, so all must stop"
 
 
 def test_torchrun_trains_as_one_process_does(extracted_shapes: Path, tmp_path: Path) -> None:
@@ -78,18 +76,18 @@ def test_a_stopped_run_of_two_processes_continues_to_the_same_end(
     work = Path(shutil.copytree(extracted_shapes, tmp_path / "work"))
     arguments = ["--work", str(work), *BOTH, "--run"]
     output = tmp_path / "output"
-    whole = ranked.start(ranked.train, 2, [*arguments, "whole"], output)
-    assert ranked.end(whole) == [0, 0]
+    never_stopped = ranked.start(ranked.train, 2, [*arguments, "never_stopped"], output)
+    assert ranked.end(never_stopped) == [0, 0]
 
     stopped = ranked.start(ranked.train, 2, [*arguments, "stopped"], output)
     run = work / "runs" / "stopped"
     wait_until((run / "metrics.jsonl").exists, stopped[0])
     assert stopped[1].pid
-    os.kill(stopped[1].pid, signal.SIGTERM)  # to one of them only; the other must follow
+    os.kill(stopped[1].pid, signal.SIGTERM)  # to one process only; the other must follow
     assert ranked.end(stopped) == [130, 130], output.with_suffix(".rank0").read_text()
     again = ranked.start(ranked.train, 2, [*arguments, "stopped", "--resume"], output)
     assert ranked.end(again) == [0, 0]
-    assert unlike(run, work / "runs" / "whole") == []
+    assert unlike(run, work / "runs" / "never_stopped") == []
 
 
 def test_an_error_in_one_process_leaves_none_waiting(
@@ -101,7 +99,7 @@ def test_an_error_in_one_process_leaves_none_waiting(
     arguments = ["--work", str(work), *BOTH, "--run", "there"]
     found = ranked.end(ranked.start(ranked.train, 2, arguments, tmp_path / "output"))
     assert found == [2, 2]
-    assert "has a run already" in (tmp_path / "output.rank0").read_text()
+    assert "already has a run" in (tmp_path / "output.rank0").read_text()
     error = (tmp_path / "output.rank1").read_text()
     assert "another process of this command stopped" in error
     assert "Traceback" not in error

@@ -1,4 +1,4 @@
-"""Faster must not mean other numbers: the first losses of both phases, beside those of before."""
+"""The first losses of both phases are those of golden_losses.json."""
 
 import json
 
@@ -13,8 +13,8 @@ TOLERANCE = 1e-4
 
 @pytest.mark.parametrize("phase", ["xe", "rl"])
 @pytest.mark.parametrize("name", NAMES)
-def test_the_first_steps_have_the_losses_of_before(name, phase):
+def test_the_first_steps_have_the_golden_losses(name, phase):
     if phase == "xe" and not torch.backends.mkl.is_available():
-        pytest.skip("dropout draws from MKL's generator where there is one, as in the values kept")
+        pytest.skip("the golden losses come from MKL's random numbers for dropout")
     expected = json.loads(GOLDEN.read_text())[phase][name]
     assert losses(name, phase) == pytest.approx(expected, abs=TOLERANCE)

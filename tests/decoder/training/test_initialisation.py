@@ -1,4 +1,4 @@
-"""The first weights: fitted to what pictures differ in, and to how often words come."""
+"""Initial weights: fitted to how pictures differ and how frequent words are."""
 
 import numpy as np
 import pytest
@@ -7,20 +7,20 @@ import torch
 from decoder.data.readers import TrainingReader
 from decoder.model import decoders
 from decoder.model.decoders import ModelOptions
-from decoder.training.initialisation import initialise, telling_directions
+from decoder.training.initialisation import initialise, predictive_directions
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline import vocabulary as vocabularies
 from pipeline.vocabulary import EOS
 
 
-def test_the_direction_found_is_the_one_that_tells_the_words_not_the_one_that_varies_most():
+def test_the_direction_is_the_one_that_predicts_the_words_not_the_one_that_varies_most():
     torch.manual_seed(0)
     images = 400
     pooled_NC = torch.randn(images, 6) * torch.tensor([5.0, 3, 1, 0.5, 2, 4])
     pooled_NC -= pooled_NC.mean(0)
     shares_WN = torch.stack([(pooled_NC[:, 3] > 0).float(), (pooled_NC[:, 3] < 0.2).float()])
-    directions_CK = telling_directions(pooled_NC, shares_WN.to_sparse(), 1)
+    directions_CK = predictive_directions(pooled_NC, shares_WN.to_sparse(), 1)
     assert directions_CK is not None
     found_N = (pooled_NC @ directions_CK)[:, 0]
     alike = [abs(np.corrcoef(found_N, pooled_NC[:, channel])[0, 1]) for channel in range(6)]
@@ -53,7 +53,7 @@ def test_units_are_balanced_over_the_training_set_and_frequent_words_likely(
         assert (unit_NH.std(0) - 1).abs().max() < 0.05
         assert ((unit_NH > 0).float().mean(0) > 0.1).all(), "a unit is dead from the start"
 
-    written = [token for several in training.captions for caption in several for token in caption]
+    written = [token for of_image in training.captions for caption in of_image for token in caption]
     count_V = np.bincount([t - EOS for t in written if t >= EOS], minlength=len(words) - EOS)
     bias_V = model.output.bias.detach().numpy()
     np.testing.assert_allclose(
@@ -61,9 +61,9 @@ def test_units_are_balanced_over_the_training_set_and_frequent_words_likely(
     )
 
 
-def test_of_pictures_that_do_not_differ_nothing_is_said():
+def test_pictures_that_do_not_differ_give_no_direction():
     torch.manual_seed(0)
-    assert telling_directions(torch.zeros(5, 4), torch.rand(3, 5).to_sparse(), 2) is None
+    assert predictive_directions(torch.zeros(5, 4), torch.rand(3, 5).to_sparse(), 2) is None
     pooled_NC = torch.randn(5, 4)
     pooled_NC -= pooled_NC.mean(0)
-    assert telling_directions(pooled_NC, torch.ones(3, 5).to_sparse(), 2) is None
+    assert predictive_directions(pooled_NC, torch.ones(3, 5).to_sparse(), 2) is None

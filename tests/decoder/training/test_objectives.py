@@ -1,4 +1,4 @@
-"""Cross-entropy, scheduled sampling and REINFORCE against what their papers say they compute."""
+"""Cross-entropy, scheduled sampling and REINFORCE against their definitions in the papers."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_own_words_replace_inputs_only_by_what_the_model_would_write(batch):
         assert mixed.inputs_P[mine].tolist() == [BOS, *choice_P[mine][:-1].tolist()]
 
 
-def test_own_words_come_with_the_probability_asked_for(batch):
+def test_own_words_have_the_given_probability(batch):
     model = build()
     tokens = batch.tokens_BT.repeat(400, 1)
     words = pack(tokens, batch.image_B.repeat(400))
@@ -97,7 +97,7 @@ def test_the_gradient_is_that_of_the_expected_reward(baseline, temperature, batc
 
 
 def test_the_end_token_is_part_of_what_is_rewarded_and_learned(batch):
-    """Left out of the loss, captions end in mid-air and the score looks better for it."""
+    """Without it in the loss, captions end in mid-sentence and the score rises."""
     seen: list[Tensor] = []
 
     def reward(image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
@@ -116,7 +116,7 @@ def test_the_end_token_is_part_of_what_is_rewarded_and_learned(batch):
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
 def test_samples_are_learned_as_if_read_again_under_teacher_forcing(name, cell, batch: Batch):
-    """The steps that draw are those whose gradient is taken, and short samples drop out."""
+    """Gradients flow through the sampling pass, from which samples that have ended drop out."""
     torch.manual_seed(1)
     options = ModelOptions(model=name, cell=cell, hidden=16, attention=12)
     model = decoders.build(options, WORDS, CHANNELS).double().eval()

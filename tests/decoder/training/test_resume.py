@@ -1,4 +1,4 @@
-"""A training that was killed, stopped, or ran out of disk ends as one that nothing interrupted."""
+"""A run that was killed, stopped or ran out of disk ends like one that was never interrupted."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from evaluation.validation import OFFICIAL
 from pipeline.work import RunFolder
 from tests.decoder.training.processes import End, kill_after, run, start, unlike, wait_until
 
-# Small, but what it writes is scored above 0, so that the best weights are not simply the last.
+# Small, but its captions score above 0, so the best weights are not simply the last.
 OPTIONS = ["--model", "show_tell", "--hidden", "48", "--batch-size", "4", "--beam", "2"]
 OPTIONS += ["--seed", "7", "--average", "0.5", "--xe.learning-rate", "0.02", "--xe.epochs", "5"]
 OPTIONS += ["--xe.scheduled-sampling", "0.2", "--rl.epochs", "4", "--rl.samples", "2"]
@@ -43,7 +43,7 @@ class Training:
         return self.output.read_text()
 
     def steps(self) -> int:
-        """How many steps the saved state has behind it, in both phases."""
+        """Number of steps before the saved state, over both phases."""
         progress = checkpoints.load(self.state, torch.device("cpu"))[1]["progress"]
         return progress["step"] + (XE_STEPS if progress["phase"] == "rl" else 0)
 
@@ -55,12 +55,11 @@ def training(work: Path) -> Training:
 
 @pytest.fixture(scope="module")
 def never_stopped(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing interrupted."""
-    whole = Training(
-        Path(shutil.copytree(extracted_shapes, tmp_path_factory.mktemp("whole") / "work"))
-    )
-    assert whole.run() == 0, whole.printed()
-    return whole.folder
+    """The folder of a run that was never interrupted."""
+    folder = tmp_path_factory.mktemp("never_stopped")
+    training = Training(Path(shutil.copytree(extracted_shapes, folder / "work")))
+    assert training.run() == 0, training.printed()
+    return training.folder
 
 
 def test_the_run_that_is_compared_with_has_something_to_compare(never_stopped: Path) -> None:
@@ -133,7 +132,7 @@ def test_a_signal_stops_it_and_nothing_is_redone(
 
 
 def test_ctrl_c_does_not_reach_the_java_that_scores(training: Training) -> None:
-    """Else the run would go on without Java, and end with other scores."""
+    """If it did, the run would go on without Java and end with other scores."""
     options = ["--xe.epochs", "1", "--rl.epochs", "0"]
     end = End("tokenizing", 2, by=signal.SIGINT)
     assert training.run(*options, end=end, java=True) == 0
@@ -142,10 +141,10 @@ def test_ctrl_c_does_not_reach_the_java_that_scores(training: Training) -> None:
     assert json.loads(metrics)["tokenizer"] == OFFICIAL
 
 
-def test_no_more_is_redone_than_the_minutes_between_saves(
+def test_a_kill_loses_no_more_than_the_minutes_between_saves(
     training: Training, never_stopped: Path
 ) -> None:
-    """Each look at the clock, one a step, costs a minute."""
+    """Reading the clock, which happens once a step, advances it by a minute."""
     redone = []
     steps = 0
     for count in (5, 6, 7, 5):
@@ -177,7 +176,7 @@ def test_a_file_that_cannot_be_written_leaves_the_state_before_it(
     _, error = training.printed().split("error: ")
     assert "cannot write" in error
     assert "File too large" in error
-    assert f"the last good state is whole, in {training.state}" in error
+    assert f"the last good state is in {training.state}" in error
     assert training.state.read_bytes() == before
     assert training.run() == 0
     assert unlike(training.folder, never_stopped) == []
@@ -210,7 +209,7 @@ def test_a_disk_that_fills_up_leaves_the_state_before(
     assert process.exitcode == 2
     _, error = training.printed().split("error: ")
     assert "No space left on device" in error
-    assert f"the last good state is whole, in {training.state}" in error
+    assert f"the last good state is in {training.state}" in error
     steps = training.steps()
     assert training.run(*AT_EVERY_STEP) == 2  # it is still full
     assert "Traceback" not in training.printed()

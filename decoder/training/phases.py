@@ -1,0 +1,65 @@
+"""The two phases of a training: cross-entropy, then REINFORCE from its best weights."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from decoder.cider import all_words_encoded
+from decoder.data.batches import Batch
+from decoder.model.decoders import Decoder
+from decoder.training.objectives import Loss, cross_entropy, reinforce
+from decoder.training.options import CrossEntropyOptions, ReinforceOptions
+from decoder.training.rewards import MixedReward, Reward
+from pipeline.captions import Image
+from pipeline.vocabulary import Vocabulary
+
+
+@dataclass
+class CrossEntropyPhase:
+    """Phase 1: teacher forcing, with dropout."""
+
+    options: CrossEntropyOptions
+    steps: int
+    """Steps of the phase, if it does not stop early."""
+
+    name: ClassVar[str] = "xe"
+    title: ClassVar[str] = "cross-entropy"
+    has_reward: ClassVar[bool] = False
+
+    def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
+        """Return the loss of a batch; scheduled sampling grows with the step."""
+        own_words = self.options.scheduled_sampling * step / self.steps
+        return cross_entropy(model.train(), batch, self.options.label_smoothing, own_words)
+
+
+@dataclass
+class ReinforcePhase:
+    """Phase 2: REINFORCE, without dropout."""
+
+    options: ReinforceOptions
+    steps: int
+    """Steps of the phase, if it does not stop early."""
+    images: list[Image]
+    """The training images, whose captions are the references of the reward."""
+    vocabulary: Vocabulary
+
+    name: ClassVar[str] = "rl"
+    title: ClassVar[str] = "REINFORCE"
+    has_reward: ClassVar[bool] = True
+
+    @cached_property
+    def reward(self) -> Reward:
+        """The reward over all training references, prepared at its first use."""
+        references = all_words_encoded(self.images, self.vocabulary)
+        return MixedReward(references, self.options.bleu_weight)
+
+    def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
+        """Return the loss of a batch, for which captions are sampled."""
+        longest = self.vocabulary.max_length
+        return reinforce(model.eval(), batch, self.reward, self.options, longest)
+
+
+Phase = CrossEntropyPhase | ReinforcePhase
+
+# By the name that a phase has in options, config.json, the state and metrics.jsonl; in their order.
+TITLES = {phase.name: phase.title for phase in (CrossEntropyPhase, ReinforcePhase)}

@@ -1,0 +1,139 @@
+"""Validation: the averaged weights write captions, whose scores choose the best weights."""
+
+import copy
+from collections.abc import Callable
+from itertools import islice
+
+import torch
+
+from decoder.data.batches import Features
+from decoder.data.readers import SplitReader
+from decoder.generation.constraints import constraints
+from decoder.generation.generate import NotFinite, beam_search
+from decoder.generation.options import GenerateOptions
+from decoder.model.decoders import Decoder
+from decoder.training import distributed
+from decoder.training.state import TrainingState
+from evaluation.diagnostics import diagnose
+from evaluation.validation import Validator
+from features.distributed import broadcast, rank, world_size
+from pipeline.captions import Image
+from pipeline.vocabulary import Vocabulary
+
+# Images whose captions are written at once.
+VALIDATION_BATCH = 50
+
+
+class Validation:
+    """Writes captions of the validation images, as decoder.caption does, and scores them.
+
+    Args:
+        state: the training, whose averaged weights are validated.
+        images: the validation images.
+        validator: scores their captions; in the first process only.
+        vocabulary: of the captions.
+        beam: width of the beam search whose captions choose the best weights.
+        length_penalty: of that search.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        images: SplitReader,
+        validator: Validator | None,
+        vocabulary: Vocabulary,
+        beam: int,
+        length_penalty: float,
+    ) -> None:
+        self.state = state
+        self.images = images
+        self.validator = validator
+        self.vocabulary = vocabulary
+        self.beam = beam
+        self.widths = sorted({1, beam})  # 1 is greedy
+        self._length_penalty = length_penalty
+        self._forbidden = constraints(GenerateOptions(), vocabulary, vocabulary.max_length)
+
+    def begin(self) -> None:
+        """Start tokenizing the references in the background, if that has not started yet."""
+        if self.validator is not None:
+            self.validator.begin()
+
+    def run(self, save_if_due: Callable[[], None]) -> tuple[dict[str, float], str]:
+        """Score the captions that the averaged weights write.
+
+        Args:
+            save_if_due: called after every batch, when the state has its captions.
+
+        Returns:
+            The scores and the share of bad endings of the beam search's captions, with the CIDEr of
+            the greedy captions as "greedy_CIDEr"; and the tokenizer used.
+
+        Raises:
+            UserError: the model's scores are not finite numbers.
+        """
+        written = self._write_all(save_if_due)
+        result: tuple[dict[str, float], str] | None = None
+        if self.validator is not None:
+            by_width = dict(zip(self.widths, zip(*written, strict=True), strict=True))
+            ids = [image.id for image in self.images.images]
+            captions = {w: dict(zip(ids, texts, strict=True)) for w, texts in by_width.items()}
+            of_width = {width: self.validator.score(captions[width]) for width in self.widths}
+            scores = dict(of_width[self.beam])
+            scores["greedy_CIDEr"] = of_width[1]["CIDEr"]
+            scores["bad_endings"] = diagnose(captions[self.beam].values())["bad_endings"]
+            result = scores, self.validator.tokenizer
+        shared = broadcast(result)
+        assert shared is not None  # the first process has the validator
+        return shared
+
+    def _write_all(self, save_if_due: Callable[[], None]) -> list[list[str]]:
+        """Return the captions of all validation images; each process writes its share of them."""
+        averaged, world, progress = self.averaged_model(), world_size(), self.state.progress
+        if world > 1:  # each has other captions, and only the first saves a state
+            progress.written = []
+        written = progress.written
+        done = -(-len(written) // VALIDATION_BATCH)
+        size = min(VALIDATION_BATCH, -(-len(self.images) // world))
+        batches = self.images.batches(size)
+        shares: list[list[list[str]]] = []
+        for images, features in islice(batches, done + rank(), None, world):
+            shares.append(self.write_captions(averaged, images, features))
+            if world == 1:
+                written += shares[-1]
+                save_if_due()
+        if world == 1:
+            return written
+        return [captions for share in distributed.gather(shares) for captions in share]
+
+    def averaged_model(self) -> Decoder:
+        """Return a copy of the model with the averaged weights, in evaluation mode."""
+        averaged = copy.deepcopy(self.state.model).eval()
+        averaged.load_state_dict(self.state.average)
+        return averaged
+
+    @torch.inference_mode()
+    def write_captions(
+        self, model: Decoder, images: list[Image], features: Features
+    ) -> list[list[str]]:
+        """Return for each image the captions that `model` writes, one for each of `widths`.
+
+        Raises:
+            UserError: the model's scores are not finite numbers.
+        """
+        longest, penalty = self.vocabulary.max_length, self._length_penalty
+        try:
+            memory = model.encode(features.to(next(model.parameters()).device))
+            searches = [
+                beam_search(model, memory, width, longest, penalty, forbidden=self._forbidden)
+                for width in self.widths
+            ]
+        except NotFinite as error:
+            ids = torch.tensor([image.id for image in images])
+            what = f"{error}, in validation,"
+            raise self.state.non_finite_error(what, ids, features) from error
+        best_tokens = (search.tokens_IKT[:, 0].tolist() for search in searches)
+        return [
+            [self.vocabulary.decode(tokens) for tokens in of_image]
+            for of_image in zip(*best_tokens, strict=True)
+        ]
