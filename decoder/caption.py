@@ -1,17 +1,24 @@
-"""Stage `caption`: captions of a split's images, of one's own pictures, of those of a page."""
+"""Stage `caption`: captions of a split's images, of your own pictures, or of those of a page."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 
-from decoder.captioning.captioner import usual_writing
-from decoder.captioning.files import caption_files
-from decoder.captioning.html import caption_page
+import torch
+
+from decoder.captioning.captioner import Captioner, Runs, default_generation, input_files
+from decoder.captioning.files import find_pictures, print_captions
+from decoder.captioning.html import write_page
+from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
-from decoder.captioning.split import caption_split
+from decoder.captioning.sidecars import write_sidecars
+from decoder.captioning.split import caption_split, name_of
+from decoder.captioning.writer import CaptionWriter
 from decoder.runs.packaged import packaged
+from features.devices import choose_device
 from features.errors import UserError
 from pipeline.command import run as run_command
+from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder
 
 
@@ -19,20 +26,53 @@ def caption(options: CaptionOptions) -> int:
     """Write captions for pictures and folders of pictures, for a page, or for a split."""
     folders = [RunFolder(path) for path in options.run or (packaged(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
-    runs = [(run, getattr(run, name)) for run in folders for name in weights]
     for run in folders:
         if "best_xe" in weights and run.best.exists() and not run.best_xe.exists():
             raise UserError(
-                f"{run.path} holds no weights from before REINFORCE; nor does any captioner that "
-                "decoder.export makes: leave out --weights"
+                f"{run.path} holds no weights from before REINFORCE, and a captioner exported by "
+                "decoder.export never does; leave out --weights"
             )
+    runs = [(run, getattr(run, name)) for run in folders for name in weights]
     if len(folders) == 1:
-        options = replace(options, generate=usual_writing(folders[0], options.generate))
+        options = replace(options, generate=default_generation(folders[0], options.generate))
     if options.split is not None:
-        return caption_split(options, runs, options.split)
+        _caption_split(options, runs, options.split)
+        return 0
+
+    writer = CaptionWriter(
+        runs,
+        options.generate,
+        threshold=options.unsure,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=choose_device(options.device),
+    )
     if options.alt is not None:
-        return caption_page(options, runs, options.alt)
-    return caption_files(options, runs)
+        write_page(writer, options.alt, options.out, options.site, options.force)
+        return writer.report_unreadable()
+    paths = find_pictures(options.pictures)
+    if options.out is not None:
+        write_listing(writer, paths, options.out, options.force)
+    elif options.sidecar is not None:
+        write_sidecars(writer, paths, options.sidecar, options.force)
+    else:
+        print_captions(writer, paths, options.json)
+    return writer.report_unreadable()
+
+
+def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
+    """Caption a split unless its captions are up to date."""
+    run, _ = runs[0]
+    suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
+    out = options.out or run.captions(split, suffix)
+    inputs = [run.work.captions, run.work.features, *input_files(runs, options.generate)]
+    stamp = Stamp(out.parent, f"caption-{name_of(out)}", options, inputs)
+    if stamp.holds() and not options.force:
+        print(f"caption: {out} unchanged, skipped")
+        return
+    torch.manual_seed(options.seed)
+    captioner = Captioner(runs, options.generate, choose_device(options.device))
+    stamp.write(caption_split(captioner, split, out, options.batch_size, options.attention))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

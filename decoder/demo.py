@@ -1,4 +1,4 @@
-"""Stage `demo`: a page in the browser that captions pictures, and searches a work directory."""
+"""Stage `demo`: a browser page that captions pictures and searches a work directory."""
 
 import importlib.util
 import sys
@@ -13,27 +13,33 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def demo(options: DemoOptions) -> None:
-    """Open a page that captions the pictures dropped on it, and searches those of --work.
+    """Open a page that captions the pictures dropped on it and searches those of --work.
 
-    It needs no internet, and only this machine can reach it unless --host says otherwise.
+    It needs no internet. Only this machine can reach it, unless --host is given.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "the page needs Gradio, which is not installed; in a clone of the project: "
             "./.venv/bin/python -m pip install --editable '.[demo]'"
         )
-    from decoder.captioning.page import Describer, serve
+    from decoder.captioning.page import PageCaptioner, serve
     from decoder.ranking.searcher import Searcher
 
     run = RunFolder(options.run or packaged())
     device = choose_device(options.device)
-    describer = Describer(run, options.unsure, device)
+    captioner = PageCaptioner(run, options.unsure, device)
     searcher = None
     if options.work is not None:
-        # Before REINFORCE, a decoder has more sense for what others write.
+        # A decoder from before REINFORCE models human captions better.
         weights = run.best_xe if run.best_xe.exists() else run.best
         searcher = Searcher(run, weights, WorkFolder(options.work), device)
-    serve(options, describer, searcher)
+    serve(
+        captioner,
+        searcher,
+        host=options.host,
+        port=options.port,
+        max_upload=options.max_upload,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from features.commands import CAPTION, EXTRACT, PREPARE, SCORE, TRAIN
-from pipeline.stamps import recorded_options
+from pipeline.up_to_date import recorded_options
 from pipeline.work import RunFolder
 
 # Groups of options whose name is not part of the command line.

@@ -74,7 +74,7 @@ def test_name_with_a_line_break_needs_json_output(
     picture.parent.mkdir(parents=True)
     shutil.copy(root / "x.jpg", picture)
     assert caption.main(["--run", run, str(tmp_path)]) == 2
-    assert "1 names have a line break" in capsys.readouterr().err
+    assert "1 names contain a line break" in capsys.readouterr().err
     assert caption.main(["--run", run, "--json", str(tmp_path)]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
 

@@ -1,7 +1,7 @@
-"""How sure a caption is: what its probability has meant for captions of the validation split.
+"""Confidence: the probability that a caption is good, calibrated on validation captions.
 
-A caption counts as good if its CIDEr reaches `GOOD`. How often that happens at a given mean
-log-probability per word is learnt by logistic regression (Platt 1999) from the validation captions.
+A caption is good if its CIDEr is at least `GOOD`. A logistic regression on the mean log-probability
+per word (Platt 1999) predicts whether it is.
 """
 
 import math
@@ -11,15 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from decoder.captioning.captioner import Captioned, Captioner, usual_writing
+from decoder.captioning.captioner import Candidate, Captioner, default_generation
 from features.commands import EXPORT
 from features.errors import UserError
 from features.files import read_json
-from pipeline.work import RunFolder
 
-# Scores of captions, by the toolkit, against some five of people.
+# As scored by the toolkit, usually against five reference captions.
 GOOD = 0.3
-# Fewer tell too little; a captioner made of them has no confidence.
+# With fewer validation captions a captioner has no confidence estimate.
 LEAST = 50
 
 
@@ -30,51 +29,62 @@ class Confidence:
     slope: float
     intercept: float
     good: float
-    """The CIDEr from which on a caption counted as good."""
+    """The lowest CIDEr of a good caption."""
     images: int
-    """How many validation captions this was learnt from."""
+    """Number of validation captions it was fitted to."""
 
     def of(self, mean_log_probability: float) -> float:
-        """Return the probability, from 0 to 1."""
+        """Return the probability that such a caption is good, from 0 to 1."""
         return _logistic(self.slope * mean_log_probability + self.intercept)
 
 
-def mean_log_probability(caption: Captioned) -> float:
-    """Return a caption's natural log-probability per word, its end counted as one."""
+def mean_log_probability(caption: Candidate) -> float:
+    """Return a caption's natural log-probability per word; EOS counts as a word."""
     return caption.log_probability / (len(caption.ids) + 1)
 
 
-def comparable(captioner: Captioner, run: RunFolder) -> bool:
-    """Whether log-probabilities mean what they meant for the run's own validation captions.
+def is_comparable(captioner: Captioner) -> bool:
+    """Whether log-probabilities are comparable to those of the run's own validation captions.
 
-    So they do if one decoder wrote, and what chose among the captions found is what usually does.
+    They are if a single decoder searches, and the method that chooses among its captions is the
+    run's default.
     """
-    options, usual = captioner.options, usual_writing(run)
-    chosen = (options.rerank, options.consensus) == (usual.rerank, usual.consensus)
-    return chosen and len(captioner.models) == 1 and options.views == 1 and not options.sample
+    options, default = captioner.options, default_generation(captioner.run)
+    same_choice = (options.rerank, options.consensus) == (default.rerank, default.consensus)
+    return same_choice and len(captioner.models) == 1 and options.views == 1 and not options.sample
+
+
+def confidence_of(captioner: Captioner) -> Confidence | None:
+    """Return the confidence estimate of a captioner, None if it has none or it would not hold.
+
+    Raises:
+        UserError: see `load`.
+    """
+    return load(captioner.run.path) if is_comparable(captioner) else None
 
 
 def fit(mean_log_probabilities: Sequence[float], ciders: Sequence[float]) -> Confidence | None:
-    """Learn what log-probabilities mean.
+    """Fit a logistic regression that predicts from log-probabilities which captions are good.
 
     Args:
-        mean_log_probabilities: of captions.
-        ciders: of the same captions.
+        mean_log_probabilities: natural log-probability per word of each caption.
+        ciders: CIDEr of each caption.
 
     Returns:
-        None if there are fewer than `LEAST` captions, or almost all or none of them are good.
+        None if there are fewer than `LEAST` captions, or too few good or too few bad ones.
     """
     x, y = np.array(mean_log_probabilities, float), np.array(ciders, float) >= GOOD
     if len(x) < LEAST or min(y.sum(), (~y).sum()) < LEAST / 10:
         return None
     scaled = np.stack([(x - x.mean()) / max(x.std(), 1e-9), np.ones(len(x))], 1)
-    # Platt's targets, which keep the slope finite where the two kinds do not overlap.
+    # Platt's targets keep the slope finite if good and bad captions do not overlap.
     target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
     weights = np.zeros(2)
-    for _ in range(50):  # Newton's method; a handful of steps reach the last digit
-        found = 1 / (1 + np.exp(-np.clip(scaled @ weights, -500, 500)))
-        curvature = scaled.T @ (scaled * (found * (1 - found))[:, None]) + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, scaled.T @ (found - target))
+    for _ in range(50):  # Newton's method converges to the last digit in a handful of steps
+        predicted = 1 / (1 + np.exp(-np.clip(scaled @ weights, -500, 500)))
+        slopes = predicted * (1 - predicted)
+        curvature = scaled.T @ (scaled * slopes[:, None]) + 1e-9 * np.eye(2)
+        step = np.linalg.solve(curvature, scaled.T @ (predicted - target))
         weights -= step
         if np.abs(step).max() < 1e-9:
             break
@@ -84,7 +94,7 @@ def fit(mean_log_probabilities: Sequence[float], ciders: Sequence[float]) -> Con
 
 
 def load(folder: Path) -> Confidence | None:
-    """Return what an exported captioner's captioner.json says, None if it, or the file, has none.
+    """Read the confidence estimate in `folder`/captioner.json; None if it has none or is missing.
 
     Raises:
         UserError: the file is broken.
@@ -99,26 +109,32 @@ def load(folder: Path) -> Confidence | None:
             return None
         slope, intercept, good = (float(values[name]) for name in ("slope", "intercept", "good"))
         if not all(map(math.isfinite, (slope, intercept, good))):
-            raise ValueError(f"numbers that are not finite: {slope}, {intercept}, {good}")
+            raise ValueError(f"expected finite numbers, found {slope}, {intercept}, {good}")
         return Confidence(slope, intercept, good, int(values["images"]))
     except (KeyError, OverflowError, TypeError, ValueError) as error:
-        raise UserError(f"{file} is not a captioner's ({error!r}); {EXPORT} makes it") from error
+        raise UserError(
+            f"{file} is damaged ({error!r}); export the captioner again with {EXPORT}"
+        ) from error
 
 
 def table(
     confidence: Confidence, captions: Sequence[tuple[float, float]]
 ) -> list[dict[str, float]]:
-    """Return how well captions did by their confidence, in fifths of its range.
+    """Tabulate how good captions are by their confidence, in five bins of equal width.
 
     Args:
-        confidence: to be looked at.
-        captions: (mean log-probability, CIDEr) of each.
+        confidence: the estimate to check.
+        captions: (mean log-probability, CIDEr) of each caption.
+
+    Returns:
+        For each bin that is not empty: its bounds, the number of captions, the share of good ones
+        and their mean CIDEr.
     """
-    sure = np.array([confidence.of(x) for x, _ in captions])
+    probability = np.array([confidence.of(x) for x, _ in captions])
     cider = np.array([y for _, y in captions])
     rows = []
     for fifth in range(5):
-        chosen = (np.clip((sure * 5).astype(int), 0, 4)) == fifth
+        chosen = (np.clip((probability * 5).astype(int), 0, 4)) == fifth
         if chosen.any():
             rows.append(
                 {

@@ -1,4 +1,4 @@
-"""Alternative texts for the pictures of an HTML page, the rest of it as it was, byte for byte."""
+"""Alternative texts for the pictures of an HTML page; every other byte of it stays the same."""
 
 import codecs
 from collections.abc import Mapping
@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
-from decoder.captioning.files import PICTURE_SUFFIXES, name_unreadable
-from decoder.captioning.options import CaptionOptions
-from decoder.captioning.writer import PictureWriter, Runs
+from decoder.captioning.files import PICTURE_SUFFIXES
+from decoder.captioning.writer import CaptionWriter
 from features.errors import UserError
 from features.files import write_atomically
 
 MARK = "data-alt-generated"
-# Elements whose content is text, whatever tags it seems to hold.
+# The content of these elements is text, even where it looks like tags.
 _TEXT_ONLY = ("iframe", "noembed", "noframes", "textarea", "title", "xmp")
 _UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
 _TAG = "<img"
@@ -25,25 +24,31 @@ class Bare(NamedTuple):
     """An <img> that needs an alternative text."""
 
     place: int
-    """Where in the text its attributes begin."""
+    """The offset in the text at which its attributes begin."""
     source: str | None
-    """Its src, joined to the page's <base>; None if it has none."""
+    """Its src, joined to the page's <base>; None if it has no src."""
 
 
-class Page:
-    """A page and its <img> without alternative text.
+class HtmlPage:
+    """An HTML page and its <img> elements without alternative text.
 
-    One with alt="" is decorative, and one with role="presentation", aria-hidden or aria-label says
-    likewise that it needs none: they are left alone.
+    Elements with alt="", role="presentation", aria-hidden or aria-label need none and are left
+    alone.
+
+    Args:
+        content: the bytes of the page.
 
     Attributes:
-        bare: those that need one, in the order of the page.
-        others: how many <img> need none.
+        bare: the elements that need an alternative text, in the order of the page.
+        others: number of <img> elements that need none.
+
+    Raises:
+        UnicodeDecodeError: the page starts as UTF-16 but is not.
     """
 
     def __init__(self, content: bytes) -> None:
-        # Latin-1 maps bytes to characters one by one, and what is inserted is ASCII: so whatever
-        # the encoding, if only it holds ASCII, every other byte comes out as it went in.
+        # Latin-1 maps each byte to one character, and only ASCII is inserted. So every other byte
+        # stays the same in any encoding that extends ASCII.
         self._encoding = _UTF16.get(content[:2], "latin-1")
         self._bytes = self._encoding == "latin-1"
         self._text = content.decode(
@@ -53,12 +58,12 @@ class Page:
         self.bare, self.others = images.bare, images.others
 
     def path_of(self, source: str | None, folder: Path, site: Path) -> Path | None:
-        """Return the file that a src means, None if it is on the net or outside the site.
+        """Return the file that a src refers to, None if it is on the web or outside the site.
 
         Args:
             source: as in `Bare`.
-            folder: that the page lies in.
-            site: the folder that "/" stands for, and that no file is looked for outside of.
+            folder: the folder of the page.
+            site: the folder that "/" stands for.
         """
         try:
             parts = urlsplit(source or "")
@@ -66,7 +71,7 @@ class Page:
             return None
         if not parts.path or parts.scheme or parts.netloc:
             return None
-        try:  # back to the bytes of the page, or, of what was written &#x4e2d;, to UTF-8
+        try:  # the bytes of the page, or UTF-8 for a character written as &#x4e2d;
             raw = unquote_to_bytes(parts.path.encode("latin-1" if self._bytes else "utf-8"))
         except UnicodeEncodeError:
             raw = unquote_to_bytes(parts.path.encode("utf-8", "replace"))
@@ -79,7 +84,7 @@ class Page:
         path = site / name.lstrip("/") if name.startswith("/") else folder / name
         try:
             inside = path.resolve().is_relative_to(site.resolve())
-        except (OSError, RuntimeError):  # a name that is too long, links in a circle
+        except (OSError, RuntimeError):  # the name is too long, or a link leads to itself
             return None
         return path if inside else None
 
@@ -87,7 +92,7 @@ class Page:
         """Return the page with alternative texts.
 
         Args:
-            texts: for the number of an entry of `bare`, the text and whether it is unsure.
+            texts: the text, and whether it is unsure, by the index of an element in `bare`.
         """
         parts, last = [], 0
         for number in sorted(texts):
@@ -102,7 +107,7 @@ class Page:
 
 
 class _Images(HTMLParser):
-    """Finds the <img> of a page and where they stand."""
+    """Finds the <img> elements of a page and their offsets."""
 
     def __init__(self, text: str) -> None:
         super().__init__(convert_charrefs=True)
@@ -118,7 +123,7 @@ class _Images(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Note an <img> or the first <base>; skip what is only text."""
+        """Record an <img> or the first <base>; skip elements that hold only text."""
         if tag in _TEXT_ONLY:
             self.set_cdata_mode(tag)
         elif tag == "base" and self._base is None:
@@ -127,7 +132,7 @@ class _Images(HTMLParser):
             self._image({name: value or "" for name, value in reversed(attrs)})
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take <img/> for <img>; in HTML the stroke of any other tag means nothing either."""
+        """Treat <img/> as <img>: HTML ignores the slash, as it does in any other tag."""
         self.handle_starttag(tag, attrs)
 
     def _image(self, attributes: dict[str, str]) -> None:
@@ -146,7 +151,7 @@ class _Images(HTMLParser):
 
 
 def _joined(base: str, source: str) -> str | None:
-    """Return a src as seen from a <base>, None if one of them is no address."""
+    """Resolve a src against a <base>; None if one of them is not a valid address."""
     try:
         absolute = [
             bool(p.scheme or p.netloc or p.path[:1] == "/") for p in map(urlsplit, (base, source))
@@ -155,58 +160,78 @@ def _joined(base: str, source: str) -> str | None:
             return urljoin(base, source)
     except ValueError:
         return None
-    # Not by urljoin, which drops the ".." that a relative base begins with.
+    # urljoin would drop a ".." at the start of a relative base.
     return base[: base.rfind("/") + 1] + source
 
 
-def caption_page(options: CaptionOptions, runs: Runs, file: Path) -> int:
-    """Write a copy of an HTML page with alternative texts and return the exit status."""
-    out = options.out or file.with_name(f"{file.stem}.alt{file.suffix}")
+def write_page(
+    writer: CaptionWriter, file: Path, out: Path | None, site: Path | None, force: bool
+) -> None:
+    """Write a copy of an HTML page with alternative texts.
+
+    Args:
+        writer: captions the pictures.
+        file: the page.
+        out: the copy; by default PAGE.alt.html beside the page.
+        site: the root folder of the web site; by default the folder of the page.
+        force: replace `out` even if it is not a copy of ours.
+
+    Raises:
+        UserError: the page cannot be read, `out` must not be replaced or cannot be written, or see
+            `CaptionWriter.captions`.
+    """
+    out = out or file.with_name(f"{file.stem}.alt{file.suffix}")
+    site = site or file.parent
     if file.suffix.lower() in PICTURE_SUFFIXES:
         raise UserError(
-            f"--alt takes an HTML page, found {file}; a picture is captioned by its name alone, "
-            "without --alt"
+            f"--alt expects an HTML page, found {file}; caption a picture without --alt"
         )
     try:
         content = file.read_bytes()
-        page = Page(content)
+        page = HtmlPage(content)
     except UnicodeDecodeError as error:
         raise UserError(f"{file} starts as UTF-16, but is not: {error}") from error
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    if out.exists() and (out.samefile(file) or not (options.force or _is_copy(out, content))):
-        raise UserError(
-            f"{out} is there already and is not a copy that this command made; choose another "
-            "--out" + ("" if out.samefile(file) else ", or replace it with --force")
-        )
-    folder = file.parent
+    _check_copy(out, file, content, force)
     places: dict[Path, list[int]] = {}
     elsewhere = 0
     for number, image in enumerate(page.bare):
-        path = page.path_of(image.source, folder, options.site or folder)
+        path = page.path_of(image.source, file.parent, site)
         if path is None:
             elsewhere += 1
         else:
             places.setdefault(path, []).append(number)
     texts: dict[int, tuple[str, bool]] = {}
-    writer = PictureWriter(runs, options)
-    for path, (best, *_) in writer.each(list(places)):
-        if best.sentence:  # an empty text would say that the picture is decoration
-            texts |= dict.fromkeys(places[path], (best.standing_alone, best.unsure))
+    for path, (best, *_) in writer.captions(list(places)):
+        if best.sentence:  # an empty text would mark the picture as decoration
+            texts |= dict.fromkeys(places[path], (best.hedged, best.unsure))
     write_atomically(out, page.with_texts(texts))
     print(
         f"caption: {len(texts)} alternative texts in {out}; {page.others} images needed none, "
-        f"{elsewhere} are on the net or outside {options.site or folder} and have none yet"
+        f"{elsewhere} are on the web or outside {site} and have none yet"
     )
-    return name_unreadable(writer)
 
 
-def _is_copy(file: Path, of_page: bytes) -> bool:
-    """Whether a page holds alternative texts of ours, or is the same to the byte: we wrote it."""
+def _check_copy(out: Path, file: Path, content: bytes, force: bool) -> None:
+    """Raise UserError if `out` is the page itself, or exists and is not a copy of ours."""
+    if not out.exists():
+        return
+    if out.samefile(file):
+        raise UserError(f"{out} is the page itself; choose another --out for the copy")
+    if not (force or _is_copy(out, content)):
+        raise UserError(
+            f"{out} exists and is not a copy made by this command; choose another --out, or "
+            "replace it with --force"
+        )
+
+
+def _is_copy(file: Path, page: bytes) -> bool:
+    """Whether a file has alternative texts of ours, or equals the page, which needed none."""
     try:
         content = file.read_bytes()
     except OSError:
         return False
-    if content == of_page:  # which needed none
+    if content == page:
         return True
     return any(MARK.encode(code) in content for code in ("ascii", "utf-16-le", "utf-16-be"))

@@ -62,7 +62,7 @@ class CaptionOptions:
         require(
             given == 1,
             "expected the paths of pictures, or --split NAME, or --alt PAGE, found "
-            + ("none of them" if given == 0 else "several of them"),
+            + ("none of them" if given == 0 else "more than one of them"),
         )
         if self.pictures and self.out is not None:
             require(
@@ -75,13 +75,14 @@ class CaptionOptions:
         )
         require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
         require(
-            self.sidecar is None or self.out is None, "--sidecar and --out are two ways; choose one"
+            self.sidecar is None or self.out is None,
+            "expected --sidecar or --out, found both; choose one",
         )
         require(self.alt is not None or self.site is None, "--site needs --alt")
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
         require(
             self.split is None or len(self.run) == 1 or self.out is not None,
-            "captions by several runs are no single run's: name their file with --out",
+            "captions by several runs belong to none of their folders: name their file with --out",
         )
         require(self.seed >= 0, "--seed must not be negative")
         require(self.batch_size > 0, "--batch-size must be positive")

@@ -1,6 +1,6 @@
-"""The page of `decoder.demo`: what it shows, as HTML that a screen reader can read, and its server.
+"""The browser page of `decoder.demo`: its content, as HTML made for screen readers, and its server.
 
-Gradio makes the page and carries the files; captioner and search know nothing of it.
+Gradio builds the page and handles uploads; the captioner and the search do not depend on it.
 """
 
 import contextlib
@@ -15,26 +15,27 @@ from typing import Any
 
 import torch
 
-from decoder.captioning.captioner import Captioned, Captioner, usual_writing
-from decoder.captioning.confidence import load
-from decoder.captioning.options import DemoOptions
-from decoder.captioning.writer import Told, tell
+from decoder.captioning.captioner import Candidate, Captioner, default_generation
+from decoder.captioning.confidence import confidence_of
+from decoder.captioning.writer import Caption, describe
+from decoder.data.batches import Features
 from decoder.data.pictures import features_of
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.searcher import Found, Searcher
 from evaluation.gallery import picture, shade
 from features.errors import UserError, first_few
 from features.images import PictureError
+from pipeline.text import as_sentence
 from pipeline.work import RunFolder
 
 TITLE = "Captions of pictures"
 ALTERNATIVES = 3
-# Other captions worth reading differ from the first, which the plain beam's do not.
+# Alternatives should differ from the caption; those of a plain beam search hardly do.
 _DIVERSE = GenerateOptions(beam=8, groups=4, captions=4)
 _WORD_WIDTH, _PICTURE_WIDTH = 200, 480
 _CAUTION = (
-    "The captioner is small: it says what the whole of an everyday photograph shows, and often "
-    "gets colours, numbers and what is rare wrong. Do not rely on it where that matters."
+    "The captioner is small: it describes an everyday photograph as a whole, and often gets "
+    "colours, numbers and rare things wrong. Do not rely on it where that matters."
 )
 _CSS = """
 .caption { font-size: 1.5em; margin: 0 0 .3em }
@@ -52,48 +53,49 @@ footer { display: none !important }
 """
 
 
-class Describer:
-    """Captions one picture at a time for the page; its CNN and decoder are loaded once.
+class PageCaptioner:
+    """Captions one picture at a time for the page; the CNN and the decoder are loaded once.
 
     Args:
         run: the run or captioner.
-        unsure: captions less probable than this to be good are marked.
-        device: where it runs.
+        threshold: captions whose confidence is below this are marked as unsure.
+        device: where to compute.
     """
 
-    def __init__(self, run: RunFolder, unsure: float, device: torch.device) -> None:
-        self._captioner = Captioner([(run, run.best)], usual_writing(run), device)
+    def __init__(self, run: RunFolder, threshold: float, device: torch.device) -> None:
+        self._captioner = Captioner([(run, run.best)], default_generation(run), device)
         self._diverse = Captioner([(run, run.best)], _DIVERSE, device)
-        self._confidence = load(run.path)
-        self._unsure = unsure
+        self._confidence = confidence_of(self._captioner)
+        self._threshold = threshold
         self._backbone = self._captioner.backbone()
 
-    def describe(self, path: Path) -> str:
-        """Return caption, confidence, alternatives and attention as HTML.
+    def html(self, path: Path) -> str:
+        """Return the caption, confidence, alternatives and attention of a picture as HTML.
 
         Raises:
             PictureError: the picture cannot be read.
-            UserError: likewise, where it is drawn.
+            UserError: the picture cannot be read again to show it.
         """
         features = features_of(self._backbone, path)
         best = self._captioner.caption(features)[0]
         others = [one for one in self._diverse.captions(features)[0] if one.text != best.text]
-        told = tell(best, self._confidence, self._unsure)
-        sentences = [tell(one, None, 0).sentence for one in others[:ALTERNATIVES]]
-        return _result(told, sentences, path, self._words(features, best, path))
+        caption = describe(best, self._confidence, self._threshold)
+        sentences = [as_sentence(other.text) for other in others[:ALTERNATIVES]]
+        return _result(caption, sentences, path, self._words(features, best, path))
 
-    def _words(self, features: Any, best: Captioned, path: Path) -> str:
+    def _words(self, features: Features, best: Candidate, path: Path) -> str:
+        """Return the attention at each word as HTML, nothing if no model attends."""
         if not self._captioner.attends:
             return ""
         height, width = self._captioner.config["features"]["grid"]
-        (looked_TR,) = self._captioner.attention(features, [best])
+        (attention_TR,) = self._captioner.attention(features, [best])
         small = picture(path, _WORD_WIDTH)
         items = [
             f'<li><div class="look"><img src="{small}" alt="">'
             f'<img class="shade" src="{shade(weights_R.reshape(height, width))}" '
             f'alt="Where it looked for “{escape(word)}”"></div><span>{escape(word)}</span></li>'
             for word, weights_R in zip(
-                self._captioner.vocabulary.words_of(best.ids), looked_TR, strict=False
+                self._captioner.vocabulary.words_of(best.ids), attention_TR, strict=False
             )
         ]
         return (
@@ -102,23 +104,24 @@ class Describer:
         )
 
 
-def _result(told: Told, others: list[str], path: Path, words: str) -> str:
-    sure = "How sure it is, is not known of this captioner."
-    if told.confidence is not None:
-        mark = '<span class="unsure">Unsure.</span> ' if told.unsure else ""
-        sure = f"{mark}Probability that this is a good caption: {told.confidence:.0%}."
-    listed = "".join(f"<li>{escape(one)}</li>" for one in others) or "<li>None was found.</li>"
+def _result(caption: Caption, others: list[str], path: Path, words: str) -> str:
+    confidence = "This captioner has no confidence estimate."
+    if caption.confidence is not None:
+        mark = '<span class="unsure">Unsure.</span> ' if caption.unsure else ""
+        confidence = f"{mark}Probability that this is a good caption: {caption.confidence:.0%}."
+    listed = "".join(f"<li>{escape(one)}</li>" for one in others) or "<li>There are none.</li>"
+    sentence = escape(caption.sentence)
     return (
-        f'<div class="result"><p class="caption">{escape(told.sentence)}</p>'
-        f'<p class="confidence">{sure}</p>'
-        f'<img class="whole" src="{picture(path, _PICTURE_WIDTH)}" alt="{escape(told.sentence)}">'
+        f'<div class="result"><p class="caption">{sentence}</p>'
+        f'<p class="confidence">{confidence}</p>'
+        f'<img class="whole" src="{picture(path, _PICTURE_WIDTH)}" alt="{sentence}">'
         f'<h3>Other captions</h3><ul class="others">{listed}</ul>{words}</div>'
     )
 
 
-def found_as_html(found: list[Found], unknown: list[str]) -> str:
-    """Return the pictures that were found as a list, the best first."""
-    note = f"<p>Left out, for unknown: {escape(first_few(unknown))}.</p>" if unknown else ""
+def _search_results(found: list[Found], unknown: list[str]) -> str:
+    """Return the pictures that a search found as an HTML list, the best first."""
+    note = f"<p>Unknown words were ignored: {escape(first_few(unknown))}.</p>" if unknown else ""
     items = []
     for number, one in enumerate(found, 1):
         name = escape(one.file.name)
@@ -126,46 +129,46 @@ def found_as_html(found: list[Found], unknown: list[str]) -> str:
             shown = (
                 f'<img src="{picture(one.file, _WORD_WIDTH * 2)}" alt="Result {number}: {name}">'
             )
-        except UserError:  # the data set was moved; its features are still found
-            shown = "<p>The picture is not there any more.</p>"
+        except UserError:  # the data set was moved, but its features are still searched
+            shown = "<p>The picture is no longer there.</p>"
         items.append(f"<li>{shown}<span>{name}</span><span>score {one.score:.2f}</span></li>")
     return f'{note}<ol class="found">{"".join(items)}</ol>'
 
 
-def _trouble(message: str) -> str:
-    return f'<p class="trouble" role="alert">{escape(message)}</p>'
+def _error(message: str) -> str:
+    return f'<p class="problem" role="alert">{escape(message)}</p>'
 
 
-def blocks(describer: Describer, searcher: Searcher | None) -> Any:
+def _blocks(captioner: PageCaptioner, searcher: Searcher | None) -> Any:
     """Return the page as Gradio's Blocks. One visitor at a time uses the models, others queue."""
     import gradio as gr
 
-    def describe(path: str) -> str:
+    def caption(path: str) -> str:
         try:
-            return describer.describe(Path(path))
+            return captioner.html(Path(path))
         except PictureError as error:
-            return _trouble(f"This picture cannot be read: {error}. Try another one.")
+            return _error(f"This picture cannot be read: {error}. Try another one.")
         except UserError as error:
-            return _trouble(str(error))
+            return _error(str(error))
         finally:
             Path(path).unlink(missing_ok=True)
 
     def search(sentence: str) -> str:
-        assert searcher is not None  # there is no tab else
+        assert searcher is not None  # otherwise there is no search tab
         try:
-            return found_as_html(searcher.find(sentence), searcher.unknown(sentence))
+            return _search_results(searcher.find(sentence), searcher.unknown(sentence))
         except UserError as error:
-            return _trouble(str(error))
+            return _error(str(error))
 
     one = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
-    # Files are deleted after use; should a visitor leave in between, within the hour.
+    # Files are deleted after use, or within the hour if a visitor leaves before that.
     with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(f"# {TITLE}\n{_CAUTION}")
         with gr.Tab("Caption a picture"):
             file = gr.File(label="Picture", file_types=["image"], elem_id="picture")
-            told = gr.HTML(elem_id="told", html_template=_LIVE)
-            # The file goes again, which makes room for the next picture.
-            gr.on([file.upload], lambda path: (describe(path), None), file, [told, file], **one)
+            result = gr.HTML(elem_id="caption", html_template=_LIVE)
+            # Clearing the file makes room for the next picture.
+            gr.on([file.upload], lambda path: (caption(path), None), file, [result, file], **one)
         if searcher is not None:
             with gr.Tab("Search"):
                 count = len(searcher.images)
@@ -181,7 +184,7 @@ def blocks(describer: Describer, searcher: Searcher | None) -> Any:
     return page
 
 
-# What changes in it is read out by screen readers.
+# Screen readers read out what changes in a live region.
 _LIVE = '<div role="status" aria-live="polite">${value}</div>'
 
 
@@ -189,7 +192,7 @@ def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens on an address.
 
     Raises:
-        UserError: the port is taken, or the address is not one of this machine.
+        UserError: the port is taken, or the address does not belong to this machine.
     """
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -200,15 +203,24 @@ def listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise UserError(
             f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another "
-            "--port (0 takes any that is free), or --host"
+            "--port (0 takes a free one), or --host"
         ) from error
     return listening
 
 
-def serve(options: DemoOptions, describer: Describer, searcher: Searcher | None) -> None:
-    """Serve the page until SIGTERM or Ctrl-C, and print where it is.
+def serve(
+    captioner: PageCaptioner, searcher: Searcher | None, *, host: str, port: int, max_upload: int
+) -> None:
+    """Serve the page until SIGTERM or Ctrl-C, and print its address.
 
-    Uploaded files lie in a folder of their own, which goes when the server does.
+    Uploaded files lie in a temporary folder, which is deleted when the server ends.
+
+    Args:
+        captioner: captions the pictures.
+        searcher: searches a work directory; without it there is no search tab.
+        host: address to listen on.
+        port: port to listen on; 0 takes a free one.
+        max_upload: largest picture accepted, in megabytes.
 
     Raises:
         UserError: see `listen`.
@@ -222,17 +234,17 @@ def serve(options: DemoOptions, describer: Describer, searcher: Searcher | None)
         app = FastAPI(openapi_url=None)
 
         @app.middleware("http")
-        async def only_from_here(
+        async def load_from_here_only(
             request: Request, call_next: Callable[[Request], Awaitable[Response]]
         ) -> Response:
             response = await call_next(request)
-            # Whatever the page's libraries would like to load, the browser does not.
+            # The browser then loads nothing from elsewhere, whatever the page's libraries ask for.
             response.headers["Content-Security-Policy"] = (
                 "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
             )
             return response
 
-        # Fonts by name: Gradio's own theme would ask the net for them.
+        # Local fonts: Gradio's own theme would load fonts from the web.
         theme = gr.themes.Default(
             primary_hue="blue",  # Gradio's orange has too little contrast with white
             font=["system-ui", "sans-serif"],
@@ -240,25 +252,25 @@ def serve(options: DemoOptions, describer: Describer, searcher: Searcher | None)
         )
         gr.mount_gradio_app(
             app,
-            blocks(describer, searcher),
+            _blocks(captioner, searcher),
             "/",
             theme=theme,
             css=_CSS,
             footer_links=[],
-            max_file_size=options.max_upload * 2**20,
+            max_file_size=max_upload * 2**20,
             ssr_mode=False,
             enable_monitoring=False,
         )
-        with contextlib.closing(listen(options.host, options.port)) as listening:
-            host, port = listening.getsockname()[:2]
-            shown = f"[{host}]" if ":" in host else host
+        with contextlib.closing(listen(host, port)) as listening:
+            address, free_port = listening.getsockname()[:2]
+            shown = f"[{address}]" if ":" in address else address
 
             class Server(uvicorn.Server):
                 async def startup(self, sockets: list[socket.socket] | None = None) -> None:
                     await super().startup(sockets)
-                    print(f"demo: http://{shown}:{port}/ (Ctrl-C ends it)", flush=True)
+                    print(f"demo: http://{shown}:{free_port}/ (Ctrl-C ends it)", flush=True)
 
-            # The server raises the signal that ended it once more when it is done.
+            # When it has stopped, the server raises again the signal that ended it.
             signal.signal(signal.SIGTERM, lambda *_: None)
             config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
             Server(config).run(sockets=[listening])

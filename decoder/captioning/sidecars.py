@@ -1,31 +1,70 @@
-"""A caption beside its picture: PICTURE.txt, or PICTURE.xmp as photo software reads it."""
+"""A caption beside its picture: PICTURE.txt, or PICTURE.xmp for photo software."""
 
+import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Sequence
 from pathlib import Path
 
+from decoder.captioning.writer import CaptionWriter
+from features.errors import first_few
 from features.files import write_atomically
 
 _TOOLKIT = "caption-pipeline"
 _X, _DC = "adobe:ns:meta/", "http://purl.org/dc/elements/1.1/"
 _RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
 _LANG = "{http://www.w3.org/XML/1998/namespace}lang"
-_MOST_BYTES = 2**20  # of an XMP file of ours, a thousand times over
+_MAX_BYTES = 2**20  # a thousand times the size of an XMP file of ours
+
+
+def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: str, force: bool) -> None:
+    """Write the sidecars that are missing or outdated.
+
+    Args:
+        writer: captions the pictures.
+        paths: the pictures.
+        kind: txt or xmp.
+        force: replace sidecars that exist, including those of other programs.
+
+    Raises:
+        UserError: a sidecar cannot be written, or see `CaptionWriter.captions`.
+    """
+    missing: list[Path] = []
+    kept: list[Path] = []
+    for path in paths:
+        (missing if force or may_write(path, kind) else kept).append(path)
+    empty: list[str] = []
+    for path, (best, *_) in writer.captions(missing, len(kept)):
+        if best.sentence:
+            write(path, kind, best.hedged)
+        else:
+            empty.append(str(path))
+    print(
+        f"caption: {writer.written - len(empty)} sidecars written, {len(kept)} already there"
+        + (f"; no sidecar for {len(empty)} empty captions: {first_few(empty)}" if empty else "")
+    )
+    if old := [str(path) for path in kept if is_older(path, kind)]:
+        print(
+            f"caption: {len(old)} of these are older than their pictures and may not be ours: "
+            f"{first_few(old)}; --force replaces all sidecars",
+            file=sys.stderr,
+        )
 
 
 def sidecar_of(picture: Path, kind: str) -> Path:
-    """Return where the sidecar lies: photo.jpg.txt or photo.jpg.xmp.
+    """Return the path of the sidecar: photo.jpg.txt or photo.jpg.xmp.
 
-    The whole name is kept, as digiKam and darktable do, for photo.jpg and photo.png are two.
+    The picture's suffix is kept, as digiKam and darktable do, because photo.jpg and photo.png may
+    both exist.
     """
     return picture.with_name(f"{picture.name}.{kind}")
 
 
 def is_ours(sidecar: Path, kind: str) -> bool:
-    """Whether we wrote an XMP sidecar; of a text nobody can tell, so it is taken for another's."""
+    """Whether we wrote a sidecar. A text file shows no author, so it is never taken for ours."""
     if kind != "xmp":
         return False
     try:
-        if not sidecar.is_file() or sidecar.stat().st_size > _MOST_BYTES:
+        if not sidecar.is_file() or sidecar.stat().st_size > _MAX_BYTES:
             return False
         root = ET.fromstring(sidecar.read_bytes())
     except (OSError, ET.ParseError, ValueError, LookupError):
@@ -50,7 +89,7 @@ def is_older(picture: Path, kind: str) -> bool:
 
 
 def write(picture: Path, kind: str, text: str) -> None:
-    """Write `text` as the sidecar of `picture`, whole or not at all, in place of one there.
+    """Write `text` as the sidecar of `picture` atomically, replacing an existing one.
 
     Raises:
         UserError: it cannot be written.

@@ -1,101 +1,115 @@
-"""Captions of a split of a work directory, with where each word looked."""
+"""Captions of a split of a work directory, with the attention at each word."""
 
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from decoder.captioning.captioner import Captioned, Captioner
-from decoder.captioning.confidence import comparable, mean_log_probability
-from decoder.captioning.options import CaptionOptions
-from decoder.captioning.writer import Runs, read_by
+from decoder.captioning.captioner import Candidate, Captioner
+from decoder.captioning.confidence import is_comparable, mean_log_probability
 from decoder.data.readers import SplitReader
-from features.devices import choose_device
+from features.commands import EXTRACT
 from features.errors import UserError
 from features.files import write_atomically, write_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
-from pipeline.up_to_date import Stamp
 
 
-def caption_split(options: CaptionOptions, runs: Runs, split: str) -> int:
-    """Caption a split of the first run's work directory and return the exit status."""
-    run, _ = runs[0]
-    table_path, store_path = run.work.captions, run.work.features
-    suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
-    out = options.out or run.captions(split, suffix)
-    name = out.stem.removeprefix("captions_")
-    attention_path = out.with_name(f"attention_{name}.npz")
-    inputs = [table_path, store_path, *read_by(runs, options.generate)]
-    stamp = Stamp(out.parent, f"caption-{name}", options, inputs)
-    if stamp.holds() and not options.force:
-        print(f"caption: {out} unchanged, skipped")
-        return 0
-    torch.manual_seed(options.seed)
-    captioner = Captioner(runs, options.generate, choose_device(options.device))
-    store = FeatureStore(store_path)
-    store.expect(
-        fingerprint(captioner.config["features"]),
-        f"the run {run.path}",
-        captioner.config["features"],
-    )
-    views = options.generate.views
-    if views > len(store.row_format.views):
-        raise UserError(
-            f"{store_path} holds {len(store.row_format.views)} views of each image, --views asks "
-            f"for {views}; python -m pipeline.extract --views {views} stores more"
-        )
-    reader = SplitReader(store, captions.load(table_path), split)
-    if reader.left_out:
-        print(f"caption: {reader.left_out} images left out, their features could not be extracted")
+def name_of(out: Path) -> str:
+    """Return what follows "captions_" in the name of a file of captions, such as val."""
+    return out.stem.removeprefix("captions_")
 
-    tells_how_sure = comparable(captioner, run)  # decoder.export learns from these captions
+
+def caption_split(
+    captioner: Captioner, split: str, out: Path, batch_size: int, attended: int
+) -> list[Path]:
+    """Caption a split of the work directory of the captioner's run, and return the files written.
+
+    Args:
+        captioner: the captioner.
+        split: name of the split.
+        out: where to write the captions, in the COCO results format. The attention is written
+            beside it, as attention_NAME.npz.
+        batch_size: number of images captioned at once.
+        attended: number of images, from the first on, whose attention is saved.
+
+    Raises:
+        UserError: the captions or features are missing or broken, do not fit the run, or lack the
+            split or the views.
+    """
+    views = captioner.options.views
+    reader = _reader(captioner, split, views)
+    comparable = is_comparable(captioner)  # decoder.export calibrates confidence on these captions
     results: list[dict[str, Any]] = []
-    written: list[Captioned] = []
-    looked: list[np.ndarray] = []
+    words: list[list[str]] = []
+    attention: list[np.ndarray] = []
     with tqdm(total=len(reader), desc="caption", unit="image", disable=None) as bar:
-        for images, features in reader.batches(options.batch_size, views):
-            captions_of_images = captioner.captions(features)
-            found = [several[0] for several in captions_of_images]
-            for image, (best, *others) in zip(images, captions_of_images, strict=True):
+        for images, features in reader.batches(batch_size, views):
+            batch = captioner.captions(features)
+            for image, (best, *others) in zip(images, batch, strict=True):
                 result: dict[str, Any] = {"image_id": image.id, "caption": best.text}
-                if tells_how_sure:
+                if comparable:
                     result["mean_log_probability"] = mean_log_probability(best)
-                if options.generate.captions > 1:
+                if captioner.options.captions > 1:
                     result["alternatives"] = [other.text for other in others]
                 results.append(result)
-            if captioner.attends and len(written) < options.attention:
-                looked.extend(captioner.attention(features, found))
-                written.extend(found)
+            if captioner.attends and len(words) < attended:
+                best_of_each: list[Candidate] = [candidates[0] for candidates in batch]
+                attention.extend(captioner.attention(features, best_of_each))
+                words += [captioner.vocabulary.words_of(best.ids) for best in best_of_each]
             bar.update(len(images))
     write_json(out, results)
     outputs = [out]
-    if written:
-        ids = [result["image_id"] for result in results[: options.attention]]
-        words = [captioner.vocabulary.words_of(c.ids) for c in written[: options.attention]]
-        _save_attention(attention_path, ids, words, looked, captioner.config["features"]["grid"])
+    attention_path = out.with_name(f"attention_{name_of(out)}.npz")
+    if words:
+        ids = [result["image_id"] for result in results[:attended]]
+        grid = captioner.config["features"]["grid"]
+        _save_attention(attention_path, ids, words[:attended], attention, grid)
         outputs.append(attention_path)
     else:
         attention_path.unlink(missing_ok=True)
-    stamp.write(outputs)
     print(f"caption: {len(results)} captions in {out}")
-    return 0
+    return outputs
+
+
+def _reader(captioner: Captioner, split: str, views: int) -> SplitReader:
+    """Open the features of a split that the captioner was trained on."""
+    work, description = captioner.run.work, captioner.config["features"]
+    store = FeatureStore(work.features)
+    store.expect(fingerprint(description), f"the run {captioner.run.path}", description)
+    stored = len(store.row_format.views)
+    if views > stored:
+        raise UserError(
+            f"{work.features} holds {stored} views of each image, but --views is {views}; store "
+            f"more with {EXTRACT} --views {views}"
+        )
+    reader = SplitReader(store, captions.load(work.captions), split)
+    if reader.left_out:
+        print(f"caption: {reader.left_out} images left out: their features could not be extracted")
+    return reader
 
 
 def _save_attention(
     path: Path,
     image_ids: list[int],
     words: list[list[str]],
-    looked: list[np.ndarray],
+    attention: list[np.ndarray],
     grid: list[int],
 ) -> None:
-    """Write the words of captions, and where each looked as [T, regions], as padded arrays."""
+    """Write the words of captions and the attention at each word as padded arrays.
+
+    Args:
+        path: the file.
+        image_ids: the image of each caption.
+        words: the words of each caption.
+        attention: float32 [T, regions] for each caption; T may exceed the number of words.
+        grid: height and width of the regions.
+    """
     longest = max(map(len, words))
     weights = np.zeros((len(words), longest, *grid), dtype=np.float32)
-    for into, caption, weights_TR in zip(weights, words, looked, strict=False):
+    for into, caption, weights_TR in zip(weights, words, attention, strict=False):
         into[: len(caption)] = weights_TR[: len(caption)].reshape(len(caption), *grid)
     padded = np.array([[*c, *[""] * (longest - len(c))] for c in words], dtype=str)
     file = io.BytesIO()

@@ -1,8 +1,10 @@
-"""Captions of pictures as people are told them: a sentence, and how sure it is."""
+"""From picture files to captions for people: a sentence and how confident the captioner is."""
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,41 +12,39 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
-from decoder.captioning.captioner import Captioned, Captioner, caption_pictures
-from decoder.captioning.confidence import Confidence, comparable, load, mean_log_probability
-from decoder.captioning.options import CaptionOptions
+from decoder.captioning.captioner import Candidate, Captioner, Runs, input_files
+from decoder.captioning.confidence import Confidence, confidence_of, mean_log_probability
+from decoder.data.batches import Features
+from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
-from features.devices import choose_device
 from features.errors import UserError
-from features.images import PictureError
+from features.images import PictureError, read_picture
+from features.views import VIEWS
 from pipeline.text import as_sentence
-from pipeline.work import RunFolder
-
-Runs = list[tuple[RunFolder, Path]]
-"""Runs, or captioners that were made of them, and the weights to take of each."""
 
 
-class Told(NamedTuple):
-    """One caption."""
+class Caption(NamedTuple):
+    """A caption as people read it."""
 
     sentence: str
+    """With a capital letter and a full stop; empty if the decoder generated no word."""
     log_probability: float
     confidence: float | None
-    """The probability that it is good (see `decoder.captioning.confidence`), None if that is not
-    known.
+    """The probability that the caption is good (see `decoder.captioning.confidence`); None if the
+    captioner has no confidence estimate.
     """
     unsure: bool
-    """Whether the confidence is below what was asked for."""
+    """Whether the confidence is below the threshold."""
 
     @property
-    def standing_alone(self) -> str:
-        """The sentence where no mark can stand beside it: in an unsure one, a word says so."""
+    def hedged(self) -> str:
+        """The sentence, with "Perhaps" if it is unsure: for places that have no other mark."""
         if not self.unsure or not self.sentence:
             return self.sentence
         return f"Perhaps: {self.sentence[0].lower()}{self.sentence[1:]}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return what lines of JSON and CSV say."""
+        """Return the caption as a JSON object."""
         rounded = None if self.confidence is None else round(self.confidence, 3)
         return {
             "caption": self.sentence,
@@ -54,30 +54,60 @@ class Told(NamedTuple):
         }
 
 
-class PictureWriter:
-    """Writes captions for pictures.
+def describe(candidate: Candidate, calibration: Confidence | None, threshold: float) -> Caption:
+    """Format a caption for people; it is unsure if its confidence is below `threshold`."""
+    probability = None
+    if calibration is not None:
+        probability = calibration.of(mean_log_probability(candidate))
+    unsure = probability is not None and probability < threshold
+    return Caption(as_sentence(candidate.text), candidate.log_probability, probability, unsure)
+
+
+class CaptionWriter:
+    """Captions picture files; the models are loaded when the first picture needs them.
+
+    Args:
+        runs: the runs and their weights.
+        options: how captions are generated and chosen.
+        threshold: captions whose confidence is below this are unsure.
+        batch_size: number of pictures captioned at once.
+        seed: fixes the samples drawn.
+        device: where to compute.
 
     Attributes:
-        written: how many pictures have got theirs.
+        written: number of pictures captioned so far.
         unreadable: the pictures that could not be read, and why.
     """
 
-    def __init__(self, runs: Runs, options: CaptionOptions) -> None:
+    def __init__(
+        self,
+        runs: Runs,
+        options: GenerateOptions,
+        *,
+        threshold: float,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+    ) -> None:
         self.written = 0
         self.unreadable: list[tuple[Path, PictureError]] = []
         self._runs = runs
         self._options = options
+        self._threshold = threshold
+        self._batch_size = batch_size
+        self._seed = seed
+        self._device = device
 
-    def each(
-        self, paths: Sequence[Path], before: int = 0, quiet: bool = False
-    ) -> Iterator[tuple[Path, list[Told]]]:
-        """Yield the captions of each picture, the best first, but not of those unreadable.
+    def captions(
+        self, paths: Sequence[Path], done: int = 0, quiet: bool = False
+    ) -> Iterator[tuple[Path, list[Caption]]]:
+        """Yield the captions of each picture that can be read, the best first.
 
-        A bar on the standard error, if that is a terminal, shows the progress.
+        A progress bar is shown on standard error if that is a terminal.
 
         Args:
-            paths: of the pictures; with none, nothing is loaded.
-            before: pictures that were done before, for the bar.
+            paths: the pictures; if there are none, nothing is loaded.
+            done: number of pictures captioned by earlier runs, for the bar.
             quiet: show no bar.
 
         Raises:
@@ -85,56 +115,83 @@ class PictureWriter:
         """
         if not paths:
             return
-        options = self._options
-        torch.manual_seed(options.seed)
-        captioner = Captioner(self._runs, options.generate, choose_device(options.device))
-        first = self._runs[0][0]
-        confidence = load(first.path) if comparable(captioner, first) else None
-        total = before + len(paths)
+        torch.manual_seed(self._seed)
+        captioner = Captioner(self._runs, self._options, self._device)
+        calibration = confidence_of(captioner)
+        total = done + len(paths)
         with tqdm(
-            total=total, initial=before, desc="caption", unit="image", disable=quiet or None
+            total=total, initial=done, desc="caption", unit="image", disable=quiet or None
         ) as bar:
-            for path, found in caption_pictures(captioner, paths, options.batch_size):
+            for path, result in caption_pictures(captioner, paths, self._batch_size):
                 bar.update()
-                if isinstance(found, PictureError):
-                    self.unreadable.append((path, found))
+                if isinstance(result, PictureError):
+                    self.unreadable.append((path, result))
                     continue
-                yield path, [tell(one, confidence, options.unsure) for one in found]
+                yield path, [describe(one, calibration, self._threshold) for one in result]
                 self.written += 1
 
+    def as_json(self, captions: Sequence[Caption]) -> dict[str, Any]:
+        """Return a picture's captions as a JSON object: the best, and the others as alternatives.
 
-def tell(caption: Captioned, confidence: Confidence | None, least: float) -> Told:
-    """Return a caption as it is told; unsure is one whose confidence is below `least`."""
-    sure = None if confidence is None else confidence.of(mean_log_probability(caption))
-    unsure = sure is not None and sure < least
-    return Told(as_sentence(caption.text), caption.log_probability, sure, unsure)
+        Without `--captions` there is no list of alternatives.
+        """
+        best, *others = captions
+        if self._options.captions == 1:
+            return best.as_json()
+        return {**best.as_json(), "alternatives": [other.as_json() for other in others]}
+
+    def identity(self) -> str:
+        """Hash of the weights and options that determine the captions.
+
+        Raises:
+            UserError: the weights cannot be read.
+        """
+        seed = self._seed if self._options.sample else None
+        values = [asdict(self._options), self._threshold, seed]
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        for file in input_files(self._runs, self._options):
+            try:
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+            except OSError as error:
+                raise UserError(f"cannot read {file}: {error.strerror}") from error
+        return digest.hexdigest()[:12]
+
+    def report_unreadable(self) -> int:
+        """Print the pictures that could not be read, and return the exit status."""
+        for path, error in self.unreadable:
+            print(f"error: cannot read {path}: {error}", file=sys.stderr)
+        return 2 if self.unreadable else 0
 
 
-def identity(runs: Runs, options: CaptionOptions) -> str:
-    """Return what tells apart the captions that other weights or options would write.
+def caption_pictures(
+    captioner: Captioner, paths: Sequence[Path], batch_size: int
+) -> Iterator[tuple[Path, list[Candidate] | PictureError]]:
+    """Yield each picture's captions, or why it cannot be read, in the order of `paths`.
 
-    Raises:
-        UserError: the weights cannot be read.
+    Threads decode a batch of pictures at a time. A picture that cannot be read does not stop the
+    others.
     """
-    seed = options.seed if options.generate.sample else None
-    said = json.dumps([asdict(options.generate), options.unsure, seed], sort_keys=True)
-    digest = hashlib.sha256(said.encode())
-    for file in read_by(runs, options.generate):
+    backbone = captioner.backbone(len(paths) * captioner.options.views)
+    views = VIEWS[: captioner.options.views]
+
+    def read(path: Path) -> torch.Tensor | Features | PictureError:
         try:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        except OSError as error:
-            raise UserError(f"cannot read {file}: {error.strerror}") from error
-    return digest.hexdigest()[:12]
+            pixels = backbone.views(read_picture(path), views)
+        except PictureError as error:
+            return error
+        images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        return as_stored(backbone, [images]) if backbone.one_by_one else images
 
-
-def read_by(runs: Runs, options: GenerateOptions) -> list[Path]:
-    """Return the files by which runs write: others write other captions.
-
-    Not among them are the features of a work directory, which with `--rerank` decide, too.
-    """
-    files = [file for run, weights in runs for file in (weights, run.config, run.vocabulary)]
-    if options.consensus or options.rerank:
-        first = runs[0][0]
-        own = [first.frequencies, first.expectation, first.embedding]
-        files += [file for file in own if file.exists()] or [first.work.captions]
-    return files
+    with ThreadPoolExecutor() as pool:
+        for start in range(0, len(paths), batch_size):
+            batch = paths[start : start + batch_size]
+            results = list(pool.map(read, batch))
+            parts = [result for result in results if isinstance(result, Features)]
+            if images := [result for result in results if isinstance(result, torch.Tensor)]:
+                parts = [as_stored(backbone, images)]
+            captions: Iterator[list[Candidate]] = iter(())
+            if parts:
+                features = Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+                captions = iter(captioner.captions(features))
+            for path, result in zip(batch, results, strict=True):
+                yield path, result if isinstance(result, PictureError) else next(captions)

@@ -1,4 +1,4 @@
-"""What captions may not say: functions from the captions so far to the words forbidden next.
+"""Constraints on captions: functions from the captions so far to the words forbidden next.
 
 Each is a `decoder.generation.generate.Forbidden`.
 
@@ -17,10 +17,10 @@ from pipeline.vocabulary import EOS, PAD, Vocabulary
 def constraints(
     options: GenerateOptions, vocabulary: Vocabulary, max_length: int
 ) -> Forbidden | None:
-    """Return what `options` forbid, None for nothing.
+    """Combine the constraints that `options` ask for; None if there are none.
 
-    A caption that could go on with no word at all may end as it is. That takes a vocabulary with
-    fewer words to end with than a caption has places.
+    A caption for which every word is forbidden may end where it is. This can happen only if the
+    vocabulary has fewer words that may end a caption than a caption has places.
     """
     rules: list[Forbidden] = []
     if not options.repeat_phrases:
@@ -42,7 +42,7 @@ def constraints(
 
 
 def no_repeated_ngram(n: int, words: int) -> Forbidden:
-    """Forbid the words that would make the last `n` words ones that the caption has already.
+    """Forbid the words that would complete an n-gram that the caption already contains.
 
     Args:
         n: at least 2.
@@ -53,12 +53,12 @@ def no_repeated_ngram(n: int, words: int) -> Forbidden:
         mask_BV = so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
         if so_far_Bt.shape[1] < n:
             return mask_BV
-        # Each n-gram so far: where its first n - 1 words are the last ones, its last is forbidden.
+        # If an n-gram begins with the caption's last n - 1 words, its last word is forbidden.
         ngrams_BWn = so_far_Bt.unfold(1, n, 1)
         last_B1n = so_far_Bt[:, None, 1 - n :]
         caption, place = (ngrams_BWn[:, :, :-1] == last_B1n).all(2).nonzero(as_tuple=True)
         following = ngrams_BWn[caption, place, -1]
-        real = following != PAD  # of a caption that has ended, which says no more anyway
+        real = following != PAD  # a finished caption is padded
         mask_BV[caption[real], following[real] - EOS] = True
         return mask_BV
 
@@ -66,10 +66,10 @@ def no_repeated_ngram(n: int, words: int) -> Forbidden:
 
 
 def no_repeated_phrase(joining: int | None, words: int) -> Forbidden:
-    """Forbid the words that would end a phrase which has just been said.
+    """Forbid the words that would repeat the phrase just before, as in "a hat a hat".
 
     Args:
-        joining: the id of the word that may stand between the two ("a hat and a hat").
+        joining: the id of a word that may come between the two ("a hat and a hat"), if any.
         words: size of the vocabulary, special words included.
     """
 
@@ -78,7 +78,8 @@ def no_repeated_phrase(joining: int | None, words: int) -> Forbidden:
         length = so_far_Bt.shape[1]
         for gap in (0, 1) if joining is not None else (0,):
             for phrase in range(1, (length + 1 - gap) // 2 + 1):
-                # The phrase but for its last word, now and before; then its last word of before.
+                # Compare the phrase without its last word to the one before, whose last word is
+                # then forbidden.
                 begun = length - phrase + 1
                 before = begun - phrase - gap
                 same_B = (so_far_Bt[:, begun:] == so_far_Bt[:, before : before + phrase - 1]).all(1)
@@ -93,14 +94,14 @@ def no_repeated_phrase(joining: int | None, words: int) -> Forbidden:
 
 
 def no_endings(bad: list[int], words: int, max_length: int) -> Forbidden:
-    """Forbid ending a caption in one of the words `bad`, or before its first word.
+    """Forbid empty captions, and captions that end with one of the words `bad`.
 
-    The last of `max_length` words cannot be a bad one, for nothing but the end can follow it.
+    A bad word is also forbidden as the last of `max_length` words, since only EOS can follow it.
 
     Args:
         bad: the words' ids.
         words: size of the vocabulary, special words included.
-        max_length: most words of a caption.
+        max_length: maximum number of words in a caption.
     """
     is_bad = torch.zeros(words, dtype=torch.bool)
     is_bad[bad] = True

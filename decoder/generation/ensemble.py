@@ -1,4 +1,4 @@
-"""Several decoders, or several views of each image, that write one caption together."""
+"""An ensemble of decoders, or of views of each image, that generates one caption together."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -13,13 +13,13 @@ from decoder.model.decoders import Decoder, Memory
 
 
 class Memories(NamedTuple):
-    """What each member keeps of the images."""
+    """The encoded images of each member."""
 
     of_members: tuple[Memory, ...]
 
     @property
     def images(self) -> int:
-        """I."""
+        """Number of images, I."""
         return self.of_members[0].images
 
     def select(self, index: Tensor) -> "Memories":
@@ -28,31 +28,30 @@ class Memories(NamedTuple):
 
 
 class Ensemble:
-    """Writes by the mean of its members' word probabilities, as a
-    `decoder.generation.generate.Writer`.
+    """A `LanguageModel` whose word probabilities are the mean of its members'.
 
-    Each model with each view is a member. The mean is that of the probabilities, not of their
-    logarithms: a word that one member thinks impossible can still be written if the others are sure
-    of it, and the result needs no new normalisation.
+    Each pair of a model and a view is a member. The mean is taken of the probabilities, not of
+    their logarithms: a word with probability 0 in one member can still be generated if the others
+    give it a high one, and the result needs no renormalisation.
 
     Args:
-        models: decoders of one vocabulary and one kind of features, in evaluation mode.
-        views: of each image.
+        models: decoders that share the vocabulary and the kind of features, in evaluation mode.
+        views: number of views of each image.
     """
 
     def __init__(self, models: Sequence[Decoder], views: int = 1) -> None:
         self.models = models
         self.views = views
         self._members = [model for model in models for _ in range(views)]
-        self._tensors: list[int] = []  # of each member's state; the same at every start
+        self._tensors: list[int] = []  # number of tensors in each member's state
 
     def encode(self, features: Features) -> Memories:
-        """Compute what does not depend on the words; an image's views stand together."""
+        """Compute what does not depend on the words; the views of an image are contiguous."""
         views = [of_view(features, view, self.views) for view in range(self.views)]
         return Memories(tuple(model.encode(view) for model in self.models for view in views))
 
     def start(self, memory: Memories, rows: int) -> State:
-        """Return the members' states, one after the other; see `Decoder.start`."""
+        """Concatenate the members' states before the first word; see `Decoder.start`."""
         each = zip(self._members, memory.of_members, strict=True)
         states = [model.start(of_member, rows) for model, of_member in each]
         self._tensors = [len(state) for state in states]
@@ -60,7 +59,7 @@ class Ensemble:
 
     def next_word(self, words_B: Tensor, memory: Memories, state: State) -> tuple[Tensor, State]:
         """Read a word of each caption; return the log-probability of the next one [B, V]."""
-        each: list[Tensor] = []
+        log_probabilities: list[Tensor] = []
         next_state: list[Tensor] = []
         rest = iter(state)
         for model, of_member, tensors in zip(
@@ -68,12 +67,12 @@ class Ensemble:
         ):
             own = tuple(islice(rest, tensors))
             logits_BV, own = model.next_word(words_B, of_member, own)
-            each.append(logits_BV.log_softmax(-1))
+            log_probabilities.append(logits_BV.log_softmax(-1))
             next_state += own
-        divisor = torch.tensor(len(each)).log().item()
-        return torch.stack(each).logsumexp(0) - divisor, tuple(next_state)
+        divisor = torch.tensor(len(log_probabilities)).log().item()
+        return torch.stack(log_probabilities).logsumexp(0) - divisor, tuple(next_state)
 
 
 def of_view(features: Features, view: int, views: int) -> Features:
-    """Return the features of one view, of images whose views stand together."""
+    """Return the features of one view of each image, where an image's `views` are contiguous."""
     return Features(*(tensor[view::views] for tensor in features))

@@ -1,11 +1,11 @@
-"""Writing captions word by word: greedy, beam search and sampling.
+"""Captions word by word: greedy decoding, beam search and sampling.
 
-Shape suffixes: I images, K captions of each, B captions of all images, T words, t words so far,
-V words that can be written (the vocabulary from EOS on), L images that still have an unfinished
+Shape suffixes: I images, K captions per image, B captions of all images, T words, t words so far,
+V words that can be generated (the vocabulary from EOS on), L images that still have an unfinished
 caption, C choices of a caption's next word, G groups of beams.
 
 All three compute only the images that still have an unfinished caption, and stop with the last one.
-No special word but EOS can come out: a decoder has no output for the others.
+EOS is the only special word that can be generated: a decoder has no output for the others.
 """
 
 from collections.abc import Callable
@@ -22,57 +22,58 @@ from pipeline.vocabulary import BOS, EOS, PAD
 
 
 class NotFinite(UserError):
-    """The decoder's scores are not numbers: its weights or the features hold infinity or NaN."""
+    """The decoder's scores are NaN: its weights or the features hold infinity or NaN."""
 
 
-class Images(Protocol):
-    """What a writer keeps of each image while it writes."""
+class EncodedImages(Protocol):
+    """What a model computes once for each image, before the first word."""
 
     @property
     def images(self) -> int:
-        """I."""
+        """Number of images, I."""
 
     def select(self: "M", index: Tensor) -> "M":
-        """Return what is kept of the images at `index`, in that order."""
+        """Return the encodings of the images at `index`, in that order."""
 
 
-M = TypeVar("M", bound=Images)
+M = TypeVar("M", bound=EncodedImages)
 
 
-class Writer(Protocol[M]):
-    """What gives the probability of each next word: a `Decoder`, or several as one `Ensemble`."""
+class LanguageModel(Protocol[M]):
+    """A model of the next word, given the image: a `Decoder`, or several as an `Ensemble`."""
 
     def encode(self, features: Features) -> M:
         """Compute what does not depend on the words."""
 
     def start(self, memory: M, rows: int) -> State:
-        """Return the state of `rows` captions, those of an image together, before any word."""
+        """Return the state of `rows` captions before their first word, grouped by image."""
 
     def next_word(self, words_B: Tensor, memory: M, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""
 
 
 Forbidden = Callable[[Tensor], Tensor]
-"""Which words may not come next: from the captions so far [B, t], all of them of t words or ended
-and padded, to a mask [B, V]. No row may forbid everything."""
+"""The words that may not come next. It takes the captions so far [B, t], padded after their end,
+and returns a mask [B, V] that leaves at least one word in each row."""
 
 
 class Generated(NamedTuple):
-    """Captions of a batch, for each image the best first (samples in no order)."""
+    """The captions of a batch of images. Those of a beam search are sorted, the best first."""
 
     tokens_IKT: Tensor
-    """int64, padded with PAD; each caption ends in EOS, but for a sample cut off at its longest."""
+    """int64, padded with PAD. Each caption ends with EOS, except a sample cut off at `max_length`.
+    """
     log_probability_IK: Tensor
-    """float32, sum over the caption's words; minus infinity for a beam that found none."""
+    """float32, the sum over the caption's words and EOS; minus infinity for an unused beam."""
 
     def best_first(self, score_IK: Tensor) -> "Generated":
-        """Return each image's captions by falling score, and beams that found none last."""
+        """Sort each image's captions by falling score, with unused beams last."""
         exists_IK = self.log_probability_IK > -torch.inf
         score_IK = score_IK.masked_fill(~exists_IK, -torch.inf)
         return self.reordered(score_IK.argsort(dim=1, descending=True, stable=True))
 
     def reordered(self, order_IK: Tensor) -> "Generated":
-        """Return each image's captions in the order of their places in `order_IK`."""
+        """Return caption `order_IK[i, k]` of each image i at place k."""
         order_IKT = order_IK[:, :, None].expand_as(self.tokens_IKT)
         return Generated(
             self.tokens_IKT.gather(1, order_IKT), self.log_probability_IK.gather(1, order_IK)
@@ -81,31 +82,49 @@ class Generated(NamedTuple):
 
 @torch.inference_mode()
 def generate(
-    model: Writer[M],
+    model: LanguageModel[M],
     features: Features,
     options: GenerateOptions,
     max_length: int,
     forbidden: Forbidden | None = None,
 ) -> Generated:
-    """Write captions as `options` ask for, of at most `max_length` words and EOS."""
+    """Generate captions of at most `max_length` words and EOS by the method that `options` choose.
+
+    Raises:
+        NotFinite: the model's scores are not finite numbers.
+    """
     memory = model.encode(features)
     if options.sample:
         count = options.samples or options.captions
-        drawing = (options.temperature, options.top_k, options.top_p)
-        return sample(model, memory, count, max_length, *drawing, forbidden)
-    groups = (options.groups, options.diversity)
+        return sample(
+            model,
+            memory,
+            count,
+            max_length,
+            temperature=options.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+            forbidden=forbidden,
+        )
     return beam_search(
-        model, memory, options.width, max_length, options.length_penalty, *groups, forbidden
+        model,
+        memory,
+        options.width,
+        max_length,
+        length_penalty=options.length_penalty,
+        groups=options.groups,
+        diversity=options.diversity,
+        forbidden=forbidden,
     )
 
 
-def greedy(model: Writer[M], memory: M, max_length: int) -> Generated:
+def greedy(model: LanguageModel[M], memory: M, max_length: int) -> Generated:
     """Take the most probable word at each step; one caption for each image."""
     return beam_search(model, memory, 1, max_length)
 
 
 def sample(
-    model: Writer[M],
+    model: LanguageModel[M],
     memory: M,
     count: int,
     max_length: int,
@@ -120,12 +139,13 @@ def sample(
 
     Args:
         temperature: divides the logits.
-        top_k: draw among the k most probable words only; 0 draws among all.
-        top_p: draw among the fewest words whose probability reaches `top_p` (Holtzman et al. 2020).
-        forbidden: words that may not come next; the others' probabilities are made to sum to 1.
+        top_k: draw only from the k most probable words; 0 draws from all.
+        top_p: draw only from the fewest words whose probabilities sum to at least `top_p` (nucleus
+            sampling, Holtzman et al. 2020).
+        forbidden: the words that may not come next; the other probabilities are renormalised.
 
     Returns:
-        The captions; their log-probability is that of the distribution drawn from.
+        The captions; their log-probabilities are those of the distribution they were drawn from.
 
     Raises:
         NotFinite: the model's scores are not finite numbers.
@@ -143,7 +163,7 @@ def sample(
         if forbidden is not None:
             so_far = tokens_IKT[live_L, :, :t].flatten(0, 1)
             logits = logits.masked_fill(forbidden(so_far), -torch.inf)
-        log_probabilities = (_narrow(logits / temperature, top_k, top_p)).log_softmax(-1)
+        log_probabilities = _truncated(logits / temperature, top_k, top_p).log_softmax(-1)
         drawn = draw_words(log_probabilities.exp())[:, None]
         gained_LK = log_probabilities.gather(1, drawn).view_as(words_LK)
         words_LK = (drawn.view_as(words_LK) + EOS).masked_fill(ended_LK, PAD)
@@ -154,7 +174,7 @@ def sample(
         if not going.any():
             break
         if not going.all():
-            state = _images(state, going)
+            state = _unfinished(state, going)
             memory = memory.select(going)
             live_L, words_LK, ended_LK = live_L[going], words_LK[going], ended_LK[going]
     return Generated(tokens_IKT, log_probability_IK)
@@ -163,37 +183,38 @@ def sample(
 def draw_words(probability_BV: Tensor) -> Tensor:
     """Draw an output from each row of probabilities, int64 [B].
 
-    One random number a row decides, and not one for each word as in torch.multinomial, which on a
-    CPU takes thirty times as long.
+    It draws one random number for each row. torch.multinomial draws one for each word, which takes
+    thirty times as long on a CPU.
 
     Raises:
         NotFinite: a probability is not a finite number.
     """
     sum_BV = probability_BV.cumsum(1)
-    whole_B1 = sum_BV[:, -1:]
-    _check_numbers(whole_B1)  # one NaN makes the sum NaN
-    below_B1 = whole_B1.nextafter(torch.zeros_like(whole_B1))  # to which a product may be rounded
-    at_B1 = (torch.rand_like(whole_B1) * whole_B1).minimum(below_B1)
-    # The first output whose sum is beyond; so none of probability 0.
+    total_B1 = sum_BV[:, -1:]
+    _expect_numbers(total_B1)  # one NaN makes the sum NaN
+    # The product may be rounded up to the total, which lies beyond the last output.
+    below_B1 = total_B1.nextafter(torch.zeros_like(total_B1))
+    at_B1 = (torch.rand_like(total_B1) * total_B1).minimum(below_B1)
+    # The first output whose cumulative sum is greater: never one of probability 0.
     return torch.searchsorted(sum_BV, at_B1, right=True).squeeze(1)
 
 
-def _narrow(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """Set all but the `top_k` words, and the fewest that hold `top_p`, to minus infinity."""
+def _truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Set the logits of words outside the top k or the nucleus to minus infinity."""
     if 0 < top_k < logits.shape[1]:
         smallest = logits.topk(top_k, dim=1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -torch.inf)
     if top_p < 1:
         falling, order = logits.sort(dim=1, descending=True)
         probabilities = falling.softmax(1)
-        # A word goes if those before it already hold enough; so the first always stays.
+        # A word is dropped if those before it already reach top_p, so the first always stays.
         spare = probabilities.cumsum(1) - probabilities >= top_p
         logits = logits.masked_fill(spare.scatter(1, order, spare), -torch.inf)
     return logits
 
 
 def beam_search(
-    model: Writer[M],
+    model: LanguageModel[M],
     memory: M,
     width: int,
     max_length: int,
@@ -204,21 +225,23 @@ def beam_search(
 ) -> Generated:
     """Keep the `width` most probable beginnings of each image's caption.
 
-    A finished caption keeps its place in the beam, so that an image is done once its whole beam is
-    finished. With a width of at least the number of possible captions the search is exhaustive.
-    After `max_length` words a caption can only end; so one that would stop in mid-air costs what
-    its end is worth, and loses to one that is whole.
+    A finished caption keeps its place in the beam, and an image is done once its beam holds only
+    finished captions. A width of at least the number of possible captions searches exhaustively.
+    After `max_length` words a caption can only end, and its score includes the probability of EOS:
+    a caption cut off in mid-sentence therefore loses to a complete one.
 
     Args:
-        length_penalty: captions are ranked by log-probability / (number of words and EOS) to the
-            power of this; 0 ranks by log-probability, 1 by its mean over the words.
-        groups: divide the beam into this many, of `width` / `groups` each, that search one after
-            the other at each step (diverse beam search, Vijayakumar et al. 2016). The best of each
-            group come first.
-        diversity: what a beam pays, when beams are ranked at a step, for a word each time that an
-            earlier group chose it at this step (Hamming diversity). Log-probabilities stay the
-            model's.
-        forbidden: words that may not come next; the others keep their probabilities.
+        length_penalty: captions are ranked by log-probability / length ** length_penalty, where the
+            length counts EOS; 0 ranks by log-probability, 1 by its mean over the words.
+        groups: divide the beam into this number of groups of `width` / `groups` beams, which search
+            one after the other at each step (diverse beam search, Vijayakumar et al. 2016). The
+            best caption of each group comes first.
+        diversity: subtracted from a word's score each time an earlier group chose the same word at
+            this step (Hamming diversity). It affects the ranking only, not the log-probabilities.
+        forbidden: the words that may not come next; the others keep their probabilities.
+
+    Returns:
+        `width` captions for each image. A beam is unused if fewer captions than beams exist.
 
     Raises:
         NotFinite: the model's scores are not finite numbers.
@@ -230,10 +253,10 @@ def beam_search(
     log_probability_IK = torch.full((images, width), -torch.inf, device=device)
 
     live_L = torch.arange(images, device=device)
-    # Of the live images: the captions so far, their log-probability, whether they are finished.
+    # For the live images: the captions so far, log-probability, length, whether they ended.
     tokens_LKT = tokens_IKT.clone()
     score_LK = log_probability_IK.clone()
-    # The other beams of a group start as copies of its first: they must not compete.
+    # The beams of a group start as copies of its first one, so only the first may compete.
     score_LK[:, :: width // groups] = 0
     length_LK = torch.zeros_like(score_LK)
     ended_LK = torch.zeros_like(score_LK, dtype=torch.bool)
@@ -249,11 +272,11 @@ def beam_search(
         choices = min(width, logits.shape[1])
         best = logits.topk(choices, dim=1)
         gained = best.values - log_total
-        _check_numbers(gained)
+        _expect_numbers(gained)
         shape = (len(live_L), width, choices)
         score_LKC = score_LK[:, :, None] + gained.view(shape)
         words_LKC = best.indices.view(shape) + EOS
-        # A finished caption goes on in one way only: as it is.
+        # A finished caption has a single continuation: itself.
         score_LKC[ended_LK] = -torch.inf
         score_LKC[:, :, 0] = torch.where(ended_LK, score_LK, score_LKC[:, :, 0])
         words_LKC = words_LKC.masked_fill(ended_LK[:, :, None], PAD)
@@ -269,7 +292,7 @@ def beam_search(
         tokens_LKT[:, :, t] = words_LK
         ended_LK = ended_LK.gather(1, parent_LK) | (words_LK == EOS)
 
-        # A beam of probability 0 (there were fewer captions than beams) waits for nothing.
+        # Nothing needs to wait for an unused beam (fewer captions than beams).
         going = ~(ended_LK | (score_LK == -torch.inf)).all(1)
         done = ~going if t < max_length else torch.ones_like(going)
         tokens_IKT[live_L[done]] = tokens_LKT[done]
@@ -281,15 +304,17 @@ def beam_search(
             memory, live_L, tokens_LKT = memory.select(going), live_L[going], tokens_LKT[going]
             words_LK, score_LK = words_LK[going], score_LK[going]
             length_LK, ended_LK = length_LK[going], ended_LK[going]
-    found = Generated(tokens_IKT, log_probability_IK)
-    return found if groups == 1 else _best_of_each_group_first(found, length_penalty, groups)
+    generated = Generated(tokens_IKT, log_probability_IK)
+    if groups == 1:
+        return generated
+    return _best_of_each_group_first(generated, length_penalty, groups)
 
 
 def _choose(ranked_LKC: Tensor, words_LKC: Tensor, groups: int, diversity: float) -> Tensor:
-    """Return which of each image's continuations [K * C] are kept, [L, K], group by group.
+    """Choose the continuations to keep, int64 [L, K], among K * C of each image, group by group.
 
-    A beam brings its K best words, which is enough: at most K - K / G of them were chosen by
-    earlier groups, so even if diversity rules those out, as many are left as the group can keep.
+    The K best words of a beam are enough: earlier groups chose at most K - K / G of them. Even if
+    diversity rules those out, K / G are left, which is the size of a group.
     """
     width, choices = ranked_LKC.shape[1:]
     size = width // groups
@@ -301,7 +326,7 @@ def _choose(ranked_LKC: Tensor, words_LKC: Tensor, groups: int, diversity: float
         ranked_LC = ranked_LKC[:, first : first + size].flatten(1)
         words_LC = words_LKC[:, first : first + size].flatten(1)
         times_LC = (words_LC[:, :, None] == earlier_LK[:, None]).sum(2)
-        # A finished caption goes on with no word, which others may do as well.
+        # The padding of a finished caption is not a word and costs nothing.
         times_LC = times_LC.masked_fill(words_LC == PAD, 0)
         best = (ranked_LC - diversity * times_LC).topk(size, dim=1)
         choice_LK = torch.cat((choice_LK, first * choices + best.indices), 1)
@@ -310,23 +335,23 @@ def _choose(ranked_LKC: Tensor, words_LKC: Tensor, groups: int, diversity: float
     return choice_LK
 
 
-def _best_of_each_group_first(found: Generated, length_penalty: float, groups: int) -> Generated:
-    """Order beams by their place in their group, those at the same place by their rank."""
-    length_IK = (found.tokens_IKT != PAD).sum(2)
-    ranked_IK = found.log_probability_IK / length_IK**length_penalty
+def _best_of_each_group_first(beams: Generated, length_penalty: float, groups: int) -> Generated:
+    """Order beams by their place in their group, and those at the same place by their score."""
+    length_IK = (beams.tokens_IKT != PAD).sum(2)
+    ranked_IK = beams.log_probability_IK / length_IK**length_penalty
     ranked_IGK = ranked_IK.unflatten(1, (groups, -1))
     ranked_IGK, beam_IGK = ranked_IGK.sort(dim=2, descending=True, stable=True)
     group_IGK = ranked_IGK.argsort(dim=1, descending=True, stable=True)
     order_IGK = group_IGK * ranked_IGK.shape[2] + beam_IGK.gather(1, group_IGK)
-    return found.reordered(order_IGK.transpose(1, 2).flatten(1))
+    return beams.reordered(order_IGK.transpose(1, 2).flatten(1))
 
 
-def _check_numbers(values: Tensor) -> None:
+def _expect_numbers(values: Tensor) -> None:
     if values.isnan().any():
         raise NotFinite("the decoder's scores of words are not finite numbers")
 
 
-def _images(state: State, going: Tensor) -> State:
+def _unfinished(state: State, going: Tensor) -> State:
     """Return the state of the captions of those images that are going on."""
     return tuple(t.unflatten(0, (len(going), -1))[going].flatten(0, 1) for t in state)
 

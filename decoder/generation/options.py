@@ -80,7 +80,8 @@ class GenerateOptions:
         if self.sample:
             require(
                 self.samples == 0 or self.captions <= self.samples,
-                f"--captions {self.captions} cannot be chosen of --samples {self.samples}",
+                f"--captions {self.captions} needs --samples of at least {self.captions}, found "
+                f"{self.samples}",
             )
             require(self.groups == 1, "--groups is for the beam search, not for --sample")
             require(self.beam is None, "--beam is for the search, not for --sample; see --samples")
@@ -95,11 +96,14 @@ class GenerateOptions:
             f"--groups must divide --beam {self.width}, found {self.groups}",
         )
         require(self.diversity >= 0, "--diversity must not be negative")
-        require(not (self.consensus and self.rerank), "--rerank is more than --consensus; give one")
+        require(
+            not (self.consensus and self.rerank),
+            "--rerank includes --consensus; give only --rerank",
+        )
         if self.consensus or self.rerank:
             candidates = (self.samples or self.captions) if self.sample else self.width
             name = "consensus" if self.consensus else "rerank"
-            require(candidates > 2, f"--{name} chooses among a --beam, or --samples, of 3 or more")
+            require(candidates > 2, f"--{name} needs --beam or --samples of at least 3")
         require(
             self.no_repeat_ngram == 0 or self.no_repeat_ngram > 1,
             f"--no-repeat-ngram must be 0, or 2 or more, found {self.no_repeat_ngram}",

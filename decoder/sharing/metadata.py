@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from decoder.captioning import confidence
-from decoder.captioning.captioner import Captioner, usual_writing
+from decoder.captioning.captioner import Captioner, default_generation
 from decoder.sharing import card
 from decoder.sharing.options import ExportOptions
 from evaluation.results import read
@@ -100,7 +100,7 @@ def _evaluation_record(
     before: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return scores, confidence and what captions claim; those of before if none are new."""
-    if options.rerank != usual_writing(run).rerank:
+    if options.rerank != default_generation(run).rerank:
         print(
             "export: the card has no scores and captions no confidence, for with --rerank and "
             f"without, captions are others; with --out {run.path.parent}/NAME in the work "
@@ -132,7 +132,7 @@ def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
     Those are left out that were not written as the captioner will write. If they are `expected`,
     it is said that there are none.
     """
-    usual = json.loads(json.dumps(asdict(usual_writing(run))))
+    usual = json.loads(json.dumps(asdict(default_generation(run))))
     found = {}
     for split in ("val", "test"):
         captions_file = _captions_file(run, split, weights)

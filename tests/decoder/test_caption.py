@@ -1,4 +1,4 @@
-"""Captioning through its command line: a split, one's own pictures, files that do not fit."""
+"""Captioning through the command line: a split, your own pictures, files that do not fit."""
 
 import json
 import shutil
@@ -12,8 +12,8 @@ from decoder import caption
 from pipeline import extract
 
 
-def test_pictures_of_ones_own_are_captioned_and_broken_ones_named(captioner, tmp_path, capsys):
-    """The same frozen CNN, so a picture of the data set gets the caption that its row gives."""
+def test_your_own_pictures_are_captioned_and_broken_ones_reported(captioner, tmp_path, capsys):
+    """The CNN is the same, so a picture of the data set gets the caption of its stored features."""
     run = captioner / "runs" / "captioner"
     assert caption.main(["--run", str(run), "--split", "val"]) == 0
     results = json.loads((run / "captions_val.json").read_text())
@@ -30,8 +30,8 @@ def test_pictures_of_ones_own_are_captioned_and_broken_ones_named(captioner, tmp
     lines = [line.split("\t") for line in printed.out.splitlines()]
     assert [path for path, _ in lines] == [str(path) for path in pictures]
     expected = [result["caption"] for result in results]
-    found = [text[:-1].lower() for _, text in lines]
-    agreeing = sum(a == b for a, b in zip(found, expected, strict=True))
+    written = [text[:-1].lower() for _, text in lines]
+    agreeing = sum(a == b for a, b in zip(written, expected, strict=True))
     assert agreeing >= len(expected) - 1, "float rounding may tip one beam, not more"
     assert "broken.jpg" in printed.err
     assert "missing.png" in printed.err
@@ -60,15 +60,15 @@ def test_attention_is_saved_for_each_word_of_the_first_captions(captioner):
     with np.load(run / "attention_train.npz") as saved:
         ids, words, weights = saved["image_id"], saved["words"], saved["weights"]
     assert ids.tolist() == [caption["image_id"] for caption in captions[:5]]
-    for caption_words, looked, result in zip(words, weights, captions, strict=False):
+    for caption_words, attention, result in zip(words, weights, captions, strict=False):
         count = sum(word != "" for word in caption_words)
         assert " ".join(caption_words[:count]).replace(" '", "'") == result["caption"]
-        np.testing.assert_allclose(looked[:count].sum((1, 2)), 1, rtol=1e-5)
-        assert not looked[count:].any()
+        np.testing.assert_allclose(attention[:count].sum((1, 2)), 1, rtol=1e-5)
+        assert not attention[count:].any()
     assert weights.shape[2:] == (7, 7)
 
 
-def test_a_split_or_run_that_is_not_there_is_named(captioner, capsys):
+def test_a_missing_split_or_run_is_named(captioner, capsys):
     run = str(captioner / "runs" / "captioner")
     assert caption.main(["--run", run, "--split", "tests"]) == 2
     assert "has no split 'tests'; it has train" in capsys.readouterr().err
@@ -79,7 +79,7 @@ def test_a_split_or_run_that_is_not_there_is_named(captioner, capsys):
 
 
 def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):
-    """Trained on one CNN's features, it would write nonsense about another's with confidence."""
+    """A decoder trained on the features of one CNN writes nonsense from those of another."""
     run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
     (work / "features.h5").unlink()
     stage = ["--work", str(work), "--backbone", "efficientnet_lite1", "--grid", "4"]
@@ -93,15 +93,18 @@ def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):
 def test_a_vocabulary_that_does_not_fit_the_weights_is_refused(captioner, work, capsys):
     run = Path(shutil.copytree(captioner / "runs" / "captioner", work / "runs" / "captioner"))
     vocabulary = json.loads((run / "vocabulary.json").read_text())
-    for words in ([*vocabulary["words"], "zebra"], [*vocabulary["words"][:4], *others(vocabulary)]):
+    for words in (
+        [*vocabulary["words"], "zebra"],
+        [*vocabulary["words"][:4], *reordered(vocabulary)],
+    ):
         changed = {**vocabulary, "words": words, "counts": [1] * len(words)}
         (run / "vocabulary.json").write_text(json.dumps(changed))
         assert caption.main(["--run", str(run), "--split", "val"]) == 2
         assert "is not the vocabulary that the run was trained with" in capsys.readouterr().err
 
 
-def others(vocabulary: dict) -> list[str]:
-    """The same words in another order: the shapes of the weights cannot tell."""
+def reordered(vocabulary: dict) -> list[str]:
+    """The same words in another order, which the shapes of the weights do not reveal."""
     return vocabulary["words"][:3:-1]
 
 
@@ -114,7 +117,7 @@ def test_weights_of_another_size_are_refused(captioner, work, capsys):
     assert "does not fit the run's config.json and vocabulary.json" in capsys.readouterr().err
 
 
-def test_captions_written_elsewhere_leave_the_others_alone(captioner, tmp_path):
+def test_captions_written_to_another_file_leave_the_others_alone(captioner, tmp_path):
     run = captioner / "runs" / "captioner"
     assert caption.main(["--run", str(run), "--split", "val"]) == 0
     before = {p: p.read_bytes() for p in (run / "captions_val.json", run / "attention_val.npz")}
@@ -127,19 +130,19 @@ def test_captions_written_elsewhere_leave_the_others_alone(captioner, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--sample", "--beam", "3"], "--beam is for the search"),
         (["--sample", "--groups", "2", "--samples", "4"], "--groups is for the beam search"),
         (["--top-k", "9"], "--top-k and --top-p need --sample"),
     ],
 )
-def test_options_without_effect_are_refused(options, said, capsys):
+def test_options_without_effect_are_refused(options, message, capsys):
     assert caption.main(["picture.jpg", *options]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_ways_of_writing_are_chosen_on_the_command_line(captioner, tmp_path):
+def test_generation_options_on_the_command_line_take_effect(captioner, tmp_path):
     run = str(captioner / "runs" / "captioner")
     written = {}
     for name, options in {

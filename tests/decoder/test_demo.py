@@ -1,4 +1,4 @@
-"""The page in a real browser: a picture dropped, its caption read, a search, what goes wrong."""
+"""The page in a real browser: captioning a dropped picture, searching, and errors."""
 
 import importlib.util
 import json
@@ -30,7 +30,7 @@ SECONDS = 60
 
 
 def serve(*arguments: str, **environment: str) -> tuple[subprocess.Popen[str], str]:
-    """Start the page on a free port; return the process and the address that it prints."""
+    """Start the server on a free port; return the process and the address that it prints."""
     command = [sys.executable, "-m", "decoder.demo", "--port", "0", *arguments]
     server = subprocess.Popen(
         command,
@@ -55,10 +55,10 @@ def end(server: subprocess.Popen[str], with_signal: signal.Signals) -> tuple[int
 
 @pytest.fixture(scope="module")
 def address(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page with a captioner of drawn scenes, which it also searches."""
+    """The address of a page with a captioner of drawn scenes, and a tab that searches them."""
     work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("demo") / "work"))
     run = work / "runs" / "captioner"
-    # A library that is imported for the first time has things to tell, but not to the page's user.
+    # A library may print messages when first imported; the page's user must not see them.
     fonts = str(tmp_path_factory.mktemp("fonts"))
     arguments = ("--run", str(run), "--work", str(work), "--max-upload", "1")
     server, address = serve(*arguments, MPLCONFIGDIR=fonts)
@@ -113,7 +113,7 @@ def wait_for_text(browser, selector: str) -> str:
 
 
 def drop(browser, address: str, picture: Path) -> None:
-    """Open the page and give it a picture."""
+    """Open the page and upload a picture."""
     browser.get(address)
     wait_for(browser, "#picture input[type=file]")[0].send_keys(str(picture))
 
@@ -126,20 +126,20 @@ def test_a_dropped_picture_gets_the_caption_of_the_command_line(
     assert caption.main(["--run", run, "--json", str(picture)]) == 0
     expected = json.loads(capsys.readouterr().out)["caption"]
     drop(browser, address, picture)
-    (told,) = wait_for(browser, "#told .caption")
-    assert told.text == expected
-    # One picture for each word, and each says what it shows.
-    words = [span.text for span in wait_for(browser, "#told .words span")]
+    (sentence,) = wait_for(browser, "#caption .caption")
+    assert sentence.text == expected
+    # One picture for each word, and its alternative text names the word.
+    words = [span.text for span in wait_for(browser, "#caption .words span")]
     assert words == expected.lower().rstrip(".").split()
-    alternatives = [image.get_attribute("alt") for image in wait_for(browser, "#told .shade")]
+    alternatives = [image.get_attribute("alt") for image in wait_for(browser, "#caption .shade")]
     assert [text.split("“")[1].rstrip("”") for text in alternatives] == words
     assert browser.execute_script("return document.documentElement.lang") == "en"
     assert browser.title == "Captions of pictures"
 
 
-def test_what_changes_is_read_out_and_all_that_is_operated_has_a_name(address, browser, captioner):
+def test_results_are_a_live_region_and_every_control_has_a_name(address, browser, captioner):
     drop(browser, address, next((captioner / "images").iterdir()))
-    wait_for(browser, "#told [role=status][aria-live=polite] .caption")
+    wait_for(browser, "#caption [role=status][aria-live=polite] .caption")
     nameless = browser.execute_script(
         """
         const seen = e => e.offsetParent !== null;
@@ -183,21 +183,23 @@ def test_a_search_shows_the_pictures_that_the_command_line_finds(address, browse
     assert {image.get_attribute("alt").split(": ")[1] for image in images} <= names
     query.clear()
     query.send_keys("xylophone" + Keys.ENTER)
-    assert "xylophone" in wait_for(browser, "#found .trouble[role=alert]")[0].text
+    assert "xylophone" in wait_for(browser, "#found .problem[role=alert]")[0].text
 
 
-def test_a_broken_picture_is_told_and_the_next_one_captioned(address, browser, captioner, tmp_path):
+def test_a_broken_picture_is_reported_and_the_next_one_captioned(
+    address, browser, captioner, tmp_path
+):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff<b>")
     drop(browser, address, broken)
-    assert "cannot be read" in wait_for(browser, "#told .trouble")[0].text
-    # On the same page: there is room for it at once.
+    assert "cannot be read" in wait_for(browser, "#caption .problem")[0].text
+    # On the same page, which has room for the next picture at once.
     picture = str(next((captioner / "images").iterdir()))
     wait_for(browser, "#picture input[type=file]")[0].send_keys(picture)
-    assert wait_for(browser, "#told .caption")[0].text
+    assert wait_for(browser, "#caption .caption")[0].text
 
 
-def test_too_large_an_upload_is_refused(address, browser, tmp_path):
+def test_an_upload_that_is_too_large_is_refused(address, browser, tmp_path):
     large = tmp_path / "large.bmp"
     Image.new("RGB", (800, 800)).save(large)
     assert large.stat().st_size > 2**20
@@ -208,22 +210,22 @@ def test_too_large_an_upload_is_refused(address, browser, tmp_path):
     )
 
 
-def test_the_page_asks_for_nothing_on_the_net(address, browser, captioner):
+def test_the_page_loads_nothing_from_the_web(address, browser, captioner):
     browser.get_log("performance")
     drop(browser, address, next((captioner / "images").iterdir()))
-    wait_for(browser, "#told .caption")
+    wait_for(browser, "#caption .caption")
     messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
-    asked = {
+    requested = {
         message["params"]["request"]["url"]
         for message in messages
         if message["method"] == "Network.requestWillBeSent"
     }
-    assert any(url.startswith(address) for url in asked)
+    assert any(url.startswith(address) for url in requested)
     ours = (address, "data:", "blob:", "chrome:")
-    assert [url for url in asked if not url.startswith(ours)] == []
+    assert [url for url in requested if not url.startswith(ours)] == []
 
 
-def test_only_this_machine_can_reach_it_and_uploads_are_gone_at_the_end(captioner, tmp_path):
+def test_only_this_machine_can_reach_it_and_uploads_are_deleted_at_the_end(captioner, tmp_path):
     run = str(captioner / "runs" / "captioner")
     os.environ["TMPDIR"] = str(tmp_path)
     try:

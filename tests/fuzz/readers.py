@@ -430,8 +430,8 @@ def _of_listings(folder: Path) -> list[Reader]:
         file = folder / f"captions{kind}"
         with Listing(file, "writer") as listing:
             for name in ('a, "b".jpg', "é.jpg"):
-                described = {"caption": "A dog runs.", "unsure": False, "confidence": 0.5}
-                listing.add([(folder / name, State(3, 4), described)])
+                values = {"caption": "A dog runs.", "unsure": False, "confidence": 0.5}
+                listing.add(folder / name, State(3, 4), values)
 
         def read(path: Path, file: Path = file) -> None:
             shutil.copyfile(path, file)

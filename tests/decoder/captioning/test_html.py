@@ -1,4 +1,4 @@
-"""Alternative texts for a page through the command line: which <img> get one, all else the same."""
+"""Alternative texts for a page, through the command line; every other byte stays the same."""
 
 import re
 import shutil
@@ -10,14 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from decoder import caption
-from decoder.captioning.html import Page
+from decoder.captioning.html import HtmlPage
 
 ADDED = re.compile(r' alt="([^"]*)" data-alt-generated="(true|unsure)"')
 
 
 @pytest.fixture
 def site(captioner: Path, tmp_path: Path) -> Path:
-    """A folder with pictures whose names are hard to write in a page."""
+    """A folder of pictures whose names need escapes in a page."""
     pictures = sorted((captioner / "images").iterdir())
     names = ("plain.png", "two words.png", "Schöne Straße.png", "inner/a&b.png")
     for picture, name in zip(pictures, names, strict=False):
@@ -26,13 +26,15 @@ def site(captioner: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def told(captioner: Path, page: Path, *options: str) -> int:
+def add_texts(captioner: Path, page: Path, *options: str) -> int:
     return caption.main(
         ["--run", str(captioner / "runs" / "captioner"), "--alt", str(page), *options]
     )
 
 
-def test_only_images_without_alt_get_one_and_every_other_byte_stays(captioner, site, capsys):
+def test_only_images_without_alt_get_one_and_every_other_byte_stays_the_same(
+    captioner, site, capsys
+):
     page = site / "page.html"
     page.write_bytes(
         "<!DOCTYPE html>\r\n<title><img src=plain.png></title>\n"
@@ -45,7 +47,7 @@ def test_only_images_without_alt_get_one_and_every_other_byte_stays(captioner, s
         "<img src=../outside.png><img>".encode()
     )
     original = page.read_bytes()
-    assert told(captioner, page) == 0
+    assert add_texts(captioner, page) == 0
     assert page.read_bytes() == original
     copy = (site / "page.alt.html").read_text()
     assert len(ADDED.findall(copy)) == 4
@@ -56,45 +58,43 @@ def test_only_images_without_alt_get_one_and_every_other_byte_stays(captioner, s
     assert re.search(r'<IMG alt="[^"]+" data-alt-generated="true" SRC="plain.png">', copy)
     out = capsys.readouterr().out
     assert "4 alternative texts" in out
-    assert "5 images needed none, 4 are on the net or outside" in out
+    assert "5 images needed none, 4 are on the web or outside" in out
 
 
-def test_a_picture_is_not_taken_for_a_page(captioner, site, capsys):
-    assert told(captioner, site / "plain.png") == 2
-    assert "--alt takes an HTML page" in capsys.readouterr().err
+def test_a_picture_is_refused_as_a_page(captioner, site, capsys):
+    assert add_texts(captioner, site / "plain.png") == 2
+    assert "--alt expects an HTML page" in capsys.readouterr().err
     assert not (site / "plain.alt.png").exists()
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "utf-8"])
-def test_pages_in_other_encodings_come_out_in_them(captioner, site, encoding):
+def test_a_page_keeps_its_encoding(captioner, site, encoding):
     page = site / "page.html"
     page.write_bytes('<p>é ß</p><img src="Schöne Straße.png">'.encode(encoding))
-    assert told(captioner, page) == 0
+    assert add_texts(captioner, page) == 0
     copy = (site / "page.alt.html").read_bytes().decode(encoding)
     assert len(ADDED.findall(copy)) == 1
     assert ADDED.sub("", copy) == page.read_bytes().decode(encoding)
-    assert told(captioner, page) == 0, "our own copy may be replaced"
+    assert add_texts(captioner, page) == 0, "our own copy may be replaced"
 
 
-def test_base_and_the_root_of_the_site_say_where_pictures_lie(captioner, site, capsys):
+def test_pictures_are_resolved_against_base_and_the_root_of_the_site(captioner, site, capsys):
     page = site / "inner" / "page.html"
     page.write_text('<img src="/plain.png"><img src="a&b.png"><img src="../plain.png">')
-    assert told(captioner, page) == 2, "without --site the root is the page's own folder"
+    assert add_texts(captioner, page) == 2, "without --site the root is the page's own folder"
     assert "plain.png" in capsys.readouterr().err
-    assert told(captioner, page, "--site", str(site)) == 0
+    assert add_texts(captioner, page, "--site", str(site)) == 0
     assert len(ADDED.findall((site / "inner" / "page.alt.html").read_text())) == 3
     page.write_text('<base href="../"><img src="plain.png">')
-    assert told(captioner, page, "--site", str(site)) == 0
+    assert add_texts(captioner, page, "--site", str(site)) == 0
     assert len(ADDED.findall((site / "inner" / "page.alt.html").read_text())) == 1
 
 
-def test_missing_and_broken_pictures_are_named_and_the_others_get_their_text(
-    captioner, site, capsys
-):
+def test_missing_and_broken_pictures_are_reported_and_the_others_get_texts(captioner, site, capsys):
     (site / "broken.png").write_bytes(b"\x89PNG")
     page = site / "page.html"
     page.write_text("<img src=broken.png><img src=plain.png><img src=gone.png>")
-    assert told(captioner, page) == 2
+    assert add_texts(captioner, page) == 2
     errors = capsys.readouterr().err
     assert "broken.png" in errors
     assert "gone.png" in errors
@@ -102,32 +102,32 @@ def test_missing_and_broken_pictures_are_named_and_the_others_get_their_text(
     assert [m.start() for m in ADDED.finditer(copy)] == [copy.index("<img", 5) + 4]
 
 
-def test_our_copy_is_replaced_and_nothing_else(captioner, site, capsys):
+def test_only_a_copy_of_ours_is_replaced(captioner, site, capsys):
     page, copy = site / "page.html", site / "page.alt.html"
     page.write_text("<img src=plain.png>")
     copy.write_text("somebody's page")
-    assert told(captioner, page) == 2
-    assert "not a copy that this command made" in capsys.readouterr().err
+    assert add_texts(captioner, page) == 2
+    assert "not a copy made by this command" in capsys.readouterr().err
     assert copy.read_text() == "somebody's page"
-    assert told(captioner, page, "--force") == 0
+    assert add_texts(captioner, page, "--force") == 0
     first = copy.read_text()
     page.write_text("<p>new</p><img src=plain.png>")
-    assert told(captioner, page) == 0
+    assert add_texts(captioner, page) == 0
     assert copy.read_text() == f"<p>new</p>{first}"
-    assert told(captioner, page, "--out", str(page), "--force") == 2
+    assert add_texts(captioner, page, "--out", str(page), "--force") == 2
     assert page.read_text() == "<p>new</p><img src=plain.png>"
 
 
-def test_a_page_that_needs_no_text_can_be_done_again(captioner, site):
+def test_a_page_that_needs_no_texts_can_be_captioned_twice(captioner, site):
     page = site / "page.html"
     page.write_text("<img src=plain.png alt=mine>")
     for _ in range(2):
-        assert told(captioner, page) == 0
+        assert add_texts(captioner, page) == 0
         assert (site / "page.alt.html").read_text() == page.read_text()
 
 
-def test_unsure_texts_are_marked_and_pictures_outside_the_site_never_read(captioner, site):
-    """By the packaged captioner, which knows how sure it is; nothing is surer than 1."""
+def test_unsure_texts_are_marked_and_pictures_outside_the_site_are_not_read(captioner, site):
+    """With the packaged captioner, which has a confidence estimate, always below 1."""
     inner = site / "inner"
     (inner / "out.png").symlink_to(site / "plain.png")
     page = inner / "page.html"
@@ -140,19 +140,19 @@ def test_unsure_texts_are_marked_and_pictures_outside_the_site_never_read(captio
     assert found[0][0].startswith("Perhaps: ")
 
 
-def test_what_is_no_utf_16_though_it_says_so_is_refused(captioner, site, capsys):
+def test_a_page_that_is_not_utf_16_despite_its_first_bytes_is_refused(captioner, site, capsys):
     page = site / "page.html"
     page.write_bytes(b"\xff\xfe<")
-    assert told(captioner, page) == 2
+    assert add_texts(captioner, page) == 2
     assert "starts as UTF-16, but is not" in capsys.readouterr().err
 
 
 @given(
     st.lists(st.sampled_from(["<img>", "<img src=a", " alt", ">", "<p>", '"', "é", "<!--", "\n"]))
 )
-def test_whatever_the_page_what_was_put_in_can_be_taken_out_again(parts):
+def test_removing_the_texts_gives_back_any_page(parts):
     text = "".join(parts)
-    page = Page(text.encode())
+    page = HtmlPage(text.encode())
     hostile = '"><script>alert("é & 文")</script>'
     made = page.with_texts(dict.fromkeys(range(len(page.bare)), (hostile, True))).decode()
     found = ADDED.findall(made)

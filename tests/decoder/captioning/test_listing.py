@@ -1,4 +1,4 @@
-"""Captions of many pictures in one file, through the command line: what is done is never redone."""
+"""Captions of many pictures in one file, through the command line: finished work is kept."""
 
 import csv
 import json
@@ -39,7 +39,7 @@ def rows_of(out: Path) -> dict[str, dict]:
             rows = list(csv.DictReader(file))
     else:
         rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
-        for row in rows:  # of which the last digits depend on how many are computed together
+        for row in rows:  # the last digits depend on how many pictures are computed together
             if row.get("log_probability") is not None:
                 row["log_probability"] = round(row["log_probability"], 4)
     by_path = {row["path"]: row for row in rows}
@@ -56,8 +56,8 @@ def test_every_picture_has_a_row_with_the_caption_that_is_printed(captioner, alb
     run = str(captioner / "runs" / "captioner")
     capsys.readouterr()
     assert caption.main(["--run", run, "--json", str(album)]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    printed = {one["path"]: one["caption"] for one in told}
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    printed = {line["path"]: line["caption"] for line in lines}
     assert len(set(printed.values())) > 1
     columns = {"path", "caption", "unsure", "confidence", "bytes", "modified", "writer"}
     for path, row in rows.items():
@@ -75,14 +75,14 @@ def test_only_new_and_changed_pictures_are_captioned_again(captioner, album, kin
     content = out.read_bytes()
     capsys.readouterr()
     assert caption.main(command(captioner, album, out)) == 0
-    assert f"0 captions added to {out}, {len(HARD)} there" in capsys.readouterr().out
+    assert f"0 captions added to {out}, {len(HARD)} already there" in capsys.readouterr().out
     assert out.read_bytes() == content
 
     shutil.copy(album / "plain.png", album / "new.png")
     shutil.copy(album / "é.png", album / "plain.png")
     capsys.readouterr()
     assert caption.main(command(captioner, album, out)) == 0
-    assert f"2 captions added to {out}, {len(HARD) - 1} there" in capsys.readouterr().out
+    assert f"2 captions added to {out}, {len(HARD) - 1} already there" in capsys.readouterr().out
     after = rows_of(out)
     new, changed, same = (str(album / name) for name in ("new.png", "plain.png", "é.png"))
     assert after[new]["caption"] == before[changed]["caption"]
@@ -90,7 +90,7 @@ def test_only_new_and_changed_pictures_are_captioned_again(captioner, album, kin
 
 
 @KINDS
-def test_half_a_line_that_a_kill_left_is_done_again(captioner, album, kind):
+def test_an_incomplete_last_line_is_captioned_again(captioner, album, kind):
     out = album.parent / f"captions.{kind}"
     assert caption.main(command(captioner, album, out)) == 0
     before = rows_of(out)
@@ -100,7 +100,7 @@ def test_half_a_line_that_a_kill_left_is_done_again(captioner, album, kind):
 
 
 @KINDS
-def test_rows_by_other_options_do_not_mix(captioner, album, kind, capsys):
+def test_captions_of_different_options_do_not_mix(captioner, album, kind, capsys):
     out = album.parent / f"captions.{kind}"
     assert caption.main(command(captioner, album, out)) == 0
     content = out.read_bytes()
@@ -112,15 +112,15 @@ def test_rows_by_other_options_do_not_mix(captioner, album, kind, capsys):
 
 
 @KINDS
-def test_a_file_that_is_not_ours_stays_as_it_is(captioner, album, kind, capsys):
+def test_a_file_that_is_not_ours_is_left_alone(captioner, album, kind, capsys):
     out = album.parent / f"captions.{kind}"
     out.write_text("name;age\nAnn;7\n")
     assert caption.main(command(captioner, album, out)) == 2
-    assert f"{out}, line 1: not a caption of ours" in capsys.readouterr().err
+    assert f"{out}, line 1: expected a caption written by this command" in capsys.readouterr().err
     assert out.read_text() == "name;age\nAnn;7\n"
 
 
-def test_a_name_that_would_break_the_lines_is_refused_in_csv_and_kept_in_jsonl(captioner, album):
+def test_a_name_with_a_line_break_is_refused_in_csv_and_kept_in_jsonl(captioner, album):
     shutil.copy(album / "plain.png", album / "two\nlines.png")
     assert caption.main(command(captioner, album, album.parent / "captions.csv")) == 2
     out = album.parent / "captions.jsonl"
@@ -129,7 +129,7 @@ def test_a_name_that_would_break_the_lines_is_refused_in_csv_and_kept_in_jsonl(c
 
 
 @KINDS
-def test_a_broken_picture_is_named_has_no_row_and_stops_nothing(captioner, album, kind, capsys):
+def test_a_broken_picture_is_reported_and_the_others_have_rows(captioner, album, kind, capsys):
     (album / "broken.png").write_bytes(b"\x89PNG")
     out = album.parent / f"captions.{kind}"
     assert caption.main(command(captioner, album, out)) == 2
@@ -137,21 +137,21 @@ def test_a_broken_picture_is_named_has_no_row_and_stops_nothing(captioner, album
     assert set(rows_of(out)) == {str(album / name) for name in HARD}
 
 
-def test_damaged_rows_are_refused_by_their_line(captioner, album, capsys):
+def test_a_damaged_row_is_refused_with_its_line_number(captioner, album, capsys):
     out = album.parent / "captions.jsonl"
     assert caption.main(command(captioner, album, out)) == 0
     first = json.loads(out.read_text(encoding="utf-8").splitlines()[0])
     for name, value in {"bytes": float("inf"), "path": "a\0b", "modified": None}.items():
         out.write_text(json.dumps({**first, name: value}) + "\n")
         assert caption.main(command(captioner, album, out)) == 2
-        assert "line 1: not a caption of ours" in capsys.readouterr().err
+        assert "line 1: expected a caption written by this command" in capsys.readouterr().err
 
 
-def test_killed_in_the_middle_it_goes_on_to_the_same_captions(captioner, tmp_path):
+def test_a_killed_run_continues_to_the_same_captions(captioner, tmp_path):
     pictures = captioner / "images"
-    whole, killed = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    complete, killed = tmp_path / "complete.jsonl", tmp_path / "killed.jsonl"
     one_by_one = ["--batch-size", "1"]
-    assert caption.main(command(captioner, pictures, whole, *one_by_one)) == 0
+    assert caption.main(command(captioner, pictures, complete, *one_by_one)) == 0
     arguments = command(captioner, pictures, killed, *one_by_one)
     process = subprocess.Popen([sys.executable, "-m", "decoder.caption", *arguments])
     while process.poll() is None and not (killed.exists() and killed.stat().st_size > 500):
@@ -160,7 +160,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_captions(captioner, tmp_pat
     process.wait()
     assert killed.read_bytes().count(b"\n") > 0
     assert caption.main(command(captioner, pictures, killed, *one_by_one)) == 0
-    expected, found = rows_of(whole), rows_of(killed)
+    expected, found = rows_of(complete), rows_of(killed)
     assert {p: row["caption"] for p, row in found.items()} == {
         p: row["caption"] for p, row in expected.items()
     }

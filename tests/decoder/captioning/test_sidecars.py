@@ -1,4 +1,4 @@
-"""Captions beside their pictures through the command line: .txt, or .xmp for photo software."""
+"""Captions beside their pictures, through the command line: .txt, or .xmp for photo software."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 
 @pytest.fixture
 def album(captioner: Path, tmp_path: Path) -> Path:
-    """A folder with a picture, one of the same stem, and one in a folder below."""
+    """A folder with a picture, another of the same stem, and one in a subfolder."""
     first, second, third = sorted((captioner / "images").iterdir())[:3]
     folder = tmp_path / "album"
     (folder / "inner").mkdir(parents=True)
@@ -36,17 +36,15 @@ def printed(captioner: Path, album: Path, capsys) -> dict[str, str]:
     return dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
 
 
-def test_each_picture_gets_its_caption_beside_it_as_text(captioner, album, capsys):
+def test_each_picture_gets_a_text_file_with_its_caption(captioner, album, capsys):
     expected = printed(captioner, album, capsys)
     assert write(captioner, "txt", str(album)) == 0
-    assert "3 sidecars written, 0 were there" in capsys.readouterr().out
+    assert "3 sidecars written, 0 already there" in capsys.readouterr().out
     found = {str(f)[:-4]: f.read_text().rstrip("\n") for f in album.rglob("*.txt")}
     assert found == expected
 
 
-def test_what_phones_and_macs_leave_beside_pictures_is_named_or_left_alone(
-    captioner, album, capsys
-):
+def test_heic_pictures_are_reported_and_macos_metadata_is_ignored(captioner, album, capsys):
     (album / "._one.png").write_bytes(b"\0\5\x16\7")
     assert write(captioner, "txt", str(album)) == 0
     (album / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic")
@@ -55,7 +53,7 @@ def test_what_phones_and_macs_leave_beside_pictures_is_named_or_left_alone(
     assert "IMG_1.HEIC: HEIC" in error
 
 
-def test_xmp_holds_the_caption_as_the_description(captioner, album, capsys):
+def test_the_description_in_an_xmp_file_is_the_caption(captioner, album, capsys):
     expected = printed(captioner, album, capsys)
     assert write(captioner, "xmp", str(album)) == 0
     for picture, sentence in expected.items():
@@ -63,20 +61,20 @@ def test_xmp_holds_the_caption_as_the_description(captioner, album, capsys):
         assert (item.text, item.get(LANG)) == (sentence, "x-default")
 
 
-def test_sidecars_that_are_there_are_left_alone_unless_forced(captioner, album, capsys):
+def test_existing_sidecars_are_left_alone_unless_forced(captioner, album, capsys):
     mine = album / "one.png.txt"
     mine.write_text("my own words")
     os.utime(mine, (1, 1))
     assert write(captioner, "txt", str(album)) == 0
-    printed_ = capsys.readouterr()
-    assert "2 sidecars written, 1 were there" in printed_.out
-    assert "older than their pictures and perhaps not ours" in printed_.err
+    output = capsys.readouterr()
+    assert "2 sidecars written, 1 already there" in output.out
+    assert "older than their pictures and may not be ours" in output.err
     assert mine.read_text() == "my own words"
     assert write(captioner, "txt", str(album), "--force") == 0
     assert mine.read_text() != "my own words"
 
 
-def test_an_xmp_of_ours_is_renewed_when_its_picture_changed_and_no_one_elses(
+def test_an_xmp_file_of_ours_is_replaced_when_its_picture_changed_but_not_others(
     captioner, album, capsys
 ):
     assert write(captioner, "xmp", str(album)) == 0
@@ -88,25 +86,25 @@ def test_an_xmp_of_ours_is_renewed_when_its_picture_changed_and_no_one_elses(
         os.utime(file, (1, 1))
     capsys.readouterr()
     assert write(captioner, "xmp", str(album)) == 0
-    assert "1 sidecars written, 2 were there" in capsys.readouterr().out
+    assert "1 sidecars written, 2 already there" in capsys.readouterr().out
     assert ours.stat().st_mtime > 1
     assert other.read_text() == theirs
-    # It is the caption of the new picture, whatever the old one's was.
+    # It holds the caption of the new picture.
     twin = ET.parse(album / "one.webp.png.xmp").getroot().findall(LI)[0].text
     assert ET.fromstring(ours.read_bytes()).findall(LI)[0].text == twin
 
 
-def test_a_broken_picture_is_named_and_the_others_get_theirs(captioner, album, capsys):
+def test_a_broken_picture_is_reported_and_the_others_get_sidecars(captioner, album, capsys):
     (album / "broken.png").write_bytes(b"\x89PNG")
     assert write(captioner, "txt", str(album)) == 2
-    printed_ = capsys.readouterr()
-    assert "broken.png" in printed_.err
-    assert "3 sidecars written" in printed_.out
+    output = capsys.readouterr()
+    assert "broken.png" in output.err
+    assert "3 sidecars written" in output.out
     assert not (album / "broken.png.txt").exists()
 
 
-def test_an_unsure_caption_says_so_where_no_mark_can_stand_beside_it(album):
-    """By the packaged captioner, which knows how sure it is; nothing is surer than 1."""
+def test_an_unsure_caption_in_a_sidecar_starts_with_perhaps(album):
+    """With the packaged captioner, which has a confidence estimate, always below 1."""
     picture = album / "one.png"
     assert caption.main(["--sidecar", "txt", "--unsure", "1", str(picture)]) == 0
     assert (album / "one.png.txt").read_text().startswith("Perhaps: ")

@@ -1,4 +1,4 @@
-"""Beam search written plainly: one image, Python lists, every word of every beam tried.
+"""Plain beam search: one image, Python lists, every word of every beam tried.
 
 It shares no code with `decoder.generation.generate`; the tests compare the two, beam by beam.
 """
@@ -18,7 +18,7 @@ NextWord = Callable[[list[int]], Tensor]
 
 @torch.no_grad()
 def next_word(model: Decoder, features: Features, tokens: list[int]) -> Tensor:
-    """Read a caption of one image from its beginning; see `NextWord`."""
+    """Compute a `NextWord` of one image by reading the caption from its beginning."""
     memory = model.encode(features)
     state = model.start(memory, 1)
     for word in [BOS, *tokens]:
@@ -34,7 +34,7 @@ def beams(
     diversity: float = 0.0,
     length_penalty: float = 0.0,
 ) -> list[list[tuple[float, list[int]]]]:
-    """Return each group's beams, log-probability and tokens, the best first."""
+    """Return the beams of each group as (log-probability, tokens), the best first."""
     each: list[list[tuple[float, list[int]]]] = [[(0.0, [])] for _ in range(groups)]
     for length in range(longest + 1):
         taken: list[int] = []
@@ -59,7 +59,7 @@ def beams(
 
 
 def rank(score: float, tokens: list[int], length_penalty: float) -> float:
-    """What beams are ordered by."""
+    """Return the score that beams are ranked by."""
     return score / len(tokens) ** length_penalty
 
 

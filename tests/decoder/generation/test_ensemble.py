@@ -1,4 +1,4 @@
-"""Several models, or several views, that write together, against plain references."""
+"""Ensembles of models and of views, against plain references."""
 
 import json
 import shutil
@@ -12,10 +12,11 @@ from PIL import ImageOps
 from torch import Tensor
 
 from decoder import caption
-from decoder.captioning.captioner import Captioner, caption_pictures
+from decoder.captioning.captioner import Captioner
+from decoder.captioning.writer import caption_pictures
 from decoder.data.batches import Features
 from decoder.generation.ensemble import Ensemble
-from decoder.generation.generate import Writer, beam_search, generate, sample
+from decoder.generation.generate import LanguageModel, beam_search, generate, sample
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
 from decoder.model.decoders import Decoder, ModelOptions
@@ -47,7 +48,7 @@ def random_features(rows: int) -> Features:
 
 
 def mean_of(members: list[tuple[Decoder, Features]]) -> Callable[[list[int]], Tensor]:
-    """Return the plain mean of the probabilities that each model gives with each features."""
+    """Return the log of the mean probability of each next word over pairs of model and features."""
 
     def following(tokens: list[int]) -> Tensor:
         each = [plain.next_word(model, features, tokens).exp() for model, features in members]
@@ -56,10 +57,10 @@ def mean_of(members: list[tuple[Decoder, Features]]) -> Callable[[list[int]], Te
     return following
 
 
-def assert_writes(
-    model: Writer, features: Features, members: list[list[tuple[Decoder, Features]]]
+def assert_generates(
+    model: LanguageModel, features: Features, members: list[list[tuple[Decoder, Features]]]
 ) -> None:
-    """Check a search against the plain one, for each image with its members."""
+    """Compare a beam search with the plain one; `members` lists each image's members."""
     with torch.no_grad():
         found = beam_search(model, model.encode(features), 3, 6)
     for image, of_image in enumerate(members):
@@ -74,7 +75,7 @@ def row(features: Features, number: int) -> Features:
 
 
 @pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
-def test_a_model_with_itself_writes_what_it_writes_alone(name):
+def test_an_ensemble_of_one_model_twice_equals_the_model(name):
     model, features = build(name, 3), random_features(IMAGES)
     both = Ensemble([model, model])
     for options in (GenerateOptions(beam=4), GenerateOptions(beam=4, groups=2)):
@@ -84,12 +85,12 @@ def test_a_model_with_itself_writes_what_it_writes_alone(name):
         torch.testing.assert_close(together.log_probability_IK, alone.log_probability_IK)
 
 
-def test_different_models_write_by_the_mean_of_their_probabilities():
-    """Also models whose states are of other sizes and numbers of tensors."""
+def test_an_ensemble_of_models_uses_the_mean_of_their_probabilities():
+    """Even if their states differ in size and number of tensors."""
     chosen = [build("updown", 5), build("show_tell", 6, "gru"), build("att2in", 7)]
     features = random_features(IMAGES)
     members = [[(model, row(features, i)) for model in chosen] for i in range(IMAGES)]
-    assert_writes(Ensemble(chosen), features, members)
+    assert_generates(Ensemble(chosen), features, members)
     with torch.no_grad():
         memory = chosen[0].encode(features)
         alone = beam_search(chosen[0], memory, 3, 6).tokens_IKT
@@ -97,17 +98,17 @@ def test_different_models_write_by_the_mean_of_their_probabilities():
     assert not torch.equal(together, alone), "the case is too easy: the others change nothing"
 
 
-def test_views_of_an_image_write_by_the_mean_of_their_probabilities():
+def test_an_ensemble_of_views_uses_the_mean_of_their_probabilities():
     model, other, views = build("updown", 5), build("att2in", 7), 2
     features = random_features(IMAGES * views)
     members = [
         [(m, row(features, views * i + v)) for m in (model, other) for v in range(views)]
         for i in range(IMAGES)
     ]
-    assert_writes(Ensemble([model, other], views), features, members)
+    assert_generates(Ensemble([model, other], views), features, members)
 
 
-def test_samples_of_an_ensemble_come_from_the_mean():
+def test_samples_of_an_ensemble_follow_the_mean():
     model, other, count = build("updown", 5), build("show_tell", 6), 4000
     features = random_features(IMAGES)
     both = Ensemble([model, other])
@@ -132,7 +133,7 @@ def loaded(runs: list[Path], **options: object) -> Captioner:
 
 @pytest.fixture(scope="module")
 def two_runs(captioner: Path, trained: Path) -> list[Path]:
-    """Runs of other sizes on the same captions and features."""
+    """Two runs of different sizes, trained on the same captions and features."""
     return [captioner / "runs" / "captioner", trained / "runs" / "small"]
 
 
@@ -144,7 +145,9 @@ def test_attention_of_an_ensemble_is_the_mean_over_runs(two_runs):
     captions = both.caption(features)
     each = [loaded([run]).attention(features, captions) for run in two_runs]
     np.testing.assert_allclose(both.attention(features, captions), np.mean(each, 0), atol=1e-7)
-    assert not np.allclose(each[0], each[1], atol=1e-5), "each of them alone would pass as well"
+    assert not np.allclose(each[0], each[1], atol=1e-5), (
+        "the case is too easy: each run alone would pass"
+    )
 
 
 def test_attention_with_views_is_that_of_the_whole_picture(two_runs):
@@ -154,11 +157,11 @@ def test_attention_with_views_is_that_of_the_whole_picture(two_runs):
     whole = Features(torch.rand(3, height * width, channels), torch.rand(3, channels))
     twice = Features(*(torch.stack((t, t + 1), 1).flatten(0, 1) for t in whole))
     captions = two.caption(twice)
-    looked = one.attention(whole, captions)
-    np.testing.assert_allclose(two.attention(twice, captions), looked, atol=1e-6)
+    expected = one.attention(whole, captions)
+    np.testing.assert_allclose(two.attention(twice, captions), expected, atol=1e-6)
 
 
-def test_several_runs_caption_a_split_and_pictures_alike(two_runs, tmp_path, capsys):
+def test_an_ensemble_gives_a_split_and_its_pictures_the_same_captions(two_runs, tmp_path, capsys):
     out = tmp_path / "both.json"
     runs = [argument for run in two_runs for argument in ("--run", str(run))]
     assert caption.main([*runs, "--split", "val"]) == 2
@@ -177,7 +180,7 @@ def test_several_runs_caption_a_split_and_pictures_alike(two_runs, tmp_path, cap
     assert agreeing >= len(expected) - 1, "float rounding may tip one beam, not more"
 
 
-def test_both_weights_of_a_run_write_as_two_runs_would(captioner, tmp_path):
+def test_both_weights_of_a_run_equal_an_ensemble_of_two_runs(captioner, tmp_path):
     run = captioner / "runs" / "captioner"
     before = Path(shutil.copytree(run, run.with_name("before")))
     shutil.copy(run / "best_xe.safetensors", before / "best.safetensors")
@@ -188,21 +191,21 @@ def test_both_weights_of_a_run_write_as_two_runs_would(captioner, tmp_path):
     assert json.loads((run / "captions_val_both.json").read_text()) == json.loads(out.read_text())
 
 
-def test_several_captions_of_a_picture_differ_and_come_best_first(two_runs, capsys):
+def test_the_captions_of_a_picture_differ_and_the_best_comes_first(two_runs, capsys):
     picture = str(next((two_runs[0].parents[1] / "images").iterdir()))
-    several = ["--run", str(two_runs[0]), "--captions", "3", picture]
-    assert caption.main(several) == 0
+    arguments = ["--run", str(two_runs[0]), "--captions", "3", picture]
+    assert caption.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(set(lines)) == len(lines) == 3
-    assert caption.main(["--json", *several]) == 0
+    assert caption.main(["--json", *arguments]) == 0
     line = json.loads(capsys.readouterr().out)
     written = [line, *line["alternatives"]]
     assert [f"{picture}\t{one['caption']}" for one in written] == lines
     found = [one["log_probability"] for one in written]
     assert found == sorted(found, reverse=True)
 
-    # Samples come in no order, and at a low temperature the same ones again and again.
-    drawn = ["--sample", "--samples", "12", "--temperature", "0.3", "--json", *several]
+    # Samples are unsorted, and at a low temperature many are equal.
+    drawn = ["--sample", "--samples", "12", "--temperature", "0.3", "--json", *arguments]
     assert caption.main(drawn) == 0
     line = json.loads(capsys.readouterr().out)
     written = [line, *line["alternatives"]]
@@ -211,30 +214,30 @@ def test_several_captions_of_a_picture_differ_and_come_best_first(two_runs, caps
     assert found == sorted(found, reverse=True)
 
 
-def test_views_of_ones_own_pictures_are_cut_and_used(two_runs):
+def test_views_of_new_pictures_are_used(two_runs):
     """The mirror view of a picture is the whole view of its mirror image."""
     work, run = two_runs[0].parents[1], two_runs[0]
     picture = next((work / "images").iterdir())
     two = loaded([run], views=2)
-    ((_, found),) = caption_pictures(two, [picture], 4)
+    ((_, captions),) = caption_pictures(two, [picture], 4)
     backbone = two.backbone()
     whole = read_picture(picture)
     pixels = torch.stack([backbone.transform(p) for p in (whole, ImageOps.mirror(whole))])
-    seen = (to_float16(part.numpy()) for part in backbone.features(pixels))
-    (expected,) = two.captions(Features(*(torch.from_numpy(part).float() for part in seen)))
-    assert [c.text for c in found] == [c.text for c in expected]  # type: ignore[union-attr]
-    assert found[0].log_probability == pytest.approx(expected[0].log_probability, abs=1e-2)  # type: ignore[index]
+    parts = (to_float16(part.numpy()) for part in backbone.features(pixels))
+    (expected,) = two.captions(Features(*(torch.from_numpy(part).float() for part in parts)))
+    assert [c.text for c in captions] == [c.text for c in expected]  # type: ignore[union-attr]
+    assert captions[0].log_probability == pytest.approx(expected[0].log_probability, abs=1e-2)  # type: ignore[index]
     ((_, (single,)),) = caption_pictures(loaded([run]), [picture], 4)
     assert single.log_probability != pytest.approx(expected[0].log_probability, abs=1e-2)
 
 
-def test_runs_that_do_not_belong_together_are_refused(two_runs, tmp_path):
+def test_runs_with_different_features_or_vocabularies_are_refused(two_runs, tmp_path):
     one = two_runs[0]
     other = Path(shutil.copytree(one, tmp_path / "other"))
     config = json.loads((other / "config.json").read_text())
     changed = {**config, "features": {**config["features"], "weights_sha256": "0" * 64}}
     (other / "config.json").write_text(json.dumps(changed))
-    with pytest.raises(UserError, match=r"cannot write together.*weights_sha256"):
+    with pytest.raises(UserError, match=r"cannot form an ensemble.*weights_sha256"):
         loaded([one, other])
     vocabulary = json.loads((one / "vocabulary.json").read_text())
     *words, last = vocabulary["words"]
@@ -245,7 +248,7 @@ def test_runs_that_do_not_belong_together_are_refused(two_runs, tmp_path):
         (other / "vocabulary.json").write_text(json.dumps({**vocabulary, "words": new}))
         changed = {**config, "vocabulary": digest(tuple(new))}
         (other / "config.json").write_text(json.dumps(changed))
-        with pytest.raises(UserError, match=rf"cannot write together.*{named}"):
+        with pytest.raises(UserError, match=rf"cannot form an ensemble.*{named}"):
             loaded([one, other])
 
 

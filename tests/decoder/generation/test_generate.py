@@ -1,4 +1,4 @@
-"""Greedy, beam search and sampling, against plainly written ones and against enumeration."""
+"""Greedy decoding, beam search and sampling, against plain code and against enumeration."""
 
 import itertools
 from functools import partial
@@ -31,7 +31,7 @@ EVERY_MODEL = pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
 
 
 def build(name: str, words: int = 12, sharpness: float = 8.0) -> Decoder:
-    """A decoder whose random distribution is far enough from flat for searches to differ."""
+    """A random decoder whose distribution is far enough from flat for searches to differ."""
     torch.manual_seed(3)
     model = decoders.build(ModelOptions(model=name, hidden=8, attention=8), words, CHANNELS).eval()
     with torch.no_grad():
@@ -48,7 +48,7 @@ def features() -> Features:
 
 @torch.no_grad()
 def log_probabilities(model: Decoder, features: Features, captions: list[list[int]]) -> Tensor:
-    """Score captions of every image under teacher forcing: [images, captions]."""
+    """Score captions of every image under teacher forcing, [images, captions]."""
     memory = model.encode(features)
     rows = pad(captions * IMAGES)
     words = pack(rows, torch.arange(IMAGES).repeat_interleave(len(captions)))
@@ -58,7 +58,7 @@ def log_probabilities(model: Decoder, features: Features, captions: list[list[in
 
 
 def every_caption(words: int, longest: int) -> list[list[int]]:
-    """All captions of at most `longest` words, each with its end."""
+    """All captions of at most `longest` words, each ending in EOS."""
     return [
         [*caption, EOS]
         for length in range(longest + 1)
@@ -80,7 +80,7 @@ def test_a_wide_beam_finds_the_best_of_all_captions(name, length_penalty, featur
 
 
 @EVERY_MODEL
-def test_a_narrow_beam_equals_one_written_plainly(name, features):
+def test_a_narrow_beam_equals_the_plain_search(name, features):
     model, width, longest = build(name), 3, 6
     found = beam_search(model, model.encode(features), width, longest)
     for image in range(IMAGES):
@@ -90,7 +90,7 @@ def test_a_narrow_beam_equals_one_written_plainly(name, features):
 
 @EVERY_MODEL
 @pytest.mark.parametrize(("width", "groups", "penalty"), [(4, 2, 0.0), (3, 3, 0.7), (6, 3, 0.0)])
-def test_a_diverse_beam_equals_one_written_plainly(name, width, groups, penalty, features):
+def test_a_diverse_beam_equals_the_plain_search(name, width, groups, penalty, features):
     model, longest, diversity = build(name), 5, 1.5
     search = (width, longest, penalty, groups, diversity)
     found = beam_search(model, model.encode(features), *search)
@@ -99,14 +99,14 @@ def test_a_diverse_beam_equals_one_written_plainly(name, width, groups, penalty,
         following = partial(plain.next_word, model, of(features, image))
         each = plain.beams(following, width, longest, groups, diversity, penalty)
         expected = []
-        for place in zip(*each, strict=True):  # the best of each group come first
+        for place in zip(*each, strict=True):  # the best of each group comes first
             expected += sorted(place, key=lambda b: -plain.rank(*b, penalty))
         assert_beams(found, image, expected)
         differs.append(len({tuple(tokens) for _, tokens in expected[:groups]}) > 1)
     assert any(differs), "the case is too easy: no group avoids another's words"
 
 
-def test_groups_that_cost_nothing_all_find_what_a_smaller_beam_finds(features):
+def test_groups_without_diversity_all_equal_a_smaller_beam(features):
     model = build("updown")
     memory = model.encode(features)
     one = beam_search(model, memory, 2, 6)
@@ -126,7 +126,7 @@ def assert_beams(found: Generated, image: int, expected: list[tuple[float, list[
 
 @EVERY_MODEL
 def test_an_image_has_the_same_caption_alone_and_in_a_batch(name, features):
-    """Images leave the batch as they finish; the others must not notice."""
+    """Images leave the batch as they finish, which must not change the others."""
     model = build(name)
     together = beam_search(model, model.encode(features), 4, 8)
     for image in range(IMAGES):
@@ -177,8 +177,8 @@ def test_greedy_takes_the_most_probable_word_at_each_step(features):
         assert [t for t in found[image].tolist() if t != PAD] == tokens
 
 
-def test_no_way_of_writing_gives_a_special_word(features):
-    model = build("updown", sharpness=0.1)  # nearly flat: every word that can come, comes
+def test_no_method_generates_a_special_word(features):
+    model = build("updown", sharpness=0.1)  # nearly flat: every possible word is drawn
     for options in (
         GenerateOptions(beam=4),
         GenerateOptions(sample=True),
@@ -217,8 +217,8 @@ def test_a_low_temperature_is_greedy(features):
         assert torch.equal(cold[:, 0], greedy(model, memory, 6).tokens_IKT[:, 0, :6])
 
 
-def test_no_caption_is_longer_than_asked_for(features):
-    """A search ends it there; a sample, which must stay the model's own, is cut off."""
+def test_no_caption_is_longer_than_the_maximum(features):
+    """A search ends it there; a sample is cut off, so that its distribution stays the model's."""
     model = build("updown")
     with torch.no_grad():
         model.output.bias[0] = -1e4  # never ends by itself
@@ -232,7 +232,7 @@ def test_no_caption_is_longer_than_asked_for(features):
     assert (sampled > EOS).all()
 
 
-# Constraints. Each is checked on captions that a plain predicate says whether they keep it.
+# Constraints, each compared with a plain predicate on captions.
 
 BAD = [EOS + 1, EOS + 3]
 
@@ -266,11 +266,13 @@ def test_a_wide_beam_finds_the_best_caption_that_keeps_the_constraints(length_pe
             best = captions[int(scores[image].where(kept, -torch.inf).argmax())]
             assert plain.stripped(found.tokens_IKT[image, 0]) == best
             finite = found.log_probability_IK[image] > -torch.inf
-            assert int(finite.sum()) == int(kept.sum()), "all that keep it are found, and no other"
+            assert int(finite.sum()) == int(kept.sum()), (
+                "exactly the captions that keep it have a probability"
+            )
 
 
 def test_samples_follow_the_model_among_the_words_that_are_left(features):
-    """At each step the words left have their probabilities, made to sum to 1."""
+    """At each step the probabilities of the words left are renormalised."""
     model, count, words = build("updown", words=EOS + 4, sharpness=3.0), 4000, EOS + 4
     forbidden = no_endings(BAD, words, 2)
     torch.manual_seed(5)
@@ -298,7 +300,7 @@ def test_samples_follow_the_model_among_the_words_that_are_left(features):
 
 
 def named_vocabulary() -> Vocabulary:
-    """As many words that may end a caption as it takes for there always to be one."""
+    """A vocabulary with enough words that may end a caption for one to be always left."""
     words = (*SPECIAL, *sorted(BAD_ENDINGS)[:5], *(f"word{i}" for i in range(9)))
     return Vocabulary(words, (0,) * len(words), 1, 20)
 
@@ -317,7 +319,7 @@ def named_vocabulary() -> Vocabulary:
     ids=str,
 )
 def test_no_weights_break_the_constraints(options, seed, features):
-    """Bad words are ten thousand times as probable as others, the end is forced or avoided."""
+    """Bad words are ten thousand times as probable as others, and EOS is forced or avoided."""
     vocabulary, longest = named_vocabulary(), 8
     bad = [vocabulary.ids[word] for word in BAD_ENDINGS & set(vocabulary.words)]
     model = build("updown", words=len(vocabulary), sharpness=20.0)
@@ -343,12 +345,12 @@ def test_no_weights_break_the_constraints(options, seed, features):
     assert broken(free), easy
     assert not broken(written(repeat_phrases=True, no_bad_endings=True, no_repeat_ngram=3))
     assert not phrases_repeated(written())
-    if seed % 2 == 0:  # the others end at once
+    if seed % 2 == 0:  # the other seeds end at once
         assert phrases_repeated(free), easy
 
 
 @pytest.mark.parametrize(
-    ("said", "forbidden"),
+    ("text", "forbidden"),
     [
         ("dog", ["dog"]),
         ("a dog", ["dog"]),
@@ -360,22 +362,22 @@ def test_no_weights_break_the_constraints(options, seed, features):
         ("in a dog and in a", ["a", "dog"]),
     ],
 )
-def test_a_phrase_is_not_said_twice_on_end(said: str, forbidden: list[str]) -> None:
+def test_immediate_repetitions_are_forbidden(text: str, forbidden: list[str]) -> None:
     words = ("a", "and", "cat", "dog", "in", "runs")
     vocabulary = Vocabulary((*SPECIAL, *words), (0,) * (len(words) + len(SPECIAL)), 1, 20)
     rule = constraints(GenerateOptions(), vocabulary, 20)
     assert rule is not None
-    so_far = torch.tensor([vocabulary.encode(said.split())[:-1]])
+    so_far = torch.tensor([vocabulary.encode(text.split())[:-1]])
     (mask,) = rule(so_far).tolist()
     found = {word for word in words if mask[vocabulary.ids[word] - EOS]}
     assert found == set(forbidden)
     for word in words:
-        repeated = diagnose([f"{said} {word}"])["repeated_phrases"] > 0
+        repeated = diagnose([f"{text} {word}"])["repeated_phrases"] > 0
         assert repeated == (word in found)
 
 
 def test_a_caption_that_cannot_go_on_ends(features):
-    """With nothing but words that must not end a caption, nothing better is left."""
+    """All words are bad endings here, so a caption has to end with one."""
     vocabulary = Vocabulary((*SPECIAL, "a", "the"), (0,) * 6, 1, 20)
     model = build("updown", words=len(vocabulary))
     for options in (
@@ -390,12 +392,12 @@ def test_a_caption_that_cannot_go_on_ends(features):
             assert not repeats(plain.stripped(caption), 2)
 
 
-def test_without_constraints_none_are_computed():
+def test_without_constraints_nothing_is_computed():
     assert constraints(GenerateOptions(repeat_phrases=True), named_vocabulary(), 8) is None
 
 
 def test_a_constraint_sees_the_captions_so_far(features):
-    """Of the beams as they stand, after those of other images have left the batch."""
+    """Those of the current beams, after other images have left the batch."""
     model, seen = build("updown"), []
 
     def watch(so_far_Bt: Tensor) -> Tensor:
@@ -422,11 +424,11 @@ def test_words_are_drawn_with_their_probabilities_and_impossible_ones_never():
 
 
 def test_the_largest_random_number_draws_no_impossible_word(monkeypatch):
-    """1 is never drawn, but the product of what is just below it may be rounded up."""
+    """1 is never drawn, but a product with the number just below it may be rounded up."""
     monkeypatch.setattr(torch, "rand_like", torch.ones_like)
     assert draw_words(torch.tensor([[0.3, 0.7, 0.0]])).tolist() == [1]
 
 
-def test_probabilities_that_are_no_numbers_are_refused():
+def test_probabilities_that_are_nan_are_refused():
     with pytest.raises(NotFinite):
         draw_words(torch.tensor([[0.3, float("nan"), 0.0]]))
