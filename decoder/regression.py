@@ -1,4 +1,4 @@
-"""Reduced-rank ridge regression: what pictures tell of words, by their strongest directions.
+"""Reduced-rank ridge regression: the directions of picture features that best predict words.
 
 Shape suffixes: C channels, W words or n-grams, K directions.
 """
@@ -10,26 +10,30 @@ from torch import Tensor
 
 
 class ReducedRank(NamedTuple):
-    """A regression that predicts x as (x @ directions_CK * strength_K) @ words_WK.T."""
+    """A regression that predicts the words of features x as (x @ directions * strength) @ words.T.
+
+    The directions are sorted by falling strength.
+    """
 
     directions_CK: Tensor
-    """Of the features, the strongest first; uncorrelated over the pictures but for the ridge."""
+    """Projections of the features on them are uncorrelated over the pictures, up to the ridge."""
     strength_K: Tensor
     words_WK: Tensor
-    """Orthonormal."""
+    """Orthonormal columns."""
 
 
 def reduced_rank(factor_CC: Tensor, cross_CW: Tensor, rank: int) -> ReducedRank:
-    """Return the best regression of so few directions (Mukherjee & Zhu 2011).
+    """Return the best regression of a given rank (Mukherjee & Zhu 2011).
 
-    With L the Cholesky factor of the features' covariance, the whole regression is
-    inverse(L).T @ inverse(L) @ cross; here with the nearest matrix of that rank in the place of
-    inverse(L) @ cross, found at random (Halko et al. 2011).
+    With L the Cholesky factor of the features' covariance, the full regression is
+    inverse(L).T @ inverse(L) @ cross. Here the nearest matrix of the given rank replaces
+    inverse(L) @ cross. A randomised singular value decomposition (Halko et al. 2011) computes it,
+    using torch's random numbers.
 
     Args:
-        factor_CC: L, lower, of the covariance with the ridge on its diagonal.
+        factor_CC: L, lower triangular, of the covariance with the ridge on its diagonal.
         cross_CW: the covariance of features and words.
-        rank: K, or less if there are fewer channels or words.
+        rank: K; it is lower if there are fewer channels or words.
     """
     whitened_CW = torch.linalg.solve_triangular(factor_CC, cross_CW, upper=False)
     basis_CK, strength_K, words_WK = torch.svd_lowrank(whitened_CW, min(rank, *whitened_CW.shape))

@@ -1,4 +1,4 @@
-"""Stage `search`: pictures for a sentence, captions for a picture, or a whole split ranked."""
+"""Stage `search`: find pictures for a sentence or captions for a picture, or rank a split."""
 
 import io
 import json
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
 from decoder.runs.packaged import packaged
+from features.commands import RETRIEVE
 from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.files import write_atomically
@@ -24,85 +25,90 @@ from pipeline.work import RunFolder, WorkFolder
 def search(options: SearchOptions) -> None:
     """Find pictures of a work directory by a sentence, or captions by a picture.
 
-    The first search learns from the training captions, a minute or two for 6,000 pictures.
+    The first search trains on the training captions, a minute or two for 6,000 pictures.
     """
     run = RunFolder(options.run or packaged())
     if options.work is None and not run.work.captions.exists():
-        raise UserError(f"{run.path} lies in no work directory; name one to search with --work")
+        raise UserError(f"{run.path} is in no work directory; name one to search with --work")
     work = run.work if options.work is None else WorkFolder(options.work)
     if options.weights is None:
         weights = run.best_xe if run.best_xe.exists() else run.best
     else:
         weights = getattr(run, options.weights)
+
+    def searcher() -> Searcher:
+        return Searcher(run, weights, work, choose_device(options.device), options.split)
+
     if options.sentence:
-        _find_pictures(options, _searcher(options, run, weights, work))
+        _find_pictures(searcher(), " ".join(options.sentence), options.top, options.json)
     elif options.image is not None:
-        _find_captions(_searcher(options, run, weights, work), options.image, options)
+        _find_captions(searcher(), options.image, options.top, options.json)
     elif options.split is not None:
-        _rank_split(options, run, weights, work, options.split)
+        out = options.out or run.ranking(options.split)
+        inputs = [weights, run.config, work.captions, work.features]
+        stamp = Stamp(out.parent, f"search-{out.stem}", options, inputs)
+        if stamp.holds() and not options.force:
+            print(f"search: {out} unchanged, skipped")
+            return
+        _rank_split(searcher(), options.split, out)
+        stamp.write([out])
 
 
-def _searcher(options: SearchOptions, run: RunFolder, weights: Path, work: WorkFolder) -> Searcher:
-    return Searcher(run, weights, work, choose_device(options.device), options.split)
-
-
-def _find_pictures(options: SearchOptions, searcher: Searcher) -> None:
-    sentence = " ".join(options.sentence)
-    found = searcher.find(sentence, options.top)
+def _find_pictures(searcher: Searcher, sentence: str, top: int, as_json: bool) -> None:
+    pictures = searcher.find(sentence, top)
     if unknown := searcher.unknown(sentence):
-        print(f"search: left out unknown words: {first_few(unknown)}", file=sys.stderr)
-    for one in found:
-        _tell(options, str(one.file), {"path": str(one.file), "image_id": one.image_id}, one.score)
+        print(f"search: ignored unknown words: {first_few(unknown)}", file=sys.stderr)
+    for picture in pictures:
+        path = str(picture.file)
+        values = {"path": path, "image_id": picture.image_id}
+        _print_result(path, picture.score, values if as_json else None)
 
 
-def _find_captions(searcher: Searcher, image: Path, options: SearchOptions) -> None:
+def _find_captions(searcher: Searcher, image: Path, top: int, as_json: bool) -> None:
     try:
-        found = searcher.find_captions(image, options.top)
+        captions = searcher.find_captions(image, top)
     except PictureError as error:
         raise UserError(f"cannot read {image}: {error}") from error
-    for one in found:
-        _tell(options, one.text, {"caption": one.text, "image_id": one.image_id}, one.score)
+    for caption in captions:
+        values = {"caption": caption.text, "image_id": caption.image_id}
+        _print_result(caption.text, caption.score, values if as_json else None)
 
 
-def _tell(options: SearchOptions, text: str, values: dict[str, object], score: float) -> None:
-    if options.json:
-        print(json.dumps({**values, "score": round(float(score), 4)}, ensure_ascii=False))
-    else:
+def _print_result(text: str, score: float, values: dict[str, object] | None) -> None:
+    """Print `values` with the score as JSON, or the text and the score if there are none."""
+    if values is None:
         print(f"{text}\t{score:.2f}")
+    else:
+        print(json.dumps({**values, "score": round(float(score), 4)}, ensure_ascii=False))
 
 
-def _rank_split(
-    options: SearchOptions, run: RunFolder, weights: Path, work: WorkFolder, split: str
-) -> None:
-    out = options.out or run.ranking(split)
-    inputs = [weights, run.config, work.captions, work.features]
-    stamp = Stamp(out.parent, f"search-{out.stem}", options, inputs)
-    if stamp.holds() and not options.force:
-        print(f"search: {out} unchanged, skipped")
-        return
-    searcher = _searcher(options, run, weights, work)
+def _rank_split(searcher: Searcher, split: str, out: Path) -> None:
+    """Rank the images of a split for each caption, and the reverse, and write both to `out`."""
     captions = searcher.captions
     if not captions:
-        raise UserError(f"the images of the split {options.split} have no captions to search by")
+        raise UserError(
+            f"expected captions in the split {split} to rank its images for, found none; rank a "
+            "split that has captions"
+        )
     total = len(captions) + len(searcher.images)
     with tqdm(total=total, desc="search", unit="query", disable=None) as bar:
-        of_captions, of_images = searcher.rank_all(bar.update)
+        for_captions, for_images = searcher.rank_all(bar.update)
     image_ids = np.array([image.id for image in searcher.images])
     file = io.BytesIO()
     np.savez_compressed(
         file,
         image_id=image_ids,
         caption_image_id=image_ids[[place for _, place in captions]],
-        images_first=of_captions.first.astype(np.int32),
-        images_second=of_captions.second.astype(np.int32),
-        captions_first=of_images.first.astype(np.int32),
-        captions_second=of_images.second.astype(np.int32),
+        images_first=for_captions.first.astype(np.int32),
+        images_second=for_captions.second.astype(np.int32),
+        captions_first=for_images.first.astype(np.int32),
+        captions_second=for_images.second.astype(np.int32),
     )
     write_atomically(out, file.getvalue())
-    stamp.write([out])
     print(
-        f"search: the best {CANDIDATES} images for {len(captions)} captions, and captions for "
-        f"{len(searcher.images)} images, in {out}; python -m evaluation.retrieve --ranking {out}"
+        f"search: wrote the best {CANDIDATES} images for {len(captions)} captions, and captions "
+        f"for {len(searcher.images)} images, to {out}; measure recall with {RETRIEVE} --ranking "
+        f"{out}"
     )
 
 

@@ -1,12 +1,12 @@
-"""What people would write of a picture: n-grams of its captions, expected from its feature.
+"""The CIDEr-D that a caption can expect from what people would write about a picture.
 
-CIDEr is, but for a penalty on length, the mean cosine of a caption's n-grams with those of each
-reference. So the score that a caption can expect follows from the expected n-grams of a reference,
-and those are a regression on the picture: here a linear one, from the pooled feature.
+Except for its penalty on length, CIDEr-D is the mean cosine between the n-grams of a caption and
+those of each reference. It is linear in the references, so its expectation follows from the
+expected n-grams of a reference. A linear regression on the pooled feature predicts these.
 
-Shape suffixes: N training images, I images, K candidates of each, C channels, R rank, W distinct
-n-grams of the training captions, P those of each training image, one after the other, X those of
-the candidates, U distinct ones among these.
+Shape suffixes: N training images, I images, K candidates of each image, C channels, R rank,
+W distinct n-grams of the training captions, P pairs of an n-gram and a training image that has it,
+X n-grams of the candidates, U distinct ones among these.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,22 +22,21 @@ from decoder.regression import reduced_rank
 from decoder.runs import checkpoints
 from features.errors import UserError
 
-# Of the regression: a share of the channels' mean variance. Half or twice as much is as good.
+# Ridge penalty as a share of the channels' mean variance. Half or twice as much does equally well.
 RIDGE = 0.1
-# What goes out with a captioner: so many directions, of the n-grams that most pictures have.
+# Size of an exported regression: its rank, and the number of n-grams, those in the most images.
 RANK, NGRAMS = 384, 10_000
 
 
 class Expectation:
-    """A ridge regression (Hoerl & Kennard 1970) of n-grams on pictures.
+    """A ridge regression (Hoerl & Kennard 1970) from pictures to the n-grams of their captions.
 
-    The features are power-normalised (Perronnin et al. 2010), and of each channel as much as it
-    differs between pictures.
+    Features are power-normalised (Perronnin et al. 2010), then standardised for each channel.
 
     Args:
         pooled_NC: float32, the pooled features of the training images.
-        captions: of each of these the token ids of its captions, at least one.
-        frequencies: in how many training images each n-gram occurs.
+        captions: the captions of each of these images as token ids, at least one for each image.
+        frequencies: the number of training images in which each n-gram occurs.
     """
 
     def __init__(
@@ -54,28 +53,33 @@ class Expectation:
         self._scaled_NC = scaled_NC.div_(self._deviation_C)
         covariance_CC = self._scaled_NC.T @ self._scaled_NC
         ridge = RIDGE * covariance_CC.diagonal().mean()
-        covariance_CC.diagonal().add_(ridge.clamp(min=1))  # pictures may not differ at all
+        # At least 1, which keeps the matrix positive definite if all pictures are the same.
+        covariance_CC.diagonal().add_(ridge.clamp(min=1))
         self._factor_CC = torch.linalg.cholesky(covariance_CC)
 
-        several = torch.tensor([len(told) for told in captions])
-        image_of_caption = torch.arange(len(captions)).repeat_interleave(several)
-        vectors = ngram_vectors([caption for told in captions for caption in told], frequencies)
+        # The n-gram vector of an image is the mean over its captions. The vectors are sparse, with
+        # an entry for each pair of an n-gram and an image, sorted by n-gram and then by image.
+        images = len(captions)
+        captions_N = torch.tensor([len(of_image) for of_image in captions])
+        image_of_caption = torch.arange(images).repeat_interleave(captions_N)
+        vectors = ngram_vectors([one for of_image in captions for one in of_image], frequencies)
         self._key_W, number = vectors.key.unique(return_inverse=True)
         image = image_of_caption[vectors.caption]
-        pair, place = (number * len(captions) + image).unique(return_inverse=True)
-        share = vectors.value / several[image]
+        pair, place = (number * images + image).unique(return_inverse=True)
+        share = vectors.value / captions_N[image]
         self._value_P = torch.zeros(len(pair)).index_add_(0, place, share.float())
-        self._image_P = pair % len(captions)
-        starts = torch.arange(len(self._key_W) + 1) * len(captions)
+        self._image_P = pair % images
+        starts = torch.arange(len(self._key_W) + 1) * images
         self._first_W = torch.searchsorted(pair, starts)
 
     def shares(self, pooled_IC: Tensor) -> Tensor:
-        """Return what each training image counts for in the expectation for others.
+        """Return the weight of each training image in the prediction for other images.
 
-        Some count less than nothing; together an image's sum to 1 but for rounding.
+        A linear regression predicts a weighted sum of what it was fitted to. Weights may be
+        negative; those of an image sum to 1.
 
         Args:
-            pooled_IC: float32.
+            pooled_IC: float32, the pooled features of the other images.
 
         Returns:
             float32 [I, N].
@@ -85,46 +89,48 @@ class Expectation:
         images = len(self._scaled_NC)
         return (self._scaled_NC @ solved_CI).T + 1 / images
 
-    def cider(self, found: Generated, pooled_IC: Tensor) -> Tensor:
-        """Return the CIDEr-D that each candidate can expect, but for the penalty on length.
+    def cider(self, candidates: Generated, pooled_IC: Tensor) -> Tensor:
+        """Return the expected CIDEr-D of each candidate, without the penalty on length.
 
         Args:
-            found: candidates.
+            candidates: captions of each image.
             pooled_IC: float32, the pooled features of the images.
 
         Returns:
-            float64 [I, K], on the scale of 0 to 10; the regression may leave it.
+            float64 [I, K] on the scale of 0 to 10, which a linear regression may exceed.
         """
         share_NI = self.shares(pooled_IC).T.contiguous()
 
-        def expect(place_U: Tensor) -> Tensor:
+        def predict(place_U: Tensor) -> Tensor:
             return self._sums(place_U, share_NI)
 
-        return _cider(found, self._frequencies, self._key_W, expect)
+        return _expected_cider(candidates, self._frequencies, self._key_W, predict)
 
     def reduced(self, rank: int = RANK, ngrams: int = NGRAMS) -> "ReducedExpectation":
-        """Return nearly the same, which holds no training picture and none of its captions.
+        """Return a low-rank approximation, which holds no training picture and no caption.
 
         Args:
             rank: R.
-            ngrams: how many it expects at all, those that most pictures have.
+            ngrams: W, the number of n-grams kept, those in the most training images.
         """
-        known = len(self._key_W)
+        images, known = len(self._scaled_NC), len(self._key_W)
         place_U = self._first_W.diff().topk(min(ngrams, known)).indices.sort().values
-        images = len(self._scaled_NC)
-        found = reduced_rank(self._factor_CC, self._sums(place_U, self._scaled_NC).T, rank)
+        low_rank = reduced_rank(self._factor_CC, self._sums(place_U, self._scaled_NC).T, rank)
         tensors = {
             "key": self._key_W[place_U],
             "mean": self._sums(place_U, torch.full((images, 1), 1 / images)).squeeze(1),
-            "words": found.words_WK * found.strength_K.sqrt(),
-            "directions": (found.directions_CK * found.strength_K.sqrt()).T.contiguous(),
+            "words": low_rank.words_WK * low_rank.strength_K.sqrt(),
+            "directions": (low_rank.directions_CK * low_rank.strength_K.sqrt()).T.contiguous(),
             "feature_mean": self._mean_C,
             "feature_deviation": self._deviation_C,
         }
         return ReducedExpectation(tensors, self._frequencies)
 
     def _sums(self, place_U: Tensor, of_image_NX: Tensor) -> Tensor:
-        """Return, for n-grams at some places, the sum over images of weight times `of_image`."""
+        """Return, for the n-grams at `place_U`, the sum of `of_image_NX` over the images.
+
+        Images are weighted by the n-gram's value in their captions.
+        """
         count_U = self._first_W[place_U + 1] - self._first_W[place_U]
         offset_U = count_U.cumsum(0) - count_U
         entries = torch.arange(int(count_U.sum()))
@@ -139,15 +145,15 @@ class Expectation:
 
 
 class ReducedExpectation:
-    """A regression of low rank, as `Expectation.reduced` makes it.
+    """The low-rank regression that `Expectation.reduced` returns.
 
     Args:
-        tensors: "key" int64 [W], ascending; and as float32 "mean" [W], "words" [W, R], "directions"
-            [R, C], "feature_mean" and "feature_deviation" [C].
-        frequencies: in how many training images each n-gram occurs.
+        tensors: "key" int64 [W], the n-grams in ascending order; and as float32 "mean" [W], "words"
+            [W, R], "directions" [R, C], "feature_mean" and "feature_deviation" [C].
+        frequencies: the number of training images in which each n-gram occurs.
 
     Raises:
-        ValueError: these do not fit together.
+        ValueError: a tensor is missing or left over, or has a wrong shape, type or value.
     """
 
     def __init__(self, tensors: dict[str, Tensor], frequencies: Frequencies) -> None:
@@ -161,42 +167,42 @@ class ReducedExpectation:
             "feature_mean": (channels,),
             "feature_deviation": (channels,),
         }
-        found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        if found != shapes or key_W.dtype != torch.int64 or not (key_W[1:] > key_W[:-1]).all():
-            raise ValueError(f"expected ascending n-grams and tensors of {shapes}, found {found}")
+        there = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if there != shapes or key_W.dtype != torch.int64 or not (key_W[1:] > key_W[:-1]).all():
+            raise ValueError(f"expected ascending n-grams and tensors of {shapes}, found {there}")
         others = [tensor for name, tensor in tensors.items() if name != "key"]
         if not all(one.dtype == torch.float32 and one.isfinite().all() for one in others):
-            raise ValueError("expected finite numbers of 32 bits")
+            raise ValueError("expected finite float32 numbers")
         self._tensors = tensors
         self._frequencies = frequencies
 
-    def cider(self, found: Generated, pooled_IC: Tensor) -> Tensor:
-        """Return what `Expectation.cider` does, nearly."""
-        of = self._tensors
-        scaled_IC = (_power_normalised(pooled_IC) - of["feature_mean"]) / of["feature_deviation"]
-        picture_RI = of["directions"] @ scaled_IC.T
+    def cider(self, candidates: Generated, pooled_IC: Tensor) -> Tensor:
+        """Approximate `Expectation.cider`."""
+        tensors = self._tensors
+        centred_IC = _power_normalised(pooled_IC) - tensors["feature_mean"]
+        picture_RI = tensors["directions"] @ (centred_IC / tensors["feature_deviation"]).T
 
-        def expect(place_U: Tensor) -> Tensor:
-            return of["words"][place_U] @ picture_RI + of["mean"][place_U, None]
+        def predict(place_U: Tensor) -> Tensor:
+            return tensors["words"][place_U] @ picture_RI + tensors["mean"][place_U, None]
 
-        return _cider(found, self._frequencies, of["key"], expect)
+        return _expected_cider(candidates, self._frequencies, tensors["key"], predict)
 
-    def save(self, path: Path, made_of: dict[str, str]) -> None:
-        """Write it in 8 bits, and what it belongs to, atomically."""
-        checkpoints.save(path, checkpoints.in_8_bits(self._tensors), made_of)
+    def save(self, path: Path, provenance: dict[str, str]) -> None:
+        """Write the regression in 8 bits and its provenance as the header, atomically."""
+        checkpoints.save(path, checkpoints.in_8_bits(self._tensors), provenance)
 
     @staticmethod
     def load(
-        path: Path, made_of: dict[str, str], frequencies: Frequencies, channels: int
+        path: Path, provenance: dict[str, str], frequencies: Frequencies, channels: int
     ) -> "ReducedExpectation":
-        """Read what `save` wrote, for features of so many channels.
+        """Read a file that `save` wrote, and check its provenance and number of channels.
 
         Raises:
-            UserError: the file is damaged, or belongs to something else.
+            UserError: the file is missing or damaged, or belongs to another captioner.
         """
         tensors, header = checkpoints.load(path, torch.device("cpu"))
         try:
-            if header != made_of:
+            if header != provenance:
                 raise ValueError("it belongs to another captioner")
             if tensors["feature_mean"].shape != (channels,):
                 raise ValueError(f"expected {channels} channels")
@@ -204,25 +210,33 @@ class ReducedExpectation:
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit ({error!r:.200}); copy the whole folder again from where it "
-                "is from"
+                "came from"
             ) from error
 
 
-def _cider(
-    found: Generated,
+def _expected_cider(
+    candidates: Generated,
     frequencies: Frequencies,
     key_W: Tensor,
-    expect: Callable[[Tensor], Tensor],
+    predict: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """Return `Expectation.cider`, given what n-grams at some places of `key_W` weigh, [U, I]."""
-    tokens_IKT = found.tokens_IKT.cpu()
+    """Compute `Expectation.cider` from predicted n-grams.
+
+    Args:
+        candidates: captions of each image.
+        frequencies: the number of training images in which each n-gram occurs.
+        key_W: the n-grams that can be predicted, in ascending order.
+        predict: returns the value of n-grams, given by their places in `key_W`, for each image,
+            float32 [U, I].
+    """
+    tokens_IKT = candidates.tokens_IKT.cpu()
     images, count, _ = tokens_IKT.shape
     vectors = ngram_vectors(whole_captions(tokens_IKT.flatten(0, 1)), frequencies)
     place_X = torch.searchsorted(key_W, vectors.key).clamp(max=len(key_W) - 1)
     known_X = key_W[place_X] == vectors.key
     place_U, number_X = place_X[known_X].unique(return_inverse=True)
     caption_X = vectors.caption[known_X]
-    agreement_X = vectors.value[known_X] * expect(place_U)[number_X, caption_X // count]
+    agreement_X = vectors.value[known_X] * predict(place_U)[number_X, caption_X // count]
     total_B = torch.zeros(images * count, dtype=torch.float64)
     total_B.index_add_(0, caption_X, agreement_X)
     return 10 / ORDERS * total_B.view(images, count)

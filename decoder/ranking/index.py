@@ -1,9 +1,9 @@
-"""What a search keeps on disk: the joint embedding, and the vectors of a work directory's images.
+"""The search index of a work directory: a vector of the joint embedding for each of its images.
 
-    WORK/search/embedding.safetensors   learnt once from the training captions of WORK
+    WORK/search/embedding.safetensors   trained once on the training captions of WORK
     WORK/search/images.safetensors      a vector for each stored image of WORK
 
-Both say what they were made of, and are made anew when that has changed.
+Both files record what they were computed from, and are computed again when that changes.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.ranking.embedding import Embedding, blocks
+from decoder.ranking.embedding_file import Embedding, blocks
 from decoder.runs import checkpoints
 from features.commands import SEARCH
 from features.store import STORED, FeatureStore
@@ -21,10 +21,10 @@ from pipeline.work import WorkFolder
 
 
 class ImageVectors(NamedTuple):
-    """Where the images of a work directory lie in the embedding."""
+    """The images of a work directory as vectors of the joint embedding."""
 
     image_ids: np.ndarray
-    """int64 [N], those stored without failure, in the order of the store."""
+    """int64 [N], the images whose features are stored, in the order of the store."""
     vectors_ND: Tensor
     """float32, unit vectors."""
 
@@ -37,13 +37,13 @@ def image_vectors(work: WorkFolder, store: FeatureStore, embedding: Embedding) -
     """
     file = work.search / "images.safetensors"
     status = store.path.stat()
-    made_of: dict[str, Any] = {
+    provenance: dict[str, Any] = {
         "embedding": hashlib.sha256(embedding.file.read_bytes()).hexdigest(),
         "store": [status.st_size, status.st_mtime_ns],
     }
     if file.exists():
         tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
-        if header == made_of and tensors.keys() == {"image_ids", "vectors_ND"}:
+        if header == provenance and tensors.keys() == {"image_ids", "vectors_ND"}:
             return ImageVectors(tensors["image_ids"].numpy(), tensors["vectors_ND"].float())
     rows = np.flatnonzero(store.status == STORED)
     with torch.inference_mode():
@@ -55,5 +55,5 @@ def image_vectors(work: WorkFolder, store: FeatureStore, embedding: Embedding) -
         )
     image_ids = store.image_ids[rows]
     tensors = {"image_ids": torch.from_numpy(image_ids), "vectors_ND": vectors_ND}
-    checkpoints.save(file, tensors, made_of)
+    checkpoints.save(file, tensors, provenance)
     return ImageVectors(image_ids, vectors_ND.float())

@@ -1,18 +1,18 @@
-"""Choosing among the captions found by what people would write of the picture, and by the picture.
+"""Reranking: choose among the candidate captions of an image by three scores.
 
-A decoder taught by REINFORCE is sure of few, safe captions, and members of an ensemble agree on
-them; the consensus among its own captions can only repeat that. Three judges decide here, each from
-another source:
+A decoder trained with REINFORCE is confident of a few safe captions, and the members of an ensemble
+agree on them. The consensus of its own captions can only repeat that. So two further scores come
+from other sources:
 
-- the other captions found: the consensus of `decoder.ranking.consensus`;
-- the captions of all training pictures, as a regression on the picture
-(`decoder.ranking.expectation`);
-- the joint embedding of `decoder.search`, in which a picture lies near what fits it.
+- the consensus with the other candidates (`decoder.ranking.consensus`),
+- the CIDEr-D expected from a regression on the training pictures and captions
+  (`decoder.ranking.expectation`),
+- the cosine of picture and caption in the joint embedding (`decoder.ranking.embedding`).
 
-Shape suffixes: I images, V views, C channels, K candidates of each, D of the embedding.
+Shape suffixes: I images, V views, C channels, K candidates of each image, D size of the embedding.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,28 +22,37 @@ from decoder.cider import Frequencies, all_words_encoded
 from decoder.data.batches import Features
 from decoder.data.readers import SplitReader
 from decoder.generation.generate import Generated
-from decoder.ranking.consensus import count_frequencies, frequencies_of, own_agreement
-from decoder.ranking.embedding import JointEmbedding, embedding_of
+from decoder.ranking.consensus import consensus, count_frequencies, frequencies_of
+from decoder.ranking.embedding import JointEmbedding
+from decoder.ranking.embedding_file import load_or_train, provenance
 from decoder.ranking.expectation import Expectation, ReducedExpectation
-from decoder.runs.folder import digest
 from features.errors import UserError
 from features.store import FeatureStore, fingerprint
 from pipeline import captions as tables
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder
 
-# What each judge counts for beside the first: the CIDEr-D from 0 to 10 that a candidate can expect,
-# and the cosine of picture and caption. See EXPERIMENTS.md.
-BY_EXPECTATION, BY_EMBEDDING = 20.0, 10.0
+# Weights of the expected CIDEr-D (0 to 10) and of the cosine, relative to the consensus (0 to 10).
+# They were chosen on Flickr8k's validation captions; see EXPERIMENTS.md.
+EXPECTATION_WEIGHT, EMBEDDING_WEIGHT = 20.0, 10.0
+
+
+class Scores(NamedTuple):
+    """The scores of each candidate, float64 [I, K]; the larger, the better."""
+
+    consensus_IK: Tensor
+    expectation_IK: Tensor
+    cosine_IK: Tensor
+    """0 without a joint embedding."""
 
 
 class Reranker:
-    """Orders the candidates of an image.
+    """Sorts the candidates of an image by the weighted sum of the three scores.
 
     Args:
-        frequencies: in how many training images each n-gram occurs.
-        expectation: what people would write of a picture.
-        embedding: of pictures and captions, or None to judge without.
+        frequencies: the number of training images in which each n-gram occurs.
+        expectation: the regression from pictures to n-grams.
+        embedding: of pictures and captions; None leaves out its score.
     """
 
     def __init__(
@@ -58,9 +67,9 @@ class Reranker:
 
     @staticmethod
     def of(run: RunFolder, vocabulary: Vocabulary, description: dict[str, Any]) -> "Reranker":
-        """Return that of a captioner that went out with one, or of a run in its work directory.
+        """Load the reranker of an exported captioner, or build that of a run in its work directory.
 
-        In a work directory the embedding is learnt if it is not there yet.
+        In a work directory the joint embedding is trained if that has not been done yet.
 
         Args:
             run: the run or captioner.
@@ -68,84 +77,87 @@ class Reranker:
             description: of the features that the run was trained on.
 
         Raises:
-            UserError: the captioner's files are damaged; or the work directory, its captions or
-                features are missing, or are others.
+            UserError: a file of the captioner is damaged; or the captions or features of the work
+                directory are missing, or are not those that the run was trained on.
         """
         features = fingerprint(description)
-        reduced = run.expectation
-        if reduced.exists():
+        if run.expectation.exists():
             frequencies = frequencies_of(run, vocabulary)
-            expectation = ReducedExpectation.load(
-                reduced, made_of(vocabulary, features), frequencies, description["channels"]
+            reduced = ReducedExpectation.load(
+                run.expectation,
+                provenance(vocabulary, features),
+                frequencies,
+                description["channels"],
             )
             embedding = None
             if run.embedding.exists():
-                embedding = embedding_of(run, run.work, vocabulary, features).model
-            return Reranker(frequencies, expectation, embedding)
-        table = run.work.captions
-        if not (table.exists() and (run.work.features).exists()):
+                embedding = load_or_train(run, run.work, vocabulary, features).model
+            return Reranker(frequencies, reduced, embedding)
+        work = run.work
+        if not (work.captions.exists() and work.features.exists()):
             raise UserError(
-                f"--rerank compares with the training pictures and their captions, but "
-                f"{run.work.path} has no captions.json and features.h5; use the run where it was "
-                "trained, or a captioner that decoder.export --rerank made of it, or --consensus, "
-                "which needs neither"
+                f"--rerank compares with the training pictures and their captions, but {work.path} "
+                f"does not have both {work.captions.name} and {work.features.name}; use the run in "
+                "the work directory where it was trained, export it with decoder.export --rerank, "
+                "or use --consensus, which needs no pictures"
             )
-        frequencies = count_frequencies(tables.load(table), vocabulary)
-        whole = expectation_of(run, vocabulary, description, frequencies)
-        return Reranker(frequencies, whole, embedding_of(run, run.work, vocabulary, features).model)
+        frequencies = count_frequencies(tables.load(work.captions), vocabulary)
+        expectation = fit_expectation(run, vocabulary, description, frequencies)
+        embedding = load_or_train(run, work, vocabulary, features).model
+        return Reranker(frequencies, expectation, embedding)
 
-    def __call__(self, found: Generated, features: Features, views: int, drawn: bool) -> Generated:
-        """Return the candidates, the best first.
-
-        Args:
-            found: candidates of each image.
-            features: of `views` views of each image, which stand together.
-            views: V.
-            drawn: whether the candidates are samples and not beams.
-        """
-        own_IK, expected_IK, cosine_IK = self.judge(found, features, views, drawn)
-        score_IK = own_IK + BY_EXPECTATION * expected_IK + BY_EMBEDDING * cosine_IK
-        return found.best_first(score_IK)
+    def __call__(
+        self, candidates: Generated, features: Features, views: int, sampled: bool
+    ) -> Generated:
+        """Return the candidates of each image, the best first; arguments as for `scores`."""
+        consensus_IK, expectation_IK, cosine_IK = self.scores(candidates, features, views, sampled)
+        return candidates.best_first(
+            consensus_IK + EXPECTATION_WEIGHT * expectation_IK + EMBEDDING_WEIGHT * cosine_IK
+        )
 
     @torch.inference_mode()
-    def judge(
-        self, found: Generated, features: Features, views: int, drawn: bool
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the three judges say of each candidate, float64 [I, K]; args as above."""
+    def scores(
+        self, candidates: Generated, features: Features, views: int, sampled: bool
+    ) -> Scores:
+        """Return the three scores of each candidate.
+
+        Args:
+            candidates: captions of each image.
+            features: `views` rows for each image, one for each view, contiguous.
+            views: V.
+            sampled: whether the candidates are samples, not beams.
+        """
         pooled_IVC = features.pooled_IC.cpu().unflatten(0, (-1, views))
-        expected_IK = self._expectation.cider(found, pooled_IVC.mean(1))
-        cosine_IK = torch.zeros_like(expected_IK)
+        expectation_IK = self._expectation.cider(candidates, pooled_IVC.mean(1))
+        cosine_IK = torch.zeros_like(expectation_IK)
         if self._embedding is not None:
             picture_ID = F.normalize(self._embedding.pictures(pooled_IVC).mean(1))
-            sentence_BD = self._embedding.sentences(found.tokens_IKT.cpu().flatten(0, 1))
-            sentence_IKD = sentence_BD.unflatten(0, found.log_probability_IK.shape)
+            sentence_BD = self._embedding.sentences(candidates.tokens_IKT.cpu().flatten(0, 1))
+            sentence_IKD = sentence_BD.unflatten(0, candidates.log_probability_IK.shape)
             cosine_IK = (sentence_IKD @ picture_ID[:, :, None]).squeeze(2).double()
-        own_IK = own_agreement(found, self._frequencies, drawn)
-        return own_IK, expected_IK.to(own_IK.device), cosine_IK.to(own_IK.device)
+        consensus_IK = consensus(candidates, self._frequencies, sampled)
+        device = consensus_IK.device
+        return Scores(consensus_IK, expectation_IK.to(device), cosine_IK.to(device))
 
 
-def expectation_of(
+def fit_expectation(
     run: RunFolder,
     vocabulary: Vocabulary,
     description: dict[str, Any],
     frequencies: Frequencies,
 ) -> Expectation:
-    """Return what people would write, from the training pictures of the run's work directory.
+    """Fit the regression to the training pictures and captions of the run's work directory.
 
     Raises:
-        UserError: its captions or features are missing, or are others than the run's.
+        UserError: the captions or features are missing, or are not those that the run was trained
+            on.
     """
     table, store = tables.load(run.work.captions), FeatureStore(run.work.features)
     store.expect(fingerprint(description), f"the run {run.path}", description)
-    # All of them, as they were counted, so that unknown words have the same ids.
-    told = [image for image in table.split("train") if image.captions]
-    encoded = all_words_encoded(told, vocabulary)
+    # Encode the same images as `count_frequencies`, so that unknown words get the same ids.
+    with_captions = [image for image in table.split("train") if image.captions]
+    encoded = all_words_encoded(with_captions, vocabulary)
     reader = SplitReader(store, table, "train", grid=False)
     places = [place for place, image in enumerate(reader.images) if image.captions]
     captions = [encoded[reader.images[place].id] for place in places]
     return Expectation(reader.pooled(places), captions, frequencies)
-
-
-def made_of(vocabulary: Vocabulary, features: str) -> dict[str, str]:
-    """Return what an exported expectation belongs to: words, and the features' fingerprint."""
-    return {"vocabulary": digest(vocabulary.words), "fingerprint": features}

@@ -1,4 +1,4 @@
-"""What captioner.json says of a captioner: scores, confidence, data, features."""
+"""The content of captioner.json: the scores, confidence, data and features of a captioner."""
 
 import hashlib
 import json
@@ -9,11 +9,10 @@ from typing import Any
 
 from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner, default_generation
-from decoder.sharing import card
-from decoder.sharing.options import ExportOptions
+from decoder.sharing.claims import count_claims
 from evaluation.results import read
 from evaluation.scores import load as load_scores
-from features.commands import EXPORT, SCORE
+from features.commands import CAPTION, EXPORT, SCORE
 from features.errors import UserError
 from features.files import read_json
 from pipeline.captions import CaptionTable
@@ -21,147 +20,165 @@ from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
 FORMAT = 1
-
-
-# Of the scores: all but those of each image.
-_KEPT = ("images", "corpus", "intervals", "confidence", "diagnostics")
-
-
-_JUDGED = ("scores", "confidence", "claims")
+# What is kept of a scores file: everything except the scores of each image.
+_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics")
+# What is measured on scored captions. An export without new scores keeps it.
+_EVALUATION_FIELDS = ("scores", "confidence", "claims")
 
 
 def damaged(run: RunFolder, error: Exception) -> UserError:
-    """Return the error of a captioner whose captioner.json is not what export writes."""
+    """Return the error for a captioner.json whose content is not what decoder.export writes."""
     return UserError(
-        f"{run.captioner} is not a captioner's ({error!r:.200}); copy the whole folder again "
-        "from where it is from"
+        f"{run.captioner} is not what decoder.export writes ({error!r:.200}); copy the whole "
+        "folder again from where it came from"
     )
 
 
 def metadata(
-    options: ExportOptions,
     run: RunFolder,
     captioner: Captioner,
-    made: Path,
     table: CaptionTable | None,
+    weights_file: Path,
+    weights: str,
+    int8: bool,
+    rerank: bool,
 ) -> dict[str, Any]:
-    """Return what captioner.json says."""
-    before = _previous_record(run)
-    features = captioner.config["features"]
+    """Return the content of captioner.json.
+
+    Args:
+        run: the run or captioner that is exported.
+        captioner: loaded from it.
+        table: the captions of its work directory, None if they are missing.
+        weights_file: the weights as they were exported.
+        weights: which of the run's weights these are, "best" or "best_xe".
+        int8: whether they have 8 bits.
+        rerank: whether the reranker is exported, too.
+
+    Raises:
+        UserError: the captioner.json of an exported captioner is damaged, or belongs to other
+            weights; or a scores file is damaged.
+    """
+    previous = _previous_record(run)
     return {
         "format": FORMAT,
         "name": run.path.resolve().name,
-        "weights": options.weights,
-        "weights_sha256": hashlib.sha256(made.read_bytes()).hexdigest(),
+        "weights": weights,
+        "weights_sha256": hashlib.sha256(weights_file.read_bytes()).hexdigest(),
         "parameters": sum(parameter.numel() for parameter in captioner.models[0].parameters()),
-        "bits": 8 if options.int8 else 16,
-        "reranks": options.rerank,
+        "bits": 8 if int8 else 16,
+        "reranks": rerank,
         "words": len(captioner.vocabulary),
-        "data": _data(table) if before is None else before["data"],
-        "features": features,
+        "data": _data(table) if previous is None else previous["data"],
+        "features": captioner.config["features"],
         "fingerprint": captioner.config["fingerprint"],
-        **_evaluation_record(options, run, table, before),
+        **_evaluation_record(run, table, weights, rerank, previous),
     }
 
 
 def _previous_record(run: RunFolder) -> dict[str, Any] | None:
-    """Return what a captioner says of itself, None of a run.
+    """Return the data and evaluation in the captioner.json of a captioner, None for a run.
 
     Raises:
-        UserError: it is damaged, or of other weights.
+        UserError: the file is damaged, or belongs to other weights.
     """
-    file = run.captioner
-    if not file.exists():
+    if not run.captioner.exists():
         return None
-    content = read_json(file, EXPORT)
+    content = read_json(run.captioner, EXPORT)
     try:
-        # Version 0.2 did not say how much was trained on.
-        known = {"data": content.get("data"), **{name: content[name] for name in _JUDGED}}
+        # Version 0.2 did not record the data.
+        record = {
+            "data": content.get("data"),
+            **{name: content[name] for name in _EVALUATION_FIELDS},
+        }
         if content["weights_sha256"] != hashlib.sha256(run.best.read_bytes()).hexdigest():
             raise ValueError(f"it belongs to other weights than {run.best.name}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise damaged(run, error) from error
-    return known
+    return record
 
 
 def _data(table: CaptionTable | None) -> dict[str, Any] | None:
-    """Return what was trained on, None if that is not known."""
+    """Return the size of the training split, None if there is no caption table."""
     if table is None:
         return None
     train = table.split("train")
-    count = sum(len(image.captions) for image in train)
-    return {"dataset": table.dataset, "images": len(train), "captions": count}
+    captions = sum(len(image.captions) for image in train)
+    return {"dataset": table.dataset, "images": len(train), "captions": captions}
 
 
 def _evaluation_record(
-    options: ExportOptions,
     run: RunFolder,
     table: CaptionTable | None,
-    before: Mapping[str, Any] | None,
+    weights: str,
+    rerank: bool,
+    previous: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return scores, confidence and what captions claim; those of before if none are new."""
-    if options.rerank != default_generation(run).rerank:
+    """Return scores, confidence and claims; if nothing was scored, those of `previous`."""
+    if rerank != default_generation(run).rerank:
         print(
-            "export: the card has no scores and captions no confidence, for with --rerank and "
-            f"without, captions are others; with --out {run.path.parent}/NAME in the work "
-            "directory, caption and score that as a run, then export it again"
+            "export: the card has no scores and captions have no confidence, because reranking "
+            f"changes the captions; to measure them, export to {run.path.parent}/NAME in the work "
+            "directory, caption and score that like a run, then export it again"
         )
-        return dict(zip(_JUDGED, ({}, None, {}), strict=True))
-    scores = _scores(run, options.weights, expected=before is None)
-    if not scores and before is not None:
-        return {name: before[name] for name in _JUDGED}
-    learnt, claims = None, {}
+        return dict(zip(_EVALUATION_FIELDS, ({}, None, {}), strict=True))
+    scores = _scores(run, weights, expected=previous is None)
+    if not scores and previous is not None:
+        return {name: previous[name] for name in _EVALUATION_FIELDS}
+    calibrated, claims = None, {}
     if "val" in scores:
-        file = _captions_file(run, "val", options.weights)
-        learnt = _confidence(file, scores["val"]["per_image"]["CIDEr"])
+        file = run.captions("val", _suffix(weights))
+        calibrated = _confidence(file, scores["val"]["per_image"]["CIDEr"])
         if table is not None:
             val = table.split("val")
-            told = {image.id: [caption.text for caption in image.captions] for image in val}
-            claims = card.claims(read(file), told)
-    kept = {split: {name: record[name] for name in _KEPT} for split, record in scores.items()}
-    return dict(zip(_JUDGED, (kept, learnt, claims), strict=True))
+            references = {image.id: [c.text for c in image.captions] for image in val}
+            claims = count_claims(read(file), references)
+    kept = {
+        split: {name: record[name] for name in _SCORE_FIELDS} for split, record in scores.items()
+    }
+    return dict(zip(_EVALUATION_FIELDS, (kept, calibrated, claims), strict=True))
 
 
-def _captions_file(run: RunFolder, split: str, weights: str) -> Path:
-    return run.captions(split, "_xe" if weights == "best_xe" else "")
+def _suffix(weights: str) -> str:
+    """Return the suffix of files with captions by these weights."""
+    return "_xe" if weights == "best_xe" else ""
 
 
 def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
-    """Return the scores of the run's captions of val and test that are up to date.
+    """Return the current scores of the run's val and test captions.
 
-    Those are left out that were not written as the captioner will write. If they are `expected`,
-    it is said that there are none.
+    Scores are left out, with a message, if their captions changed since, or were not written with
+    the options that the captioner will use by default. If scores are `expected`, missing ones of
+    val are reported.
     """
-    usual = json.loads(json.dumps(asdict(default_generation(run))))
-    found = {}
+    default = json.loads(json.dumps(asdict(default_generation(run))))
+    scores = {}
     for split in ("val", "test"):
-        captions_file = _captions_file(run, split, weights)
-        name = captions_file.stem.removeprefix("captions_")
-        file = run.path / f"scores_{name}.json"
+        file = run.scores(split, _suffix(weights))
         if not file.exists():
             if split == "val" and expected:
                 print(
-                    f"export: {file} is not there, so the card has no scores of {split} and "
-                    f"captions no confidence; python -m decoder.caption --run {run.path} --split "
-                    f"{split} and {SCORE} make them"
+                    f"export: {file} does not exist, so the card has no scores of {split} and "
+                    f"captions have no confidence; create it with {CAPTION} --run {run.path} "
+                    f"--split {split} and {SCORE}"
                 )
             continue
-        stages = (f"caption-{name}", f"scores_{name}")
-        if old := [path for stage in stages for path in changed_inputs(run.path, stage)]:
+        caption_stage = f"caption-{file.stem.removeprefix('scores_')}"
+        stages = (caption_stage, file.stem)
+        if changed := [path for stage in stages for path in changed_inputs(run.path, stage)]:
             print(
-                f"export: {file} is left out, for it was made before {old[0]} changed; caption "
-                "and score again"
+                f"export: left out {file}, which is older than {changed[0]}; caption and score "
+                "again"
             )
             continue
-        recorded = recorded_options(run.path, stages[0])
-        if recorded is not None and recorded.get("generate") != usual:
+        recorded = recorded_options(run.path, caption_stage)
+        if recorded is not None and recorded.get("generate") != default:
             print(
-                f"export: {file} is left out, for its captions were written by other options than "
-                "the captioner has; caption without any, and score again"
+                f"export: left out {file}, because its captions were written with options that "
+                "the captioner does not use by default; caption without options and score again"
             )
             continue
-        found[split] = _read_scores(file)
-    return found
+        scores[split] = _read_scores(file)
+    return scores
 
 
 def _read_scores(file: Path) -> dict[str, Any]:
@@ -171,18 +188,22 @@ def _read_scores(file: Path) -> dict[str, Any]:
 
 
 def _confidence(file: Path, ciders: Mapping[str, float | None]) -> dict[str, Any] | None:
-    """Return what the validation captions teach about confidence, and how well it holds there."""
+    """Calibrate the confidence on validation captions, and return it with how well it fits them.
+
+    Returns None, with a message, if there are too few captions.
+    """
     entries = [
         (entry["mean_log_probability"], cider)
-        for entry in read_json(file, "python -m decoder.caption")
+        for entry in read_json(file, CAPTION)
         if isinstance(entry.get("mean_log_probability"), float)
         and (cider := ciders.get(str(entry["image_id"]))) is not None
     ]
-    learnt = confidence.fit([x for x, _ in entries], [y for _, y in entries])
-    if learnt is None:
+    fitted = confidence.fit([x for x, _ in entries], [y for _, y in entries])
+    if fitted is None:
         print(
-            f"export: captions will have no confidence: {file} has {len(entries)} scored captions "
-            f"with a log-probability, and {confidence.LEAST} are needed, good ones and others"
+            "export: captions will have no confidence: expected at least "
+            f"{confidence.LEAST} scored captions with a log-probability, good ones and others, "
+            f"found {len(entries)} in {file}"
         )
         return None
-    return {**asdict(learnt), "table": confidence.table(learnt, entries)}
+    return {**asdict(fitted), "table": confidence.table(fitted, entries)}

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.search --run RUN
 
 For the validation split and for all images of the run's work directory: seconds until a process is
-ready to search, seconds for a query in it, and its peak memory. What is learnt first, once,
-is timed apart; nothing is kept of it.
+ready to search, seconds for a query in it, and its peak memory. Training the embedding, which
+happens once, is timed separately and its result deleted.
 """
 
 import json
@@ -27,7 +27,7 @@ QUERIES = 30
 
 
 def measure(run: RunFolder, work: Path, split: str | None) -> dict[str, float]:
-    """Return the figures of this process, in which nothing else has run."""
+    """Return the figures of this process, which must have run nothing else."""
     start = time.perf_counter()
     weights = run.best_xe if run.best_xe.exists() else run.best
     searcher = Searcher(run, weights, WorkFolder(work), torch.device("cpu"), split)
@@ -51,11 +51,13 @@ def measure(run: RunFolder, work: Path, split: str | None) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure in processes of their own, in a copy of the work directory without what is kept."""
+    """Measure in separate processes, in a copy of the work directory without its search folder."""
     parser = ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--split")
-    parser.add_argument("--measure", type=Path, help="the work directory, in a process of its own")
+    parser.add_argument(
+        "--measure", type=Path, help="measure in this process, in this work directory"
+    )
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(RunFolder(options.run), options.measure, options.split)))
@@ -75,9 +77,9 @@ def main() -> None:
             str(work / "runs" / "run"),
         ]
         for name, arguments in {
-            "learnt first, and kept": [],
-            "kept, all images": [],
-            "kept, validation split": ["--split", "val"],
+            "trained first, all images": [],
+            "all images": [],
+            "validation split": ["--split", "val"],
         }.items():
             done = subprocess.run(
                 [*command, "--measure", str(work), *arguments],

@@ -1,4 +1,4 @@
-"""A run becomes a captioner that stands alone and writes what the run writes; and as ONNX."""
+"""Exporting a run as a captioner that stands alone and writes the same captions, and as ONNX."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import MODELS, ModelOptions
-from decoder.sharing.card import claims
+from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import _Plain
 from evaluation import score
 from pipeline.work import RunFolder
@@ -27,7 +27,7 @@ from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 
 @pytest.fixture(scope="module")
 def run(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run with scored validation captions, in a work directory of its own."""
+    """A run with scored validation captions, in a copy of the work directory."""
     work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("export") / "work"))
     run = work / "runs" / "captioner"
     assert caption.main(["--run", str(run), "--split", "val", "--force"]) == 0
@@ -49,7 +49,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_captioner_captions_as_its_run_does(run, exported, tmp_path, capsys):
-    """It needs no file of the work directory, and float16 changes hardly anything."""
+    """It needs no file of the work directory, and float16 changes few captions."""
     alone = Path(shutil.copytree(exported, tmp_path / "alone"))
     images = str(run.parents[1] / "images")
     capsys.readouterr()
@@ -68,18 +68,18 @@ def test_a_captioner_captions_as_its_run_does(run, exported, tmp_path, capsys):
     assert (alone / "best.safetensors").stat().st_size < 0.6 * run.joinpath(
         "best.safetensors"
     ).stat().st_size
-    # What --consensus needs went along.
+    # The n-gram frequencies for --consensus are included.
     assert caption.main(["--run", str(alone), "--consensus", images]) == 0
 
 
-def test_it_reranks_without_the_training_pictures_unless_told_how_to_write(run, tmp_path, capsys):
+def test_it_reranks_by_default_and_without_the_training_pictures(run, tmp_path, capsys):
     out = tmp_path / "captioner"
     assert export.main(["--run", str(run), "--out", str(out), "--int8", "--rerank"]) == 0
     halved = run.joinpath("best.safetensors").stat().st_size / 2
     assert out.joinpath("best.safetensors").stat().st_size < 0.6 * halved
     card = (out / "MODEL_CARD.md").read_text()
-    assert "in 8 bits" in card
-    assert "a regression of the training captions on their pictures" in card
+    assert "stored in 8 bits" in card
+    assert "It reranks candidate captions" in card
     again = tmp_path / "again"
     assert export.main(["--run", str(out), "--out", str(again), "--int8", "--rerank"]) == 0
     for name in ("best.safetensors", "expectation.safetensors"):
@@ -115,12 +115,15 @@ def test_the_same_run_gives_the_same_bytes_and_replaces_what_is_there(run, expor
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_what_is_no_captioner_is_not_replaced(run, tmp_path, capsys):
+def test_a_folder_that_is_not_a_captioner_is_not_replaced(run, tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("mine")
     assert export.main(["--run", str(run), "--out", str(tmp_path)]) == 2
-    assert "is not a captioner, which alone is replaced" in capsys.readouterr().err
+    assert (
+        "expected a new or empty folder, or a captioner to replace, found other files"
+        in capsys.readouterr().err
+    )
     assert export.main(["--run", str(run), "--out", str(run.parent)]) == 2
-    assert "the run's own folder, or holds it" in capsys.readouterr().err
+    assert "is the folder of the run or contains it" in capsys.readouterr().err
     assert contents(tmp_path) == {"mine.txt": b"mine"}
     assert (run / "best.safetensors").exists()
 
@@ -147,18 +150,18 @@ def test_the_card_has_the_scores_and_terms_of_the_data(run, exported):
     assert json.loads((exported / "config.json").read_text()) == config
 
 
-def test_scores_of_other_weights_do_not_get_into_the_card(run, tmp_path, capsys):
+def test_the_card_leaves_out_scores_of_other_weights(run, tmp_path, capsys):
     work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
     copy = work / "runs" / "captioner"
     shutil.copy(copy / "best_xe.safetensors", copy / "best.safetensors")
     tensors = (copy / "best.safetensors").read_bytes()
     (copy / "best.safetensors").write_bytes(tensors[:-4] + b"\0\0\0\0")
     assert export.main(["--run", str(copy), "--out", str(tmp_path / "out")]) == 0
-    assert "was made before best.safetensors changed" in capsys.readouterr().out
+    assert "is older than best.safetensors" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "captioner.json").read_text())["scores"] == {}
 
 
-def test_a_captioner_that_reranks_is_judged_by_what_it_writes_itself(
+def test_scores_of_a_reranking_captioner_are_those_of_its_own_captions(
     run, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(confidence, "LEAST", 2)  # of the few validation images here
@@ -166,7 +169,7 @@ def test_a_captioner_that_reranks_is_judged_by_what_it_writes_itself(
     made, out = work / "runs" / "made", tmp_path / "out"
     first = ["--run", str(work / "runs" / "captioner"), "--out", str(made), "--rerank"]
     assert export.main(first) == 0
-    assert "with --rerank and without, captions are others" in capsys.readouterr().out
+    assert "because reranking changes the captions" in capsys.readouterr().out
     about = json.loads((made / "captioner.json").read_text())
     assert (about["scores"], about["confidence"]) == ({}, None)
 
@@ -183,16 +186,18 @@ def test_a_captioner_that_reranks_is_judged_by_what_it_writes_itself(
     for how, known in (([], True), (["--rerank"], True), (["--beam", "5"], False)):
         capsys.readouterr()
         assert caption.main(["--run", str(out), "--json", *how, picture]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert (told["confidence"] is not None) is known
+        written = json.loads(capsys.readouterr().out)
+        assert (written["confidence"] is not None) is known
 
     assert caption.main(["--run", str(made), "--split", "val"]) == 0
     assert "unchanged, skipped" in capsys.readouterr().out
     shutil.copy(made / "vocabulary.json", made / "expectation.safetensors")
-    assert caption.main(["--run", str(made), "--split", "val"]) == 2, "it decides the captions, too"
+    assert caption.main(["--run", str(made), "--split", "val"]) == 2, (
+        "the captions depend on it, too"
+    )
 
 
-def test_a_captioner_exported_elsewhere_keeps_what_is_known_of_it(run, exported, tmp_path, capsys):
+def test_a_captioner_exported_again_elsewhere_keeps_its_record(run, exported, tmp_path, capsys):
     other = Path(shutil.copytree(run.parents[1], tmp_path / "other"))
     table = json.loads((other / "captions.json").read_text())
     table["info"]["dataset"] = "mine"
@@ -206,31 +211,31 @@ def test_a_captioner_exported_elsewhere_keeps_what_is_known_of_it(run, exported,
         expected = {k: v for k, v in contents(exported).items() if not k.startswith("onnx")}
         assert contents(out) == expected
     assert export.main(["--run", str(place), "--out", str(out), "--search"]) == 2
-    assert "a search is learnt from training captions" in capsys.readouterr().err
+    assert "decoder.search learns from training captions" in capsys.readouterr().err
     about = json.loads((place / "captioner.json").read_text())
     for damaged in ([], about | {"weights_sha256": "0"}, about | {"scores": {"val": 1}}):
         (place / "captioner.json").write_text(json.dumps(damaged))
         assert export.main(["--run", str(place), "--out", str(out)]) == 2
-        assert "captioner.json is not a captioner's" in capsys.readouterr().err
+        assert "captioner.json is not what decoder.export writes" in capsys.readouterr().err
 
 
-def test_claims_are_counted_as_people_confirm_them():
+def test_claims_are_counted_and_confirmed_by_the_references():
     captions = {1: "a red dog", 2: "two dogs in the snow", 3: "a woman in blue and red"}
     references = {
         1: ["a dog in red", "an animal"],
         2: ["a puppy on the beach"],
         3: ["a girl wears blue"],
     }
-    found = claims(captions, references)
-    assert found["a colour"] == (2, 1)
-    assert found["a dog"] == (2, 2)
-    assert found["a number of two or more"] == (1, 0)
-    assert found["water, snow, sand or grass"] == (1, 0)
-    assert found["a man or boy, a woman or girl"] == (1, 1)
-    assert "a child" not in found
+    counts = count_claims(captions, references)
+    assert counts["a colour"] == (2, 1)
+    assert counts["a dog"] == (2, 2)
+    assert counts["a number of two or more"] == (1, 0)
+    assert counts["water, snow, sand or grass"] == (1, 0)
+    assert counts["a man or boy, a woman or girl"] == (1, 1)
+    assert "a child" not in counts
 
 
-def test_confidence_is_how_often_captions_were_good():
+def test_confidence_is_the_share_of_good_captions():
     generator = np.random.default_rng(0)
     x = generator.uniform(-3, 0, 4000)
     good = generator.uniform(size=4000) < 1 / (1 + np.exp(-(2 * x + 3)))
@@ -244,7 +249,7 @@ def test_confidence_is_how_often_captions_were_good():
     assert sum(row["captions"] for row in rows) == 4000
 
 
-def test_confidence_is_not_learnt_from_too_little():
+def test_confidence_needs_enough_captions_good_ones_and_others():
     assert confidence.fit([-1.0] * 49, [0.0, 1.0] * 24 + [0.0]) is None
     assert confidence.fit(list(range(-100, 0)), [1.0] * 100) is None
     separable = confidence.fit(list(range(-100, 0)), [0.0] * 50 + [1.0] * 50)

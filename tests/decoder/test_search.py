@@ -1,4 +1,4 @@
-"""Searching through its command line: pictures by a sentence, captions by a picture, a split."""
+"""The search by its command line: pictures for a sentence, captions for a picture, a split."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 from decoder import export, search
 from decoder.data.batches import Features, pack, pad
 from decoder.model.decoders import ModelOptions, build
-from decoder.ranking.embedding import learn
+from decoder.ranking.embedding import train_embedding
 from decoder.ranking.likelihood import log_likelihood
 from evaluation import retrieve
 from features.errors import UserError
@@ -21,7 +21,7 @@ from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 
 @pytest.fixture(scope="module")
 def searched(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the captioner's work directory in which all is ready to be searched."""
+    """A copy of the captioner's work directory with a trained embedding and a ranked split."""
     work = Path(shutil.copytree(captioner, tmp_path_factory.mktemp("searched") / "work"))
     assert search.main(["--run", str(run_of(work)), "--split", "train"]) == 0
     return work
@@ -47,7 +47,7 @@ def test_a_caption_finds_its_own_picture_far_more_often_than_chance(searched, ca
     record = json.loads((run_of(searched) / "retrieval_train.json").read_text())
     for direction in ("text to image", "image to text"):
         for which in ("first", "second"):
-            # By chance it is 5 of 32 images, and no more of the captions.
+            # Chance gives 5 of 32 images, and no more for captions.
             assert record[direction][which]["R@5"] > 0.4, (direction, which)
 
 
@@ -57,30 +57,31 @@ def test_the_second_pass_ranks_the_candidates_of_the_first(searched):
     for kind in ("images", "captions"):
         first, second = arrays[f"{kind}_first"], arrays[f"{kind}_second"]
         np.testing.assert_array_equal(np.sort(first, 1), np.sort(second, 1))
-        assert (first != second).any(), "the decoder has no say"
+        assert (first != second).any(), "the decoder changes nothing"
     owners = {image["id"] for image in table_of(searched)["images"] if image["split"] == "train"}
     assert set(arrays["image_id"].tolist()) == owners
     assert set(arrays["caption_image_id"].tolist()) <= owners
 
 
-def test_pictures_are_printed_the_best_first_and_only_those_of_the_split(searched, capsys):
+def test_pictures_are_printed_best_first_and_only_those_of_the_split(searched, capsys):
     table = table_of(searched)
     splits = {image["id"]: image["split"] for image in table["images"]}
     sentence = table["annotations"][0]["caption"]
-    found = printed(capsys, sentence, "--run", str(run_of(searched)), "--top", "4")
-    assert len(found) == 4
-    assert [one["score"] for one in found] == sorted((o["score"] for o in found), reverse=True)
-    assert all(Path(one["path"]).is_file() for one in found)
-    # Words given one by one are one sentence, and plain lines say the same.
+    results = printed(capsys, sentence, "--run", str(run_of(searched)), "--top", "4")
+    assert len(results) == 4
+    scores = [one["score"] for one in results]
+    assert scores == sorted(scores, reverse=True)
+    assert all(Path(one["path"]).is_file() for one in results)
+    # Separate words form one sentence, and plain lines print the same results.
     capsys.readouterr()
     assert search.main([*sentence.split(), "--run", str(run_of(searched)), "--top", "4"]) == 0
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [path for path, _ in lines] == [one["path"] for one in found]
+    assert [path for path, _ in lines] == [one["path"] for one in results]
     inside = printed(capsys, sentence, "--run", str(run_of(searched)), "--split", "val")
     assert {splits[one["image_id"]] for one in inside} == {"val"}
 
 
-def test_captions_are_found_for_a_picture_and_no_text_twice(searched, capsys):
+def test_captions_for_a_picture_are_distinct_and_often_its_own(searched, capsys):
     table = table_of(searched)
     names = {image["id"]: image["file_name"] for image in table["images"]}
     texts = {}
@@ -90,26 +91,27 @@ def test_captions_are_found_for_a_picture_and_no_text_twice(searched, capsys):
     chosen = [image["id"] for image in table["images"] if image["split"] == "train"][:6]
     for image_id in chosen:
         picture = searched / "images" / names[image_id]
-        found = printed(capsys, "--image", str(picture), "--run", run, "--split", "train")
-        captions = [one["caption"] for one in found]
+        results = printed(capsys, "--image", str(picture), "--run", run, "--split", "train")
+        captions = [one["caption"] for one in results]
         assert len(set(captions)) == len(captions) == 10
         own += bool(texts[image_id] & set(captions))
     assert own >= 3
 
 
-def test_what_a_search_learns_is_kept_until_the_captions_change(searched, tmp_path, capsys):
+def test_the_embedding_is_kept_until_the_captions_change(searched, tmp_path, capsys):
     work = Path(shutil.copytree(searched, tmp_path / "work"))
     kept = work / "search" / "embedding.safetensors"
     sentence = table_of(work)["annotations"][0]["caption"]
-    before, learnt = printed(capsys, sentence, "--run", str(run_of(work))), kept.stat().st_mtime_ns
-    assert printed(capsys, sentence, "--run", str(run_of(work))) == before
-    assert kept.stat().st_mtime_ns == learnt
+    first = printed(capsys, sentence, "--run", str(run_of(work)))
+    written = kept.stat().st_mtime_ns
+    assert printed(capsys, sentence, "--run", str(run_of(work))) == first
+    assert kept.stat().st_mtime_ns == written
 
     table = table_of(work)
     del table["annotations"][-1]
     (work / "captions.json").write_text(json.dumps(table))
     printed(capsys, sentence, "--run", str(run_of(work)))
-    assert kept.stat().st_mtime_ns > learnt
+    assert kept.stat().st_mtime_ns > written
 
 
 def test_a_ranked_split_is_not_ranked_again_unless_something_changed(searched, capsys):
@@ -122,11 +124,11 @@ def test_a_ranked_split_is_not_ranked_again_unless_something_changed(searched, c
     assert "unchanged, skipped" not in capsys.readouterr().out
 
 
-def test_unknown_words_are_named_and_a_query_of_nothing_else_refused(searched, capsys):
+def test_unknown_words_are_named_and_a_query_without_known_words_is_refused(searched, capsys):
     run = ["--run", str(run_of(searched))]
     known = table_of(searched)["annotations"][0]["tokens"]
     assert search.main([*known, "xylophone", *run]) == 0
-    assert "left out unknown words: xylophone" in capsys.readouterr().err
+    assert "ignored unknown words: xylophone" in capsys.readouterr().err
     assert search.main(["xylophone quokka", *run]) == 2
     assert "none of the words xylophone, quokka is known" in capsys.readouterr().err
     assert search.main(["?!", *run]) == 2
@@ -135,7 +137,7 @@ def test_unknown_words_are_named_and_a_query_of_nothing_else_refused(searched, c
     assert "expected a sentence to search for" in capsys.readouterr().err
 
 
-def test_pictures_that_cannot_be_read_and_damaged_files_are_named(searched, tmp_path, capsys):
+def test_unreadable_pictures_and_damaged_files_are_named(searched, tmp_path, capsys):
     work = Path(shutil.copytree(searched, tmp_path / "work"))
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff")
@@ -149,7 +151,7 @@ def test_pictures_that_cannot_be_read_and_damaged_files_are_named(searched, tmp_
 
 
 def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_path, capsys):
-    """An exported one has the words; the pictures and what to learn from are those of --work."""
+    """It brings the vocabulary; pictures and training captions are those of --work."""
     alone = tmp_path / "alone"
     assert export.main(["--run", str(run_of(searched)), "--out", str(alone)]) == 0
     assert search.main(["a red circle", "--run", str(alone)]) == 2
@@ -158,7 +160,7 @@ def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_p
     assert printed(capsys, sentence, "--run", str(alone), "--work", str(searched))
 
 
-def test_a_captioner_with_its_search_finds_pictures_that_have_no_captions(
+def test_a_captioner_exported_with_its_search_finds_pictures_without_captions(
     searched, tmp_path, capsys
 ):
     alone = tmp_path / "alone"
@@ -175,16 +177,16 @@ def test_a_captioner_with_its_search_finds_pictures_that_have_no_captions(
     table["info"]["image_root"] = str(searched / "images")
     (work / "captions.json").write_text(json.dumps(table))
     options = ["--run", str(alone), "--work", str(work), "--top", "3"]
-    found = [one["image_id"] for one in printed(capsys, sentence, *options)]
-    assert len(set(found) & set(expected)) >= 2, "16 bits may tip a rank, not more"
+    image_ids = [one["image_id"] for one in printed(capsys, sentence, *options)]
+    assert len(set(image_ids) & set(expected)) >= 2, "16 bits may change a rank, not more"
     assert not (work / "search" / "embedding.safetensors").exists()
 
     (alone / "embedding.safetensors").unlink()
     assert search.main([sentence, "--run", str(alone), "--work", str(work)]) == 2
-    assert "a search is learnt from training captions" in capsys.readouterr().err
+    assert "decoder.search learns from training captions" in capsys.readouterr().err
 
 
-def test_log_likelihood_is_the_sum_over_the_known_words_read_one_by_one():
+def test_log_likelihood_is_the_sum_over_known_words_fed_one_by_one():
     torch.manual_seed(0)
     model = build(ModelOptions(hidden=16, attention=8), WORDS, CHANNELS).eval()
     features = Features(torch.rand(3, REGIONS, CHANNELS), torch.rand(3, CHANNELS))
@@ -192,8 +194,8 @@ def test_log_likelihood_is_the_sum_over_the_known_words_read_one_by_one():
     images = [2, 0, 1, 1]
     with torch.inference_mode():
         memory = model.encode(features)
-        found = log_likelihood(model, memory, pad(captions), torch.tensor(images))
-        for caption, image, total in zip(captions, images, found.tolist(), strict=True):
+        totals = log_likelihood(model, memory, pad(captions), torch.tensor(images)).tolist()
+        for caption, image, total in zip(captions, images, totals, strict=True):
             one, word, expected = memory.select(torch.tensor([image])), BOS, 0.0
             state = model.start(one, 1)
             for following in caption:
@@ -205,18 +207,18 @@ def test_log_likelihood_is_the_sum_over_the_known_words_read_one_by_one():
     assert pack(pad(captions), torch.tensor(images)).targets_P.eq(UNK).any()
 
 
-def test_an_embedding_learns_which_words_go_with_which_picture():
-    """Twelve kinds of pictures, twelve words: a word's nearest picture is of its own kind."""
+def test_an_embedding_learns_which_words_match_which_picture():
+    """With twelve kinds of pictures and a word for each, a word is nearest to its own kind."""
     random = torch.Generator().manual_seed(0)
     kinds = torch.randn(12, 40, generator=random)
     pooled = kinds[:, None] + 0.1 * torch.randn(12, 2, 40, generator=random)
     captions = [[[4 + kind, EOS], [4 + kind, 16, EOS]] for kind in range(12)]
-    told: list[tuple[int, int]] = []
-    model = learn(pooled.half(), captions, 17, lambda *done: told.append(done))
+    calls: list[tuple[int, int]] = []
+    model = train_embedding(pooled.half(), captions, 17, lambda *steps: calls.append(steps))
     words = model.sentences(torch.arange(4, 16)[:, None])
     assert (words @ model.pictures(kinds).T).argmax(1).tolist() == list(range(12))
-    assert told[-1] == (len(told), len(told))
-    again = learn(pooled.half(), captions, 17)
+    assert calls[-1] == (len(calls), len(calls))
+    again = train_embedding(pooled.half(), captions, 17)
     assert torch.equal(again.picture.weight, model.picture.weight), "a seed fixes it"
     with pytest.raises(UserError, match="2 training images"):
-        learn(pooled[:1].half(), captions[:1], 17)
+        train_embedding(pooled[:1].half(), captions[:1], 17)

@@ -27,10 +27,10 @@ from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import ModelOptions
-from decoder.ranking import embedding
+from decoder.ranking import embedding_file
 from decoder.ranking.consensus import count_frequencies
 from decoder.ranking.expectation import ReducedExpectation
-from decoder.ranking.reranker import expectation_of
+from decoder.ranking.reranker import fit_expectation
 from decoder.runs import checkpoints
 from decoder.runs.loading import load_decoder
 from decoder.training.config import arguments_like
@@ -382,16 +382,16 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     vocabulary_of_run = vocabulary.load(run.vocabulary)
 
     def embed(path: Path) -> None:
-        if found := embedding._load(path, {}, vocabulary_of_run):
-            found.model.pictures(found.others.pooled_IC)
-            found.model.sentences(torch.tensor([[5, 6]]))
+        if embedding := embedding_file.load(path, {}, vocabulary_of_run):
+            embedding.model.pictures(embedding.background.pooled_IC)
+            embedding.model.sentences(torch.tensor([[5, 6]]))
 
     def reader(name: str, path: Path, use: Callable[[], object], damage: Callable) -> Reader:
         return Reader(name, in_place(path, use), [path.read_bytes()], damage)
 
     description = read_json(run.config, "")["features"]
     frequencies = count_frequencies(captions.load(copy / "captions.json"), vocabulary_of_run)
-    expectation = expectation_of(run, vocabulary_of_run, description, frequencies)
+    expectation = fit_expectation(run, vocabulary_of_run, description, frequencies)
     expectation.reduced(rank=8, ngrams=50).save(folder / "expectation.safetensors", {})
     found = Generated(torch.tensor([[[5, 6, EOS]], [[7, EOS, PAD]]]), torch.zeros(2, 1))
 

@@ -1,4 +1,4 @@
-"""The consensus choice against a plain computation with the toolkit's CIDEr-D."""
+"""Consensus against a plain computation with the toolkit's CIDEr-D."""
 
 import json
 import random
@@ -37,7 +37,7 @@ def as_text(tokens: list[int]) -> str:
 
 
 def random_case(seed: int) -> tuple[dict[int, list[list[int]]], list[list[list[int]]]]:
-    """Training captions, and candidates of some images: close to each other, empty, cut off."""
+    """Training captions, and for some images candidates that are similar, empty or cut off."""
     draw = random.Random(seed)
     words = range(EOS + 1, 14)
 
@@ -54,7 +54,7 @@ def random_case(seed: int) -> tuple[dict[int, list[list[int]]], list[list[list[i
 
 
 def generated(candidates: list[list[list[int]]]) -> Generated:
-    padded = [[c + [PAD] * (LONGEST - len(c)) for c in several] for several in candidates]
+    padded = [[c + [PAD] * (LONGEST - len(c)) for c in of_image] for of_image in candidates]
     tokens = torch.tensor(padded)
     return Generated(tokens, -torch.rand(tokens.shape[:2]))
 
@@ -62,8 +62,8 @@ def generated(candidates: list[list[list[int]]]) -> Generated:
 def official(training: dict[int, list[list[int]]], candidate: list[int], other: list[int]) -> float:
     """CIDEr-D of one caption against one reference, by the toolkit.
 
-    A scorer takes the document frequencies and the number of images from its own references: the
-    first are replaced, and as many images are added as were counted.
+    A scorer takes document frequencies and the number of images from its own references. So it gets
+    as many images as the training captions have, and their document frequencies.
     """
     scorer = CiderScorer(n=4)
     for _ in training:
@@ -77,37 +77,37 @@ def official(training: dict[int, list[list[int]]], candidate: list[int], other: 
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_agreement_is_the_mean_of_the_toolkits_cider_against_the_others(seed):
+def test_expected_cider_is_the_mean_of_the_toolkits_cider_against_the_other_candidates(seed):
     training, candidates = random_case(seed)
     torch.manual_seed(seed)
     weight_IK = torch.rand(len(candidates), CANDIDATES)
-    found = expected_cider(generated(candidates), weight_IK, References(training).frequencies)
+    cider_IK = expected_cider(generated(candidates), weight_IK, References(training).frequencies)
     expected = []
-    for several, weights in zip(candidates, weight_IK.tolist(), strict=True):
-        for i, candidate in enumerate(several):
+    for of_image, weights in zip(candidates, weight_IK.tolist(), strict=True):
+        for i, candidate in enumerate(of_image):
             others = [j for j in range(CANDIDATES) if j != i]
-            each = [weights[j] * official(training, candidate, several[j]) for j in others]
+            each = [weights[j] * official(training, candidate, of_image[j]) for j in others]
             expected.append(sum(each) / sum(weights[j] for j in others))
     assert max(expected) > 1, "the case is too easy: no candidate resembles another"
-    np.testing.assert_allclose(found.flatten(), expected, atol=1e-5)
+    np.testing.assert_allclose(cider_IK.flatten(), expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("drawn", [True, False])
-def test_the_first_is_the_candidate_that_agrees_best_and_one_not_found_is_last(drawn):
-    """Samples count alike, beams by the third root of their probability."""
+@pytest.mark.parametrize("sampled", [True, False])
+def test_the_candidate_that_agrees_best_is_first_and_an_unused_beam_last(sampled):
+    """Samples have equal weights, beams the third root of their probability."""
     training, candidates = random_case(seed=8)  # one without ties
     torch.manual_seed(0)
     frequencies = References(training).frequencies
-    found = generated(candidates)
-    found.log_probability_IK[1, 2] = -torch.inf
-    found.log_probability_IK.mul_(9)
-    ordered = by_consensus(found, frequencies, drawn)
-    for image, several in enumerate(candidates):
-        there = [k for k in range(CANDIDATES) if (image, k) != (1, 2)]
-        real = [several[k] for k in there]
+    unsorted = generated(candidates)
+    unsorted.log_probability_IK[1, 2] = -torch.inf
+    unsorted.log_probability_IK.mul_(9)
+    ordered = by_consensus(unsorted, frequencies, sampled)
+    for image, of_image in enumerate(candidates):
+        used = [k for k in range(CANDIDATES) if (image, k) != (1, 2)]
+        real = [of_image[k] for k in used]
         weights = [1.0] * len(real)
-        if not drawn:
-            weights = (found.log_probability_IK[image, there] / 3).exp().tolist()
+        if not sampled:
+            weights = (unsorted.log_probability_IK[image, used] / 3).exp().tolist()
         agreement = [
             np.average(
                 [official(training, c, o) for j, o in enumerate(real) if j != i],
@@ -120,13 +120,13 @@ def test_the_first_is_the_candidate_that_agrees_best_and_one_not_found_is_last(d
         expected = [real[i] for i in np.argsort(agreement, kind="stable")[::-1]]
         rows = [[t for t in row if t != PAD] for row in ordered.tokens_IKT[image].tolist()]
         assert rows[0] == expected[0]
-        # The log-probability goes with its caption.
-        place = several.index(rows[0])
-        assert ordered.log_probability_IK[image, 0] == found.log_probability_IK[image, place]
+        # A caption keeps its log-probability.
+        place = of_image.index(rows[0])
+        assert ordered.log_probability_IK[image, 0] == unsorted.log_probability_IK[image, place]
     assert ordered.log_probability_IK[1, -1] == -torch.inf
 
 
-def test_document_frequencies_leave_out_only_what_is_in_one_image():
+def test_document_frequencies_leave_out_only_n_grams_of_a_single_image():
     training, _ = random_case(seed=2)
     references = References(training)
     frequencies = references.frequencies
@@ -167,9 +167,7 @@ def test_document_frequencies_survive_their_file_and_a_broken_one_is_named(tmp_p
         load_frequencies(path)
 
 
-def test_a_run_without_its_work_directory_needs_the_frequencies_beside_it(
-    captioner, tmp_path, capsys
-):
+def test_a_run_without_its_work_directory_needs_a_file_of_frequencies(captioner, tmp_path, capsys):
     run = RunFolder(captioner / "runs" / "captioner")
     vocabulary = vocabularies.load(run.vocabulary)
     counted = frequencies_of(run, vocabulary)
@@ -191,12 +189,12 @@ def test_a_run_without_its_work_directory_needs_the_frequencies_beside_it(
     assert capsys.readouterr().out == written
 
 
-def test_frequencies_of_nothing_say_that_all_is_rare():
-    none = Frequencies(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 9)
-    assert none.of(torch.tensor([4, 7])).tolist() == [1, 1]
+def test_empty_frequencies_make_every_n_gram_rare():
+    empty = Frequencies(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), 9)
+    assert empty.of(torch.tensor([4, 7])).tolist() == [1, 1]
 
 
-def test_consensus_is_chosen_on_the_command_line_among_beams_and_samples(captioner, tmp_path):
+def test_the_command_line_offers_consensus_of_beams_and_of_samples(captioner, tmp_path):
     run = str(captioner / "runs" / "captioner")
     for options in (["--beam", "8"], ["--sample", "--samples", "8", "--temperature", "0.7"]):
         out = tmp_path / "out.json"

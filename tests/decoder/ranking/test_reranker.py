@@ -1,4 +1,4 @@
-"""The choice by what people would write of a picture, and by the joint embedding."""
+"""Reranking by the regression on training captions and by the joint embedding."""
 
 import json
 import shutil
@@ -19,34 +19,32 @@ from pipeline.work import RunFolder
 
 @pytest.fixture(scope="module")
 def work(captioner, tmp_path_factory):
-    """The captioner's work directory, where a search may be learnt."""
+    """A copy of the captioner's work directory, in which an embedding may be trained."""
     return shutil.copytree(captioner, tmp_path_factory.mktemp("reranking") / "work")
 
 
-def test_of_a_training_picture_its_own_caption_wins_against_those_of_others(work):
-    """The regression has seen it; the decoder finds all of the captions equally likely."""
+def test_the_caption_of_a_training_picture_wins_against_those_of_others(work):
+    """The regression was fitted to it. All captions are equally likely for the decoder."""
     run = RunFolder(work / "runs" / "captioner")
     vocabulary = vocabularies.load(run.vocabulary)
     reranker = Reranker.of(run, vocabulary, json.loads(run.config.read_text())["features"])
     table, store = tables.load(work / "captions.json"), FeatureStore(work / "features.h5")
     reader = SplitReader(store, table, "train")
-    told = [vocabulary.encode(image.captions[0].tokens) for image in reader.images]
+    captions = [vocabulary.encode(image.captions[0].tokens) for image in reader.images]
     places = [0, 3, 5, 8]
-    # Those of two other images first: an image's own one is the last.
-    others = [[told[place - 1], told[place + 1], told[place]] for place in places]
-    longest = max(len(caption) for several in others for caption in several)
-    rows = [[[*c, *[PAD] * (longest - len(c))] for c in several] for several in others]
-    found = Generated(torch.tensor(rows), torch.full((len(places), 3), -1.0))
-    _, expected_IK, cosine_IK = reranker.judge(found, reader.features(places), 1, False)
-    assert (expected_IK.argmax(1) == 2).all()
-    assert (cosine_IK.argmax(1) == 2).all()
-    ordered = reranker(found, reader.features(places), 1, False)
-    assert ordered.tokens_IKT[:, 0].tolist() == [several[2] for several in rows]
+    # An image's own caption is the last, after those of two other images.
+    chosen = [[captions[place - 1], captions[place + 1], captions[place]] for place in places]
+    longest = max(len(caption) for of_image in chosen for caption in of_image)
+    rows = [[[*c, *[PAD] * (longest - len(c))] for c in of_image] for of_image in chosen]
+    candidates = Generated(torch.tensor(rows), torch.full((len(places), 3), -1.0))
+    scores = reranker.scores(candidates, reader.features(places), 1, False)
+    assert (scores.expectation_IK.argmax(1) == 2).all()
+    assert (scores.cosine_IK.argmax(1) == 2).all()
+    ordered = reranker(candidates, reader.features(places), 1, False)
+    assert ordered.tokens_IKT[:, 0].tolist() == [of_image[2] for of_image in rows]
 
 
-def test_reranking_is_chosen_on_the_command_line_and_needs_the_work_directory(
-    work, tmp_path, capsys
-):
+def test_the_command_line_offers_reranking_which_needs_the_work_directory(work, tmp_path, capsys):
     run = work / "runs" / "captioner"
     stage = ["--split", "val", "--rerank", "--out", str(tmp_path / "out.json")]
     for options in (["--beam", "8"], ["--sample", "--samples", "8"]):
@@ -61,4 +59,4 @@ def test_reranking_is_chosen_on_the_command_line_and_needs_the_work_directory(
     alone = shutil.copytree(run, tmp_path / "alone" / "runs" / "captioner")
     picture = next(iter(sorted((work / "images").rglob("*.png"))), None) or work / "no.png"
     assert caption.main(["--run", str(alone), "--rerank", str(picture)]) == 2
-    assert "use the run where it was trained" in capsys.readouterr().err
+    assert "use the run in the work directory where it was trained" in capsys.readouterr().err

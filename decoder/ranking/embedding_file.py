@@ -1,0 +1,163 @@
+"""The joint embedding on disk: loaded for a run, or trained once and kept in its work directory."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from decoder.data.batches import Features
+from decoder.data.readers import SplitReader
+from decoder.ranking.embedding import JointEmbedding, train_embedding
+from decoder.runs import checkpoints
+from decoder.runs.folder import digest
+from features.commands import SEARCH
+from features.errors import UserError
+from features.store import FeatureStore
+from pipeline import captions as tables
+from pipeline.vocabulary import Vocabulary
+from pipeline.work import RunFolder, WorkFolder
+
+# The decoder scores each candidate caption with each of these images, too.
+BACKGROUND_IMAGES = 20
+_BLOCK = 1000  # rows of the store that are read at once
+# Marks the background features among the tensors of the file.
+_BACKGROUND = "others."
+
+
+class Embedding(NamedTuple):
+    """A joint embedding as its file holds it."""
+
+    model: JointEmbedding
+    background: Features
+    """Features of some training images, from which the decoder estimates how probable a caption is
+    regardless of the picture."""
+    file: Path
+
+
+def provenance(vocabulary: Vocabulary, fingerprint: str) -> dict[str, str]:
+    """Return what identifies the run that a file belongs to: its words and its features.
+
+    Args:
+        vocabulary: the run's.
+        fingerprint: of the features that the run was trained on.
+    """
+    return {"vocabulary": digest(vocabulary.words), "fingerprint": fingerprint}
+
+
+def load_or_train(
+    run: RunFolder, work: WorkFolder, vocabulary: Vocabulary, fingerprint: str
+) -> Embedding:
+    """Load the embedding that fits a run, or train it once, which takes minutes, and keep it.
+
+    If the run is an exported captioner with an embedding of its own, that one is loaded. Otherwise
+    it is the embedding of the run's work directory or, if that has no captions, of `work`.
+
+    Args:
+        run: the run or captioner.
+        work: the work directory to be searched.
+        vocabulary: the run's.
+        fingerprint: of the features that the run was trained on.
+
+    Raises:
+        UserError: there are no training captions to train it on, or a file is damaged.
+    """
+    expected = provenance(vocabulary, fingerprint)
+    if run.embedding.exists():
+        if embedding := load(run.embedding, expected, vocabulary):
+            return embedding
+        raise UserError(
+            f"{run.embedding} belongs to another run: its vocabulary or features differ; copy the "
+            "whole folder again from where it came from"
+        )
+    source = run.work if run.work.captions.exists() else work
+    no_captions = UserError(
+        f"decoder.search learns from training captions, but neither {run.path} nor {work.path} has "
+        "any; name a run that is still in its work directory, or a captioner exported with "
+        "decoder.export --search"
+    )
+    if not source.captions.exists():
+        raise no_captions
+    expected["captions"] = hashlib.sha256(source.captions.read_bytes()).hexdigest()
+    file = source.search / run.embedding.name
+    if embedding := load(file, expected, vocabulary):
+        return embedding
+    table = tables.load(source.captions)
+    if not any(image.split == "train" and image.captions for image in table.images):
+        raise no_captions
+    store = FeatureStore(source.features)
+    store.expect(fingerprint, f"the run {run.path}")
+    reader = SplitReader(store, table, "train")
+    model = _train(store, reader, vocabulary)
+    spread = np.linspace(0, len(reader) - 1, BACKGROUND_IMAGES).astype(int)
+    background = reader.features(np.unique(spread).tolist())
+    tensors = model.state_dict()
+    # The store holds them as float16, too.
+    tensors |= {_BACKGROUND + name: part.half() for name, part in background._asdict().items()}
+    checkpoints.save(file, tensors, expected)
+    return Embedding(model, background, file)
+
+
+def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
+    """Load an embedding, or return None if there is no file or it is of another provenance.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not file.exists():
+        return None
+    tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
+    if not isinstance(header, dict) or any(header.get(k) != v for k, v in expected.items()):
+        return None
+    try:
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        grid, pooled = (tensors.pop(_BACKGROUND + name) for name in Features._fields)
+        model = JointEmbedding(len(vocabulary), len(tensors["mean_C"]))
+        model.load_state_dict(tensors)
+        if grid.ndim != 3 or not len(grid) or pooled.shape != grid[:, 0].shape:
+            raise ValueError(f"features of {tuple(grid.shape)} and {tuple(pooled.shape)}")
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file} is damaged ({error!r:.200}); copy it again from where it came from, or delete "
+            "it to train it again"
+        ) from error
+    return Embedding(model.eval(), Features(grid, pooled), file)
+
+
+def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> JointEmbedding:
+    """Train an embedding on the images of a split that have captions, in all stored views."""
+    images = [image for image in reader.images if image.captions]
+    pooled_NVC = _pooled_views(store, store.rows([image.id for image in images]))
+    captions = [[vocabulary.encode(c.tokens) for c in image.captions] for image in images]
+    with tqdm(desc="train the embedding", unit="step", disable=None) as bar:
+
+        def progress(step: int, steps: int) -> None:
+            bar.total = steps
+            bar.update()
+
+        return train_embedding(pooled_NVC, captions, len(vocabulary), progress)
+
+
+def _pooled_views(store: FeatureStore, rows: np.ndarray) -> Tensor:
+    """Read the pooled features of rows of the store in all views, float16 [N, V, C].
+
+    They all fit in memory: a view of 1,280 channels takes 2.5 kB.
+    """
+    views = len(store.row_format.views)
+    pooled_NVC = torch.empty(len(rows), views, store.row_format.channels, dtype=torch.float16)
+    start = 0
+    for block in blocks(rows):
+        for view in range(views):
+            pooled = store.pooled(block, np.full(len(block), view))
+            pooled_NVC[start : start + len(block), view] = torch.from_numpy(pooled).half()
+        start += len(block)
+    return pooled_NVC
+
+
+def blocks(rows: np.ndarray) -> Sequence[np.ndarray]:
+    """Divide rows of the store into blocks that are read at once."""
+    return [rows[i : i + _BLOCK] for i in range(0, len(rows), _BLOCK)]
