@@ -9,7 +9,7 @@ from decoder.captioning.files import caption_files
 from decoder.captioning.html import caption_page
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.split import caption_split
-from decoder.runs.packaged import packaged
+from decoder.runs.packaged import packaged_captioner
 from features.errors import UserError
 from pipeline.command import run as run_command
 from pipeline.work import RunFolder
@@ -17,7 +17,7 @@ from pipeline.work import RunFolder
 
 def caption(options: CaptionOptions) -> int:
     """Write captions for pictures and folders of pictures, for a page, or for a split."""
-    folders = [RunFolder(path) for path in options.run or (packaged(),)]
+    folders = [RunFolder(path) for path in options.run or (packaged_captioner(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     runs = [(run, getattr(run, name)) for run in folders for name in weights]
     for run in folders:

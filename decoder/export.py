@@ -35,7 +35,7 @@ def export(options: ExportOptions) -> None:
     run = RunFolder(options.run)
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
-    tensors = checkpoints.from_8_bits(checkpoints.load(weights, torch.device("cpu"))[0])
+    tensors = checkpoints.dequantize(checkpoints.load(weights, torch.device("cpu"))[0])
     table = _table(run)
     _check_place(options.out, run)
 
@@ -47,7 +47,7 @@ def export(options: ExportOptions) -> None:
         shutil.copyfile(run.config, made.config)
         shutil.copyfile(run.vocabulary, made.vocabulary)
         halved = _to_float16(tensors, weights)  # and refused if too large, for 8 bits too
-        checkpoints.save(made.best, checkpoints.in_8_bits(tensors) if options.int8 else halved)
+        checkpoints.save(made.best, checkpoints.quantize(tensors) if options.int8 else halved)
         if run.frequencies.exists() and not options.no_frequencies:  # a captioner already
             shutil.copyfile(run.frequencies, made.frequencies)
         elif table is not None and not options.no_frequencies:

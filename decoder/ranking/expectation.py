@@ -183,7 +183,7 @@ class ReducedExpectation:
 
     def save(self, path: Path, made_of: dict[str, str]) -> None:
         """Write it in 8 bits, and what it belongs to, atomically."""
-        checkpoints.save(path, checkpoints.in_8_bits(self._tensors), made_of)
+        checkpoints.save(path, checkpoints.quantize(self._tensors), made_of)
 
     @staticmethod
     def load(
@@ -200,7 +200,7 @@ class ReducedExpectation:
                 raise ValueError("it belongs to another captioner")
             if tensors["feature_mean"].shape != (channels,):
                 raise ValueError(f"expected {channels} channels")
-            return ReducedExpectation(checkpoints.from_8_bits(tensors), frequencies)
+            return ReducedExpectation(checkpoints.dequantize(tensors), frequencies)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit ({error!r:.200}); copy the whole folder again from where it "

@@ -142,7 +142,7 @@ def test_a_state_that_is_none_is_refused_and_never_deleted(work, capsys):
     state = run / "state" / "resume.safetensors"
     whole = state.read_bytes()
     for content, expected in (
-        (whole[:1000], "not a whole safetensors file"),
+        (whole[:1000], "not a complete safetensors file"),
         ((run / "best.safetensors").read_bytes(), "is not a run's state"),
     ):
         state.write_bytes(content)
