@@ -14,7 +14,7 @@ from decoder.captioning.options import CaptionOptions
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split, name_of
 from decoder.captioning.writer import CaptionWriter
-from decoder.runs.packaged import packaged
+from decoder.runs.packaged import packaged_captioner
 from features.devices import choose_device
 from features.errors import UserError
 from pipeline.command import run as run_command
@@ -24,7 +24,7 @@ from pipeline.work import RunFolder
 
 def caption(options: CaptionOptions) -> int:
     """Write captions for pictures and folders of pictures, for a page, or for a split."""
-    folders = [RunFolder(path) for path in options.run or (packaged(),)]
+    folders = [RunFolder(path) for path in options.run or (packaged_captioner(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     for run in folders:
         if "best_xe" in weights and run.best.exists() and not run.best_xe.exists():

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from decoder.captioning.options import DemoOptions
-from decoder.runs.packaged import packaged
+from decoder.runs.packaged import packaged_captioner
 from features.devices import choose_device
 from features.errors import UserError
 from pipeline.command import run as run_command
@@ -25,7 +25,7 @@ def demo(options: DemoOptions) -> None:
     from decoder.captioning.page import PageCaptioner, serve
     from decoder.ranking.searcher import Searcher
 
-    run = RunFolder(options.run or packaged())
+    run = RunFolder(options.run or packaged_captioner())
     device = choose_device(options.device)
     captioner = PageCaptioner(run, options.unsure, device)
     searcher = None

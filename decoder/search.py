@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
-from decoder.runs.packaged import packaged
+from decoder.runs.packaged import packaged_captioner
 from features.commands import RETRIEVE
 from features.devices import choose_device
 from features.errors import UserError, first_few
@@ -27,7 +27,7 @@ def search(options: SearchOptions) -> None:
 
     The first search trains on the training captions, a minute or two for 6,000 pictures.
     """
-    run = RunFolder(options.run or packaged())
+    run = RunFolder(options.run or packaged_captioner())
     if options.work is None and not run.work.captions.exists():
         raise UserError(f"{run.path} is in no work directory; name one to search with --work")
     work = run.work if options.work is None else WorkFolder(options.work)

@@ -102,7 +102,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     device = own_device(choose_device(options.device))
     model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
     if options.compile:
-        model.use(compiled(device))
+        model.use_operations(compiled(device))
     training = TrainingReader(
         store, table, words, options.batch_size, options.seed, grid=model.attends
     )

@@ -1,4 +1,7 @@
-"""Additive attention: image by image on a CPU, in a few large operations on a GPU.
+"""Additive attention: the formula in plain operations, and image by image for a CPU.
+
+`plain_attend` defines what is computed, in a few large operations, which is fast on a GPU. On a CPU
+`attend` computes the same with a hand-made gradient, on as much at a time as the cache holds.
 
 Shape suffixes as in `decoder.model.decoders`; n captions of one image.
 """
@@ -10,7 +13,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from decoder.model.recurrence import _LARGEST, Shared, Tape
+from decoder.model.recurrence import Shared, Tape
+
+# Beyond this tanh is 1 in float32; products and sums of exponentials stay finite.
+_LARGEST = 40.0
+
+# How many numbers the comparison of some rows with an image's regions may hold, to stay in cache.
+CACHED_NUMBERS = 200_000
 
 
 class Rows(NamedTuple):
@@ -19,73 +28,80 @@ class Rows(NamedTuple):
     image_B: Tensor
     """int64, the image of each row."""
     order_B: Tensor | None
-    """int64, the rows image by image; None if they stand so already."""
+    """int64, the rows ordered by image; None if they are in that order already."""
     counts: list[int]
-    """How many rows each image has; not counted where the tensors are not on a CPU."""
+    """The number of rows of each image; left empty where the rows are not on a CPU."""
 
     @staticmethod
-    def of(image_B: Tensor, images: int) -> "Rows":
-        """Return the rows of images given in any order."""
+    def ungrouped(image_B: Tensor, images: int) -> "Rows":
+        """Return the rows of `images` images, given in any order."""
         if image_B.device.type != "cpu":
             return Rows(image_B, None, [])
         order_B = image_B.argsort(stable=True)
         return Rows(image_B, order_B, image_B.bincount(minlength=images).tolist())
 
     @staticmethod
-    def in_order(image_B: Tensor, images: int) -> "Rows":
-        """Return the rows of images that stand together, image by image."""
+    def grouped(image_B: Tensor, images: int) -> "Rows":
+        """Return the rows of `images` images, given image by image."""
         counts = image_B.bincount(minlength=images).tolist() if image_B.is_cpu else []
         return Rows(image_B, None, counts)
 
     @staticmethod
-    def together(images: int, rows: int, device: torch.device) -> "Rows":
-        """Return as many rows for each image, which stand together."""
+    def evenly(images: int, rows: int, device: torch.device) -> "Rows":
+        """Return `rows` rows, image by image, the same number for each image."""
         each = rows // images
         image_B = torch.arange(images, device=device).repeat_interleave(each)
         return Rows(image_B, None, [each] * images)
 
 
-def regions_of(tensor_IRH: Tensor) -> Shared:
-    """Return the regions as `attend` averages them."""
-    return Shared(_at_least_float32(tensor_IRH))
+def plain_attend(
+    query_BA: Tensor, keys_IRA: Tensor, regions_IRH: Tensor, score_A: Tensor, image_B: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Average each row's regions, weighted by the softmax of score . tanh(key + query).
 
+    Additive attention (Bahdanau et al. 2015, section A.1.2).
 
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+    Args:
+        query_BA: the query of every row.
+        keys_IRA: the keys of every image's regions.
+        regions_IRH: the regions to average.
+        score_A: the weights of the comparison.
+        image_B: int64, the image of each row.
 
-
-def keys_of(tensor_IRA: Tensor) -> Shared:
-    """Return what `attend` compares queries with: exp(-2 key) where it goes image by image."""
-    exponent = -2 if image_by_image(tensor_IRA) else None
-    return Shared(_at_least_float32(tensor_IRA), exponent)
+    Returns:
+        The averages [B, H], and the weights [B, R], detached.
+    """
+    compared_BRA = (keys_IRA.index_select(0, image_B) + query_BA[:, None]).tanh()
+    weights_BR = (compared_BRA @ score_A).softmax(1)
+    attended_BH = (weights_BR[:, None] @ regions_IRH.index_select(0, image_B)).squeeze(1)
+    return attended_BH, weights_BR.detach()
 
 
 def attend(
     query_BA: Tensor, keys: Shared, regions: Shared, score_A: Tensor, rows: Rows
 ) -> tuple[Tensor, Tensor]:
-    """Average each row's regions, weighted by the softmax of score . tanh(key + query).
+    """Compute `plain_attend`, on a CPU image by image and with a hand-made gradient.
 
-    Additive attention (Bahdanau et al. 2015, section A.1.2), image by image. Most of its time goes
-    into the tanh of every channel of every region, and keeping that for all steps would fill the
-    memory; so it is computed again for the gradient, and as
+    The tanh of every channel of every region takes most of the time, and keeping it for all steps
+    would fill the memory. So it is computed again for the gradient, and as
 
-        tanh(k + q) = 1 - 2 r,    r = exp(-2 k) / (exp(-2 k) + exp(2 q)),
+        tanh(k + q) = 1 - 2 r,    r = exp(-2 k) / (exp(-2 k) + exp(2 q)).
 
-    whose exponentials are computed once for each key and each query, so that a division is left.
-    The constant, equal for all regions, drops out of the softmax.
+    The exponentials are computed once for each key and each query, which leaves one division. The
+    constant 1 is equal for all regions, so it drops out of the softmax.
 
     Args:
-        query_BA: of every caption.
-        keys: of the regions of every image, [I, R, A], as `keys_of` gives them.
-        regions: what is averaged, [I, R, H].
-        score_A: what weighs the comparison.
-        rows: the captions of each image.
+        query_BA: the query of every row.
+        keys: from `shared_keys`.
+        regions: from `shared_regions`.
+        score_A: the weights of the comparison.
+        rows: the rows of each image.
 
     Returns:
-        The averages [B, H], and the weights [B, R], through which no gradient goes.
+        The averages [B, H], and the weights [B, R], which carry no gradient.
     """
     if not image_by_image(query_BA):
-        return attend_at_once(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
+        return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
     return _Attend.apply(
         query_BA.to(score_A.dtype),
         keys.tensor,
@@ -98,25 +114,30 @@ def attend(
 
 
 def image_by_image(tensor: Tensor) -> bool:
-    """Whether attention goes image by image: it does on a CPU."""
+    """Return whether `attend` goes image by image: it does on a CPU."""
     return tensor.device.type == "cpu"
 
 
-def attend_at_once(
-    query_BA: Tensor, keys_IRA: Tensor, regions_IRH: Tensor, score_A: Tensor, image_B: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Do the same in few large operations, which suits a GPU, and leave the gradient to torch.
-
-    `keys_IRA` are the keys themselves; otherwise arguments and results are those of `attend`.
-    """
-    compared_BRA = (keys_IRA.index_select(0, image_B) + query_BA[:, None]).tanh()
-    weights_BR = (compared_BRA @ score_A).softmax(1)
-    attended_BH = (weights_BR[:, None] @ regions_IRH.index_select(0, image_B)).squeeze(1)
-    return attended_BH, weights_BR.detach()
+def shared_regions(regions_IRH: Tensor) -> Shared:
+    """Return the regions as both ways to attend read them."""
+    return Shared(_at_least_float32(regions_IRH))
 
 
-# Numbers that the comparison of some rows with an image's regions may hold: what a cache holds.
-_CACHED = 200_000
+def shared_keys(keys_IRA: Tensor) -> Shared:
+    """Return the keys as `attend` reads them: exp(-2 key) where it goes image by image."""
+    keys_IRA = _at_least_float32(keys_IRA)
+    if not image_by_image(keys_IRA):
+        return Shared(keys_IRA)
+    return Shared(keys_IRA, (-2 * keys_IRA.detach().clamp(-_LARGEST, _LARGEST)).exp_())
+
+
+def plain_keys(keys_IRA: Tensor) -> Shared:
+    """Return the keys as `plain_attend` reads them: the keys themselves."""
+    return Shared(_at_least_float32(keys_IRA))
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
 
 
 class _Attend(torch.autograd.Function):
@@ -143,7 +164,7 @@ class _Attend(torch.autograd.Function):
         weights_BR = scores_BR.softmax(1)
         for weights_nR, regions_RH, attended_nH in zip(
             weights_BR.split(pieces.sizes),
-            pieces.of(regions_IRH),
+            pieces.of_each(regions_IRH),
             attended_BH.split(pieces.sizes),
             strict=True,
         ):
@@ -170,8 +191,8 @@ class _Attend(torch.autograd.Function):
         for gradient_nH, weights_Rn, regions_HR, sum_RH, scores_nR in zip(
             gradient_BH.split(pieces.sizes),
             weights_BR.T.split(pieces.sizes, 1),
-            pieces.of(regions_IRH.mT),
-            pieces.of(regions_sum_IRH),
+            pieces.of_each(regions_IRH.mT),
+            pieces.of_each(regions_sum_IRH),
             scores_BR.split(pieces.sizes),
             strict=True,
         ):
@@ -186,7 +207,7 @@ class _Attend(torch.autograd.Function):
         for scores_nR1, to_query_nA, sum_RA, r_nRA in zip(
             scores_BR[:, :, None].split(pieces.sizes),
             to_query_BA.split(pieces.sizes),
-            pieces.of(keys_sum_IRA),
+            pieces.of_each(keys_sum_IRA),
             _compared(query_BA, keys_IRA, pieces),
             strict=True,
         ):
@@ -201,20 +222,22 @@ class _Attend(torch.autograd.Function):
 
 
 class _Pieces(NamedTuple):
-    """Rows that are compared at once: all of one image, and not too many."""
+    """Rows cut into pieces, each of one image only and small enough for the cache."""
 
     images: list[int]
+    """The image of each piece."""
     sizes: list[int]
+    """The number of rows of each piece."""
 
-    def of(self, tensor: Tensor) -> list[Tensor]:
-        """Return the image of each piece from a tensor with the images first."""
-        each = tensor.unbind()
-        return [each[image] for image in self.images]
+    def of_each(self, tensor: Tensor) -> list[Tensor]:
+        """Return, for each piece, its image's part of a tensor with the images first."""
+        parts = tensor.unbind()
+        return [parts[image] for image in self.images]
 
 
 def _pieces(rows: Rows, numbers: int) -> _Pieces:
-    """Divide rows, each of which is compared with so many numbers of its image."""
-    most = max(1, _CACHED // numbers)
+    """Cut the rows into pieces; the comparison of one row with its image has `numbers` numbers."""
+    most = max(1, CACHED_NUMBERS // numbers)
     pairs = [
         (image, min(most, count - first))
         for image, count in enumerate(rows.counts)
@@ -224,10 +247,10 @@ def _pieces(rows: Rows, numbers: int) -> _Pieces:
 
 
 def _compared(query_BA: Tensor, keys_IRA: Tensor, pieces: _Pieces) -> Iterator[Tensor]:
-    """Yield r [n, R, A] of each piece, in memory that is used again."""
+    """Yield r [n, R, A] of each piece, always in the same memory."""
     place = query_BA.new_empty(max(pieces.sizes), *keys_IRA.shape[1:])
     queries = query_BA[:, None].split(pieces.sizes)
-    for query_n1A, keys_RA in zip(queries, pieces.of(keys_IRA), strict=True):
+    for query_n1A, keys_RA in zip(queries, pieces.of_each(keys_IRA), strict=True):
         r_nRA = place[: len(query_n1A)]
         torch.add(keys_RA, query_n1A, out=r_nRA)
         yield torch.div(keys_RA, r_nRA, out=r_nRA)

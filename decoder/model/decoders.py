@@ -1,7 +1,8 @@
 """The decoders: Show and Tell, Att2in and Up-Down, each with LSTM or GRU cells.
 
-Everything that does not depend on the state is computed outside the time loop: the image's share
-once per image (`encode`), the words' share of the gates for all steps in one product.
+Everything that does not depend on the state is computed outside the time loop: what the image
+contributes once per image (`encode`), what the words contribute to the gates in one product for all
+steps (`gates_of`).
 
 Shape suffixes:
     I images, B captions (rows of the recurrent state), P words of all captions packed step by step,
@@ -20,9 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoder.data.batches import Features, PackedWords
-from decoder.model.attention import Rows, keys_of, regions_of
+from decoder.model.attention import Rows, shared_regions
 from decoder.model.cells import CELLS, GRUCell, LSTMCell, State
-from decoder.model.operations import PLAIN, Operations
+from decoder.model.layers import Embedding, Linear
+from decoder.model.operations import HAND_MADE, Operations
 from decoder.model.recurrence import RecurrentLinear, Shared, WordTable
 from features.errors import require
 from pipeline.vocabulary import EOS
@@ -49,16 +51,18 @@ class ModelOptions:
 
 
 class Memory(NamedTuple):
-    """What the decoder keeps of each image while it writes; every tensor has the images first."""
+    """What the decoder keeps of each image during a caption; every tensor has the images first."""
 
     images: int
-    """I."""
+    """The number of images, I."""
     gates_IG: Tensor
-    """The pooled feature's share of the first cell's gates; no gates if the model has none."""
+    """What the pooled feature contributes to the first cell's gates; [I, 0] if the model does not
+    read it."""
     regions_IRH: Shared
-    """The embedded grid; no regions if the model does not attend."""
+    """The embedded grid; [I, 0, C] if the model does not attend."""
     keys_IRA: Shared
-    """The grid as the attention compares it with the state; no regions likewise."""
+    """The keys of the regions, as the model's operations attend to them; [I, 0, C] if the model
+    does not attend."""
 
     def select(self, index: Tensor) -> "Memory":
         """Return the memory of the images at `index` (int64 or a mask), in that order."""
@@ -75,61 +79,89 @@ class Memory(NamedTuple):
         return Memory(len(gates_IG), gates_IG, regions, keys)
 
     def rows(self, count: int) -> Rows:
-        """Return whose each of `count` captions is, if those of an image stand together."""
-        return Rows.together(self.images, count, self.gates_IG.device)
+        """Map each of `count` captions to its image.
+
+        The captions stand image by image, the same number for each image.
+        """
+        return Rows.evenly(self.images, count, self.gates_IG.device)
 
 
 class Decoder(nn.Module, ABC):
     """What the three models share; each adds its cells and its `step`.
 
+    The constructor only allocates the weights; `init_weights` draws them.
+
     Args:
         options: the sizes.
         words: size of the vocabulary, special words included.
-        channels: of the stored features.
+        channels: number of channels of the stored features.
     """
 
     reads_pooled = True
+    """Whether the model reads the pooled feature."""
+    reads_pooled_at_every_step = False
+    """Whether it does so with every word, or only before the first."""
     attends = True
+    """Whether the model attends to the grid."""
     maxout = False
-    operations: Operations = PLAIN
+    operations: Operations = HAND_MADE
     first_cell: LSTMCell | GRUCell
 
     def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
         super().__init__()
         self.hidden = hidden = options.hidden
         attention = options.attention
-        self.word_embedding = nn.Embedding(words, hidden)
+        self.word_embedding = Embedding(words, hidden)
         self.first_cell = CELLS[options.cell](hidden, self.maxout)
-        self.word_gates = nn.Linear(hidden, self.first_cell.gates_size, bias=False)
+        self.word_gates = Linear(hidden, self.first_cell.gates_size, bias=False)
         if self.reads_pooled:
-            self.pooled_embedding = nn.Linear(channels, hidden)
-            self.image_gates = nn.Linear(hidden, self.first_cell.gates_size, bias=False)
+            self.pooled_embedding = Linear(channels, hidden)
+            self.image_gates = Linear(hidden, self.first_cell.gates_size, bias=False)
         if self.attends:
-            self.region_embedding = nn.Linear(channels, hidden)
-            self.attention_key = nn.Linear(hidden, attention)
+            self.region_embedding = Linear(channels, hidden)
+            self.attention_key = Linear(hidden, attention)
             self.attention_query = RecurrentLinear(hidden, attention)
             self.attention_score = nn.Parameter(torch.empty(attention))
-            nn.init.uniform_(self.attention_score, -(attention**-0.5), attention**-0.5)
         self.dropout = nn.Dropout(options.dropout)
         # Only words from EOS on have an output, so none of the three before can be generated.
-        self.output = nn.Linear(hidden, words - EOS)
-        nn.init.normal_(self.word_embedding.weight, std=0.1)
+        self.output = Linear(hidden, words - EOS)
         self._word_table = WordTable(self.word_embedding, self.word_gates)
 
+    def init_weights(self) -> None:
+        """Draw all weights.
+
+        The order is fixed, and the word embedding is drawn twice, so that a seed gives the same
+        weights as in earlier versions.
+        """
+        self.word_embedding.init_weights()
+        self.first_cell.init_weights()
+        self.word_gates.init_weights()
+        if self.reads_pooled:
+            self.pooled_embedding.init_weights()
+            self.image_gates.init_weights()
+        if self.attends:
+            self.region_embedding.init_weights()
+            self.attention_key.init_weights()
+            self.attention_query.init_weights()
+            bound = len(self.attention_score) ** -0.5
+            nn.init.uniform_(self.attention_score, -bound, bound)
+        self.output.init_weights()
+        nn.init.normal_(self.word_embedding.weight, std=0.1)
+
     def train(self, mode: bool = True) -> Self:
-        """Enter training or evaluation mode, as whoever changes the weights does."""
-        self._word_table.forget()
+        """Enter training or evaluation mode; to be called after weights have changed."""
+        self._word_table.clear()
         return super().train(mode)
 
-    def use(self, operations: Operations) -> None:
-        """Take the steps by these operations from now on."""
+    def use_operations(self, operations: Operations) -> None:
+        """Compute all later steps by `operations`."""
         for module in self.modules():
             if isinstance(module, (Decoder, LSTMCell, GRUCell)):
                 module.operations = operations
 
     @abstractmethod
-    def before(self, memory: Memory, image_B: Tensor) -> State:
-        """Return the state of captions of the images `image_B` before their first word."""
+    def initial_state(self, memory: Memory, image_B: Tensor) -> State:
+        """Return the state before any word, of a caption for each of the images `image_B`."""
 
     @abstractmethod
     def step(
@@ -139,13 +171,13 @@ class Decoder(nn.Module, ABC):
 
         Args:
             gates_BG: what `gates_of` returns for the words.
-            memory: of I images.
-            rows: which captions are those of which image.
+            memory: what `encode` returns for the images.
+            rows: which captions belong to which image.
             state: what `start` or the last step returned.
 
         Returns:
-            The new state, whose first tensor is the output [B, H], and the attention [B, R] (of no
-            regions if the model does not attend).
+            The new state, whose first tensor is the output [B, H], and the attention weights
+            [B, R], [B, 0] if the model does not attend.
         """
 
     def encode(self, features: Features) -> Memory:
@@ -158,34 +190,36 @@ class Decoder(nn.Module, ABC):
         if self.attends:
             regions_IRH = self.dropout(self.region_embedding(features.grid_IRC).relu())
             keys_IRA = self.attention_key(regions_IRH)
-        return Memory(len(gates_IG), gates_IG, regions_of(regions_IRH), keys_of(keys_IRA))
+        keys = self.operations.keys(keys_IRA)
+        return Memory(len(gates_IG), gates_IG, shared_regions(regions_IRH), keys)
 
     def start(self, memory: Memory, rows: int) -> State:
-        """Return the state of `rows` captions, those of an image together, before any word."""
-        return self.before(memory, memory.rows(rows).image_B)
+        """Return the state before any word, of `rows` captions that stand image by image."""
+        return self.initial_state(memory, memory.rows(rows).image_B)
 
     def attend(self, state_BH: Tensor, memory: Memory, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Average the regions, weighted by how well each fits the state.
-
-        Returns:
-            The attended feature [B, H] and the weights [B, R], which sum to 1.
-        """
+        """Return the attended feature [B, H] and the weights of the regions [B, R]."""
         query_BA = self.attention_query(state_BH)
         keys, regions, score_A = memory.keys_IRA, memory.regions_IRH, self.attention_score
         return self.operations.attend(query_BA, keys, regions, score_A, rows)
 
     def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
-        """Return the share in the first cell's gates, [n, G], of all that is known before the loop.
+        """Return what is known before the loop of the first cell's gates, [n, G].
 
         Args:
             words: int64 [n].
-            memory: of the images.
+            memory: what `encode` returns for the images.
             image: int64 [n], the image of each word's caption.
         """
-        # A GPU would have to tell which words are new, and computes them all in less time.
-        if not self.training and words.device.type == "cpu" and self._word_table.suits:
-            return self._word_table(words)
-        return self.word_gates(self.dropout(self.word_embedding(words)))
+        # Finding the words not yet in the table would synchronise a GPU, which computes the product
+        # for all of them in less time.
+        if not self.training and words.device.type == "cpu" and self._word_table.usable:
+            gates = self._word_table(words)
+        else:
+            gates = self.word_gates(self.dropout(self.word_embedding(words)))
+        if self.reads_pooled_at_every_step:
+            gates = gates + F.embedding(image, memory.gates_IG)
+        return gates
 
     def forward(self, memory: Memory, words: PackedWords) -> Tensor:
         """Teacher forcing: read every caption, return the logits of each next word, [P, V]."""
@@ -194,29 +228,29 @@ class Decoder(nn.Module, ABC):
         return logits_PV.float() if logits_PV.dtype == torch.bfloat16 else logits_PV
 
     def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
-        """Yield `step`'s results while reading the captions, shorter ones dropping out."""
+        """Yield the results of each step of reading the captions, without those that have ended."""
         gates_PG = self.gates_of(words.inputs_P, memory, words.image_P)
-        with self.recorded():
-            state = self.before(memory, words.image_B)
+        with self.summed_gradients():
+            state = self.initial_state(memory, words.image_B)
             for gates_BG in gates_PG.split(words.alive):
                 alive = len(gates_BG)
                 state = tuple(tensor[:alive] for tensor in state)
-                rows = Rows.of(words.image_B[:alive], memory.images)
+                rows = Rows.ungrouped(words.image_B[:alive], memory.images)
                 state, weights_BR = self.step(gates_BG, memory, rows, state)
                 yield state, weights_BR
 
     @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Take steps whose gradients are summed up before they reach the weights."""
+    def summed_gradients(self) -> Iterator[None]:
+        """Sum the gradients of the steps taken inside before they reach the weights."""
         parts: list[RecurrentLinear | WordTable] = [self._word_table]
         parts += [module for module in self.modules() if isinstance(module, RecurrentLinear)]
         for part in parts:
-            part.begin()
+            part.begin_loop()
         try:
             yield
         finally:
             for part in parts:
-                part.end()
+                part.end_loop()
 
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""
@@ -229,14 +263,14 @@ class Decoder(nn.Module, ABC):
 class ShowTell(Decoder):
     """The image is the first word that one cell reads (Vinyals et al. 2015, equations 10-12).
 
-    It enters the cell by weights of its own rather than those of the words.
+    It enters the cell through weights of its own rather than those of the words.
     """
 
     attends = False
 
-    def before(self, memory: Memory, image_B: Tensor) -> State:
-        blank = self.first_cell.start(memory.images)
-        return tuple(F.embedding(image_B, t) for t in self.first_cell(memory.gates_IG, blank))
+    def initial_state(self, memory: Memory, image_B: Tensor) -> State:
+        zeros = self.first_cell.initial_state(memory.images)
+        return tuple(F.embedding(image_B, t) for t in self.first_cell(memory.gates_IG, zeros))
 
     def step(
         self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
@@ -254,8 +288,12 @@ class Att2in(Decoder):
         super().__init__(options, words, channels)
         self.attended_candidate = RecurrentLinear(options.hidden, self.first_cell.candidate_size)
 
-    def before(self, memory: Memory, image_B: Tensor) -> State:
-        return self.first_cell.start(len(image_B))
+    def init_weights(self) -> None:
+        super().init_weights()
+        self.attended_candidate.init_weights()
+
+    def initial_state(self, memory: Memory, image_B: Tensor) -> State:
+        return self.first_cell.initial_state(len(image_B))
 
     def step(
         self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
@@ -269,6 +307,7 @@ class Att2in(Decoder):
 class UpDown(Decoder):
     """One cell attends, a second one writes (Anderson et al. 2018, section 3.2)."""
 
+    reads_pooled_at_every_step = True
     second_cell: LSTMCell | GRUCell
 
     def __init__(self, options: ModelOptions, words: int, channels: int) -> None:
@@ -277,11 +316,15 @@ class UpDown(Decoder):
         self.written_gates = RecurrentLinear(options.hidden, self.first_cell.gates_size)
         self.attended_gates = RecurrentLinear(2 * options.hidden, self.second_cell.gates_size)
 
-    def before(self, memory: Memory, image_B: Tensor) -> State:
-        return self.second_cell.start(len(image_B)) + self.first_cell.start(len(image_B))
+    def init_weights(self) -> None:
+        super().init_weights()
+        self.second_cell.init_weights()
+        self.written_gates.init_weights()
+        self.attended_gates.init_weights()
 
-    def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
-        return super().gates_of(words, memory, image) + F.embedding(image, memory.gates_IG)
+    def initial_state(self, memory: Memory, image_B: Tensor) -> State:
+        rows = len(image_B)
+        return self.second_cell.initial_state(rows) + self.first_cell.initial_state(rows)
 
     def step(
         self, gates_BG: Tensor, memory: Memory, rows: Rows, state: State
@@ -301,5 +344,12 @@ MODELS: dict[str, Callable[[ModelOptions, int, int], Decoder]] = {
 
 
 def build(options: ModelOptions, words: int, channels: int) -> Decoder:
-    """Return a decoder with fresh weights (see `Decoder` for the arguments)."""
+    """Return a decoder with new random weights (see `Decoder` for the arguments)."""
+    model = allocate(options, words, channels)
+    model.init_weights()
+    return model
+
+
+def allocate(options: ModelOptions, words: int, channels: int) -> Decoder:
+    """Return a decoder whose weights are not set yet (see `Decoder` for the arguments)."""
     return MODELS[options.model](options, words, channels)

@@ -1,4 +1,7 @@
-"""The formulas of the LSTM and the GRU, with hand-made gradients.
+"""The formulas of the LSTM and the GRU: in plain operations, and with hand-made gradients.
+
+`plain_lstm` and `plain_gru` define what is computed. `lstm` and `gru` compute the same faster, in
+place and with gradients of their own; a test compares the two.
 
 Shape suffixes as in `decoder.model.decoders`.
 """
@@ -10,11 +13,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def lstm(gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool) -> tuple[Tensor, Tensor]:
-    """Return the new hidden state and cell of an LSTM; gates: input, forget, output, candidate.
+def plain_lstm(
+    gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the new hidden state and cell of an LSTM, both [B, H].
 
-    With `maxout` the candidate is the larger of its two halves instead of a tanh.
+    Args:
+        gates_BG: the sum of all inputs to the gates, in the order input, forget, output, candidate.
+        bias_G: added to `gates_BG`.
+        cell_BH: the old cell.
+        maxout: whether the candidate is the larger of its two halves, instead of a tanh.
     """
+    size = cell_BH.shape[1]
+    input_BH, forget_BH, output_BH, *candidates = (gates_BG + bias_G).split(size, 1)
+    candidate_BH = torch.maximum(*candidates) if maxout else candidates[0].tanh()
+    cell_BH = forget_BH.sigmoid() * cell_BH + input_BH.sigmoid() * candidate_BH
+    return output_BH.sigmoid() * cell_BH.tanh(), cell_BH
+
+
+def lstm(gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool) -> tuple[Tensor, Tensor]:
+    """Compute `plain_lstm` with a hand-made gradient."""
     return _LSTM.apply(gates_BG, bias_G, cell_BH, maxout)
 
 
@@ -70,11 +88,26 @@ def _parts(gates_BG: Tensor, hidden: int, maxout: bool) -> tuple[Tensor, ...]:
     return (*gates_BG[:, : 3 * hidden].chunk(3, 1), candidate_BH)
 
 
-def gru(inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor) -> Tensor:
-    """Return the new state of a GRU; gates: reset, update, candidate.
+def plain_gru(inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor) -> Tensor:
+    """Return the new state of a GRU, [B, H].
 
-    The bias and the reset gate belong to the recurrent share.
+    Args:
+        inputs_BG: what the inputs contribute to the gates, in the order reset, update, candidate.
+        recurrent_BG: what the old state contributes; the reset gate applies to this part only.
+        bias_G: added to `recurrent_BG`.
+        hidden_BH: the old state.
     """
+    size = hidden_BH.shape[1]
+    reset_BH, update_BH, candidate_BH = inputs_BG.split(size, 1)
+    to_reset_BH, to_update_BH, to_candidate_BH = (recurrent_BG + bias_G).split(size, 1)
+    reset_BH = (reset_BH + to_reset_BH).sigmoid()
+    candidate_BH = (candidate_BH + reset_BH * to_candidate_BH).tanh()
+    update_BH = (update_BH + to_update_BH).sigmoid()
+    return candidate_BH + update_BH * (hidden_BH - candidate_BH)
+
+
+def gru(inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor) -> Tensor:
+    """Compute `plain_gru` with a hand-made gradient."""
     return _GRU.apply(inputs_BG, recurrent_BG, bias_G, hidden_BH)
 
 
@@ -110,25 +143,3 @@ class _GRU(torch.autograd.Function):
         to_recurrent_BG = to_inputs_BG.clone()
         to_recurrent_BG[:, 2 * size :].mul_(reset_BH)
         return to_inputs_BG, to_recurrent_BG, to_recurrent_BG.sum(0), kept_BH
-
-
-def plain_lstm(
-    gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool
-) -> tuple[Tensor, Tensor]:
-    """Return the new hidden state and cell; see `decoder.model.gates.lstm`."""
-    size = cell_BH.shape[1]
-    input_BH, forget_BH, output_BH, *candidates = (gates_BG + bias_G).split(size, 1)
-    candidate_BH = torch.maximum(*candidates) if maxout else candidates[0].tanh()
-    cell_BH = forget_BH.sigmoid() * cell_BH + input_BH.sigmoid() * candidate_BH
-    return output_BH.sigmoid() * cell_BH.tanh(), cell_BH
-
-
-def plain_gru(inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor) -> Tensor:
-    """Return the new state; see `decoder.model.gates.gru`."""
-    size = hidden_BH.shape[1]
-    reset_BH, update_BH, candidate_BH = inputs_BG.split(size, 1)
-    to_reset_BH, to_update_BH, to_candidate_BH = (recurrent_BG + bias_G).split(size, 1)
-    reset_BH = (reset_BH + to_reset_BH).sigmoid()
-    candidate_BH = (candidate_BH + reset_BH * to_candidate_BH).tanh()
-    update_BH = (update_BH + to_update_BH).sigmoid()
-    return candidate_BH + update_BH * (hidden_BH - candidate_BH)

@@ -1,11 +1,12 @@
-"""What lies between two products of a step: as it is, or fused by torch's compiler (`--compile`).
+"""The operations of a step between two products, in three implementations.
 
-To be fused, the formulas are written plainly; the compiler finds their gradients, and makes one
-kernel of the many small operations of each. The loop over the steps, and the gradients that are
-summed after it, stay as `decoder.model.recurrence` has them: they are no graph that a compiler
-could follow.
+`HAND_MADE` has hand-made gradients and is the default. `PLAIN` states the formulas in plain torch
+operations, so that they can be traced (ONNX). `compiled` lets torch's compiler fuse each plain
+formula into one kernel and find its gradient (`--compile`). The loop over the steps and the
+gradients summed after it (`decoder.model.recurrence`) are not compiled: a compiler cannot follow
+them.
 
-The compiler takes two seconds to import, and is imported as the first of them is compiled.
+Importing the compiler takes two seconds, so it is imported only when something is compiled.
 
 Shape suffixes as in `decoder.model.decoders`.
 """
@@ -17,32 +18,51 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from decoder.model.attention import Rows, attend, attend_at_once, image_by_image
+from decoder.model.attention import (
+    Rows,
+    attend,
+    image_by_image,
+    plain_attend,
+    plain_keys,
+    shared_keys,
+)
 from decoder.model.gates import gru, lstm, plain_gru, plain_lstm
 from decoder.model.recurrence import Shared
 from features.errors import UserError, first_line
 
 
 class Operations(NamedTuple):
-    """The functions of a step that have gradients of their own."""
+    """The operations of a step that have more than one implementation."""
 
     lstm: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
+    """See `decoder.model.gates.plain_lstm`."""
     gru: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+    """See `decoder.model.gates.plain_gru`."""
+    keys: Callable[[Tensor], Shared]
+    """Prepares the keys [I, R, A] of the regions, once for each image, for `attend`."""
     attend: Callable[[Tensor, Shared, Shared, Tensor, Rows], tuple[Tensor, Tensor]]
+    """See `decoder.model.attention.attend`."""
 
 
-PLAIN = Operations(lstm, gru, attend)
+def _plain_attend(
+    query_BA: Tensor, keys: Shared, regions: Shared, score_A: Tensor, rows: Rows
+) -> tuple[Tensor, Tensor]:
+    return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
+
+
+HAND_MADE = Operations(lstm, gru, shared_keys, attend)
+PLAIN = Operations(plain_lstm, plain_gru, plain_keys, _plain_attend)
 
 
 def compiled(device: torch.device) -> Operations:
-    """Return the operations as the compiler makes them, having seen that it works.
+    """Return operations fused by torch's compiler, after a trial that it works here.
 
-    On a CPU the attention is not among them: there it goes image by image.
+    On a CPU the attention is not compiled: it goes image by image there.
 
     Raises:
         UserError: nothing can be compiled for this device here.
     """
-    # It would tell CPU users of a CUDA that it does not find.
+    # It would warn CPU users that no CUDA was found.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         point = torch.ones(2, device=device, requires_grad=True)
@@ -56,30 +76,30 @@ def compiled(device: torch.device) -> Operations:
             f"({first_line(getattr(error, 'inner_exception', error))}); {advice}, or leave out "
             "--compile, which changes speed and last digits only"
         ) from error
-    fused_lstm, fused_gru, fused_attention = (
-        _compile(f) for f in (plain_lstm, plain_gru, attend_at_once)
+    fused_lstm, fused_gru, fused_attend = (
+        _compile(formula) for formula in (plain_lstm, plain_gru, plain_attend)
     )
 
     def lstm_step(
         gates_BG: Tensor, bias_G: Tensor, cell_BH: Tensor, maxout: bool
     ) -> tuple[Tensor, Tensor]:
-        step = fused_lstm if _one_kernel_serves(cell_BH) else PLAIN.lstm
+        step = fused_lstm if _worth_compiling(cell_BH) else lstm
         return step(gates_BG, bias_G, cell_BH, maxout)
 
     def gru_step(
         inputs_BG: Tensor, recurrent_BG: Tensor, bias_G: Tensor, hidden_BH: Tensor
     ) -> Tensor:
-        step = fused_gru if _one_kernel_serves(hidden_BH) else PLAIN.gru
+        step = fused_gru if _worth_compiling(hidden_BH) else gru
         return step(inputs_BG, recurrent_BG, bias_G, hidden_BH)
 
-    def attend(
+    def attend_step(
         query_BA: Tensor, keys: Shared, regions: Shared, score_A: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
-        if image_by_image(query_BA) or not _one_kernel_serves(query_BA):
-            return PLAIN.attend(query_BA, keys, regions, score_A, rows)
-        return fused_attention(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
+        if image_by_image(query_BA) or not _worth_compiling(query_BA):
+            return attend(query_BA, keys, regions, score_A, rows)
+        return fused_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
 
-    return Operations(lstm_step, gru_step, attend)
+    return Operations(lstm_step, gru_step, shared_keys, attend_step)
 
 
 def _trial(point: Tensor) -> Tensor:
@@ -87,14 +107,14 @@ def _trial(point: Tensor) -> Tensor:
 
 
 def _compile(formula: Callable[..., Any]) -> Callable[..., Any]:
-    # Sizes are symbols, or each number of captions would be compiled anew.
+    # With dynamic sizes one kernel serves every number of captions.
     return torch.compile(formula, dynamic=True)
 
 
-def _one_kernel_serves(rows_BH: Tensor) -> bool:
-    """Whether a gradient is wanted of several captions, after the first step.
+def _worth_compiling(rows_BH: Tensor) -> bool:
+    """Return whether a gradient is wanted, of more than one caption, after the first step.
 
-    A single row, the zeros before any word, and writing without gradients would each be compiled
-    apart, for seconds. So captions are written as they are without the option.
+    A single row, the zeros before any word, and generation without gradients would each need a
+    kernel of their own, which takes seconds to compile. They are computed without the compiler.
     """
     return torch.is_grad_enabled() and len(rows_BH) > 1 and rows_BH.stride() != (0, 0)

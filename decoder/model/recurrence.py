@@ -1,15 +1,11 @@
-"""What runs inside the time loop, with gradients that are summed over its steps once.
+"""What the steps of a loop share, with gradients that are summed over the steps once.
 
-Automatic differentiation would compute the gradient of a weight, or of an image's regions, anew at
-every step, from the few captions of that step, and add up the results. Here each step notes on a
-tape what it contributes, and one large product after the last of them does the rest. The gradients
-are the same up to rounding.
+Automatic differentiation would compute the gradient of a weight, or of an image's regions, at every
+step, from the few captions of that step, and add up the results. Here the backward pass of a step
+only records what it contributes, on a `Tape`. One large product after the last of them computes the
+gradient, which is the same up to rounding.
 
-The other reason for writing gradients by hand: between two products of a step stand many small
-operations on memory, each as long as a few rows of a product. One function does those of a cell,
-and one those of the attention, in place and on as much at a time as the processor's cache holds.
-
-Shape suffixes as in `decoder.model.decoders`; n captions of one image.
+Shape suffixes as in `decoder.model.decoders`.
 """
 
 from typing import Any
@@ -23,24 +19,24 @@ from torch.autograd.function import once_differentiable
 class Tape:
     """What the backward passes of the steps contribute to the gradient of one tensor.
 
-    It refers to no graph, for that would be a cycle, and the memory of a step would be freed only
-    by the garbage collector.
+    Holds no reference to the autograd graph, which would create a reference cycle: the memory of a
+    step would be freed only by the garbage collector.
     """
 
     def __init__(self) -> None:
         self.pairs: list[tuple[Tensor, Tensor]] = []
-        """For a weight: the gradient of a step's product [B, out] and its input [B, in]."""
+        """For a weight: of each step the gradient of its product [B, out] and its input [B, in]."""
         self.sum: Tensor | None = None
         """For a tensor with the images first: the sum of the steps' gradients."""
 
     def sum_like(self, tensor: Tensor) -> Tensor:
-        """Return the sum, zeros at first, to be added to."""
+        """Return the sum, to be added to in place; zeros of the shape of `tensor` at first."""
         if self.sum is None:
             self.sum = torch.zeros_like(tensor)
         return self.sum
 
-    def take(self) -> Tensor | None:
-        """Return the gradient, and forget it."""
+    def pop_gradient(self) -> Tensor | None:
+        """Return the gradient recorded so far, None if there is none, and clear the tape."""
         if not self.pairs:
             total, self.sum = self.sum, None
             return total
@@ -50,33 +46,39 @@ class Tape:
 
 
 class Shared:
-    """A tensor that all steps read, and the tape on which their backward passes write.
+    """A tensor that all steps read, and the tape that collects its gradient.
 
-    `tensor` hangs on a node that autograd visits after all steps; it returns what the tape holds.
-    With an `exponent` the steps read exp(exponent * tensor), but note the gradient of `tensor`.
+    If a gradient is wanted, `tensor` is the output of an autograd node. Autograd visits that node
+    after the backward passes of all steps; it then returns the gradient on the tape.
+
+    Args:
+        source: the tensor whose gradient is wanted.
+        values: what the steps read, if not `source` itself: a function of it. The steps still
+            record the gradient with respect to `source`.
     """
 
-    def __init__(self, tensor: Tensor, exponent: float | None = None) -> None:
+    def __init__(self, source: Tensor, values: Tensor | None = None) -> None:
         self.tape = Tape()
-        self.tensor: Tensor = _Collect.apply(tensor, self.tape, exponent)
+        read = source if values is None else values
+        self.tensor: Tensor = (
+            _Collect.apply(source, read, self.tape) if source.requires_grad else read
+        )
 
 
 class _Collect(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, tape: Tape, exponent: float | None) -> Tensor:
+    def forward(ctx: Any, source: Tensor, read: Tensor, tape: Tape) -> Tensor:
         ctx.tape = tape
         ctx.set_materialize_grads(False)
-        if exponent is None:
-            return tensor.view_as(tensor)
-        return (exponent * tensor.clamp(-_LARGEST, _LARGEST)).exp_()
+        return read.view_as(read)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, None, None]:
-        noted = ctx.tape.take()
-        if gradient is None or noted is None:
-            return (noted if gradient is None else gradient), None, None
-        return noted + gradient, None, None
+        recorded = ctx.tape.pop_gradient()
+        if gradient is None or recorded is None:
+            return (recorded if gradient is None else gradient), None, None
+        return recorded + gradient, None, None
 
 
 class _Product(torch.autograd.Function):
@@ -102,17 +104,21 @@ class _Product(torch.autograd.Function):
 class RecurrentLinear(nn.Module):
     """A linear map without bias that is applied at every step.
 
-    Between `begin` and `end` its weight's gradient is summed over the steps by one product.
+    Between `begin_loop` and `end_loop` one product sums its weight's gradient over the steps.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        nn.init.uniform_(self.weight, -(inputs**-0.5), inputs**-0.5)
         self._shared: Shared | None = None
 
-    def begin(self) -> None:
-        """Start a loop over steps; under autocast its products are of lower precision."""
+    def init_weights(self) -> None:
+        """Draw the weights from the same distribution as torch's linear layer."""
+        bound = self.weight.shape[1] ** -0.5
+        nn.init.uniform_(self.weight, -bound, bound)
+
+    def begin_loop(self) -> None:
+        """Start a loop over steps, whose products are of lower precision under autocast."""
         if not torch.is_grad_enabled():
             return
         device = self.weight.device.type
@@ -120,12 +126,12 @@ class RecurrentLinear(nn.Module):
         dtype = torch.get_autocast_dtype(device) if lower else self.weight.dtype
         self._shared = Shared(self.weight.to(dtype))
 
-    def end(self) -> None:
-        """Leave the loop."""
+    def end_loop(self) -> None:
+        """End the loop over steps."""
         self._shared = None
 
     def forward(self, inputs_BH: Tensor, added: Tensor | None = None) -> Tensor:
-        """Return the product, plus `added` if there is one, [B, outputs]; of `zeros` nothing."""
+        """Return the product [B, outputs], plus `added` if given; skips it for a `zero_state`."""
         if inputs_BH.stride() == (0, 0):
             outputs = len(inputs_BH), len(self.weight)
             return inputs_BH.new_zeros(outputs) if added is None else added
@@ -137,41 +143,49 @@ class RecurrentLinear(nn.Module):
 
 
 class WordTable:
-    """What the gates get of each word, gates.weight @ embedding[word], computed once for a word.
+    """A cache of what each word contributes to the gates, gates.weight @ embedding[word].
 
-    That is for writing without dropout, where the same words come again and again: a product of
-    each step becomes a look-up. A row is computed when its word first comes, and kept until one of
-    the weights changes, or `forget` says so: torch's fused optimizers change weights unnoticed.
-    Between `begin` and `end` the gradients of a word are summed first, and go through the product
-    once.
+    In generation without dropout the same words come again and again, so a look-up replaces a
+    product at each step. The row of a word is computed when the word first comes, and kept until
+    one of the weights changes. torch notices most changes (`Tensor._version`); call `clear` after
+    those that it does not, such as a step of a fused optimizer.
+
+    Between `begin_loop` and `end_loop` the gradients of a word are summed first, and pass through
+    the product once.
     """
 
     def __init__(self, embedding: nn.Embedding, gates: nn.Linear) -> None:
         self._embedding, self._gates = embedding, gates
-        self._of: list[tuple[int, int]] = []
-        self._table_VG = self._known_V = torch.empty(0)
+        self._versions: list[tuple[int, int]] = []  # of the weights from which rows were computed
+        self._table_VG = self._computed_V = torch.empty(0)
         self._tape: list[tuple[Tensor, Tensor]] | None = None
-        self._source: Tensor | None = None
+        self._source: Tensor | None = None  # the output of the node that passes on the gradient
 
-    def forget(self) -> None:
-        """Compute every row anew."""
-        self._of = []
+    def clear(self) -> None:
+        """Drop all rows; they are computed again when needed."""
+        self._versions = []
 
-    def begin(self) -> None:
+    def begin_loop(self) -> None:
         """Start a loop over steps."""
         if torch.is_grad_enabled():
-            self.forget()
+            self.clear()
             self._tape = []
             weights = self._embedding.weight, self._gates.weight
             self._source = _WordGradient.apply(*weights, self._tape)
 
-    def end(self) -> None:
-        """Leave the loop."""
+    def end_loop(self) -> None:
+        """End the loop over steps."""
         self._tape = self._source = None
 
     @property
-    def suits(self) -> bool:
-        """Whether the gradient, if one is wanted, will reach the weights."""
+    def usable(self) -> bool:
+        """Whether a look-up gives what the product gives, gradients included.
+
+        Outside a loop no gradient would reach the weights. A traced graph (ONNX) must hold the
+        product, since it would hold the rows of the traced words only.
+        """
+        if torch.jit.is_tracing():  # type: ignore[attr-defined]  # documented, but not in __all__
+            return False
         return self._source is not None or not torch.is_grad_enabled()
 
     def __call__(self, words_B: Tensor) -> Tensor:
@@ -184,18 +198,18 @@ class WordTable:
     def _rows(self, words_B: Tensor) -> Tensor:
         embedding_VE, gates_GE = self._embedding.weight, self._gates.weight
         now = [(weight.data_ptr(), weight._version) for weight in (embedding_VE, gates_GE)]
-        if self._of != now:
-            with torch.inference_mode(False):  # or it could not be filled outside that mode
+        if self._versions != now:
+            with torch.inference_mode(False):  # so that it can be filled in any mode
                 shape = len(embedding_VE), len(gates_GE)
                 if self._table_VG.shape != shape:
                     self._table_VG = embedding_VE.new_empty(shape)
-                self._known_V = torch.zeros(shape[0], dtype=torch.bool)
-            self._of = now
-        missing = words_B[~self._known_V[words_B]].unique()
+                self._computed_V = torch.zeros(shape[0], dtype=torch.bool)
+            self._versions = now
+        missing = words_B[~self._computed_V[words_B]].unique()
         if len(missing):
             with torch.autocast(words_B.device.type, enabled=False):
                 self._table_VG[missing] = embedding_VE[missing] @ gates_GE.T
-            self._known_V[missing] = True
+            self._computed_V[missing] = True
         return self._table_VG.index_select(0, words_B)
 
 
@@ -219,7 +233,7 @@ class _LookUp(torch.autograd.Function):
 
 
 class _WordGradient(torch.autograd.Function):
-    """The node that autograd visits after all look-ups, to pass on what is on their tape."""
+    """The node that autograd visits after all look-ups; it passes on what is on their tape."""
 
     @staticmethod
     def forward(
@@ -243,10 +257,10 @@ class _WordGradient(torch.autograd.Function):
         return to_embedding_VE, sum_UG.T @ embedding_VE[words_U], None
 
 
-def zeros(like: Tensor, rows: int, hidden: int) -> Tensor:
-    """Return a state [rows, hidden] before any word: one zero, which `RecurrentLinear` skips."""
+def zero_state(like: Tensor, rows: int, hidden: int) -> Tensor:
+    """Return zeros [rows, hidden] of the type and device of `like`.
+
+    All elements share one number in memory, by which `RecurrentLinear` recognises the state and
+    skips the product.
+    """
     return like.new_zeros(1, 1).expand(rows, hidden)
-
-
-# Beyond this tanh is 1 in float32; products and sums of exponentials stay finite.
-_LARGEST = 40.0

@@ -189,7 +189,7 @@ class ReducedExpectation:
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
         """Write the regression in 8 bits and its provenance as the header, atomically."""
-        checkpoints.save(path, checkpoints.in_8_bits(self._tensors), provenance)
+        checkpoints.save(path, checkpoints.quantize(self._tensors), provenance)
 
     @staticmethod
     def load(
@@ -206,7 +206,7 @@ class ReducedExpectation:
                 raise ValueError("it belongs to another captioner")
             if tensors["feature_mean"].shape != (channels,):
                 raise ValueError(f"expected {channels} channels")
-            return ReducedExpectation(checkpoints.from_8_bits(tensors), frequencies)
+            return ReducedExpectation(checkpoints.dequantize(tensors), frequencies)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit ({error!r:.200}); copy the whole folder again from where it "

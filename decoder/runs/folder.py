@@ -13,7 +13,10 @@ from pipeline.work import RunFolder
 
 
 def move_aside(run: RunFolder) -> Path:
-    """Rename the folder to NAME.old, replacing an older one there, and make it anew, empty.
+    """Rename the folder to NAME.old, replacing an older NAME.old, and create an empty one.
+
+    Returns:
+        The renamed folder.
 
     Raises:
         UserError: it cannot be renamed.
@@ -31,8 +34,8 @@ def move_aside(run: RunFolder) -> Path:
 def delete_temporary_files(run: RunFolder) -> None:
     """Delete temporary files left by a killed training.
 
-    TensorBoard would read a half-written event file as one more. Temporary files of other commands,
-    which may be running, are left alone.
+    TensorBoard would read a half-written event file as another one. Temporary files of other
+    commands, which may be running, are left alone.
     """
     weights, texts = (run.best, run.best_xe), (run.metrics, run.config, run.vocabulary)
     others = (run.tensorboard / "events", run.path / ".done" / "train.json")
@@ -43,10 +46,10 @@ def delete_temporary_files(run: RunFolder) -> None:
 
 @contextmanager
 def locked(run: RunFolder) -> Iterator[None]:
-    """Hold the run's folder, made if need be, for one training at a time.
+    """Lock the run's folder, created if missing, so that one training at a time writes to it.
 
     Raises:
-        UserError: another training holds it, or it cannot be written to.
+        UserError: another training holds the lock, or the folder cannot be written to.
     """
     lock = filelock.FileLock(run.lock, timeout=0)
     try:
@@ -58,8 +61,8 @@ def locked(run: RunFolder) -> Iterator[None]:
         ) from error
     except OSError as error:
         raise UserError(
-            f"cannot write to {run.path}: {error.strerror}; choose another --work, or make room "
-            "and see to its permissions"
+            f"cannot write to {run.path}: {error.strerror}; choose another --work, or check its "
+            "permissions and the free space"
         ) from error
     try:
         delete_temporary_files(run)
@@ -68,6 +71,6 @@ def locked(run: RunFolder) -> Iterator[None]:
         lock.release()
 
 
-def digest(things: Iterable[object]) -> str:
-    """Return the SHA-256, in hexadecimal, of things whose repr says all of them."""
-    return hashlib.sha256("\n".join(map(repr, things)).encode()).hexdigest()
+def digest(items: Iterable[object]) -> str:
+    """Return the SHA-256, in hexadecimal, of the items' reprs, which must be complete."""
+    return hashlib.sha256("\n".join(map(repr, items)).encode()).hexdigest()

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from decoder.model import decoders
 from decoder.model.decoders import Decoder, ModelOptions
@@ -22,17 +21,6 @@ from pipeline.work import RunFolder
 OptionsClass = TypeVar("OptionsClass")
 
 
-class _WithoutValues(TorchFunctionMode):
-    """Skips the drawing of initial weights, which on the meta device imports torch's compiler."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if func is torch.nn.init.normal_:
-            return kwargs["tensor"] if kwargs else args[0]
-        return func(*args, **(kwargs or {}))
-
-
 def load_decoder(
     run: RunFolder, weights: Path, device: torch.device
 ) -> tuple[Decoder, Vocabulary, dict[str, Any]]:
@@ -42,7 +30,7 @@ def load_decoder(
         UserError: a file is missing or broken, or the three do not belong together.
     """
     if not run.path.is_dir():
-        raise UserError(f"there is no run {run.path}; {TRAIN} makes one")
+        raise UserError(f"there is no run {run.path}; create it with {TRAIN}")
     config = read_json(run.config, TRAIN)
     vocabulary = vocabularies.load(run.vocabulary)
     try:
@@ -50,14 +38,14 @@ def load_decoder(
         channels = RowFormat(config["features"]).channels
         if not isinstance(config["features"]["backbone"], str):
             raise TypeError(f"a backbone called {config['features']['backbone']!r:.80}")
-        # Of whatever size, it takes no memory before the weights are seen to be of that size, too.
-        with torch.device("meta"), _WithoutValues():
-            model = decoders.build(options, len(vocabulary), channels).eval()
+        # The meta device takes no memory, whatever sizes a damaged config asks for.
+        with torch.device("meta"):
+            model = decoders.allocate(options, len(vocabulary), channels).eval()
         wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
     except UserError as error:
         raise UserError(f"{run.config}: {error}") from error
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{run.config} is not a run's config ({error!r}); train anew") from error
+        raise UserError(f"{run.config} is not a run's config ({error!r}); train again") from error
     if digest(vocabulary.words) != wanted:
         raise UserError(
             f"{run.vocabulary} is not the vocabulary that the run was trained with: its words or "

@@ -3,19 +3,20 @@
 from importlib import resources
 from pathlib import Path
 
+from features.commands import TRAIN
 from features.errors import UserError
 
 
-def packaged() -> Path:
-    """Return its folder, which is one as `decoder.export` makes them.
+def packaged_captioner() -> Path:
+    """Return the folder of the included captioner, which `decoder.export` wrote.
 
     Raises:
-        UserError: this build of the package has none.
+        UserError: this build of the package includes none.
     """
     folder = Path(str(resources.files("decoder") / "trained"))
     if not (folder / "config.json").is_file():
         raise UserError(
             "this build of the package comes without a trained captioner; name a run of yours with "
-            "--run WORK/runs/NAME (python -m decoder.train makes one, or all of it ./run_all.sh)"
+            f"--run WORK/runs/NAME (create one with {TRAIN}, or from pictures on with ./run_all.sh)"
         )
     return folder

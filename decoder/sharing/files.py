@@ -27,9 +27,9 @@ def write_weights(weights: Path, file: Path, int8: bool) -> None:
     Raises:
         UserError: a weight does not fit into 16 bits.
     """
-    tensors = checkpoints.from_8_bits(checkpoints.load(weights, torch.device("cpu"))[0])
+    tensors = checkpoints.dequantize(checkpoints.load(weights, torch.device("cpu"))[0])
     halves = _to_float16(tensors, weights)  # also checks the weights that become 8 bits
-    checkpoints.save(file, checkpoints.in_8_bits(tensors) if int8 else halves)
+    checkpoints.save(file, checkpoints.quantize(tensors) if int8 else halves)
 
 
 def write_frequencies(

@@ -173,10 +173,10 @@ def draw(
     outputs: list[Tensor] = []
     probabilities: list[Tensor] = []
     samples: list[Tensor] = []
-    with model.recorded():
-        state = model.before(memory, image_B)
+    with model.summed_gradients():
+        state = model.initial_state(memory, image_B)
         for t in range(max_length):
-            rows = Rows.in_order(image_B, memory.images)
+            rows = Rows.grouped(image_B, memory.images)
             state, _ = model.step(model.gates_of(words_B, memory, image_B), memory, rows, state)
             outputs.append(state[0])
             samples.append(sample_B)

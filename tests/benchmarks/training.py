@@ -280,7 +280,7 @@ def ways_of(
             yield _training(trainer, title, label, images, phase, clock)
             if compile:
                 fused = _trainer(options, scratch)
-                fused.model.use(compiled(fused.device))
+                fused.model.use_operations(compiled(fused.device))
                 torch._dynamo.config.recompile_limit = 99  # of all ways, not of one training
                 yield _training(fused, f"{title}, compiled", label, images, phase, clock)
     if phase == "xe" and (name, cell) == ("updown", "lstm"):

@@ -73,7 +73,7 @@ def test_a_missing_split_or_run_is_named(captioner, capsys):
     assert caption.main(["--run", run, "--split", "tests"]) == 2
     assert "has no split 'tests'; it has train" in capsys.readouterr().err
     assert caption.main(["--run", str(captioner / "runs" / "none"), "--split", "val"]) == 2
-    assert "python -m decoder.train makes one" in capsys.readouterr().err
+    assert "create it with python -m decoder.train" in capsys.readouterr().err
     assert caption.main(["--run", run]) == 2
     assert "the paths of pictures, or --split NAME, or --alt PAGE" in capsys.readouterr().err
 
@@ -165,4 +165,4 @@ def test_a_truncated_checkpoint_is_refused(captioner, work, capsys):
     weights = run / "best.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert caption.main(["--run", str(run), "--split", "val"]) == 2
-    assert "not a whole safetensors file" in capsys.readouterr().err
+    assert "not a complete safetensors file" in capsys.readouterr().err

@@ -46,7 +46,7 @@ def test_gradients_are_those_of_the_cpu(name: str, compile: bool, batch: Batch) 
     model.zero_grad()
     model.cuda()
     if compile:
-        model.use(compiled(torch.device("cuda")))
+        model.use_operations(compiled(torch.device("cuda")))
     cross_entropy(model, batch.to(torch.device("cuda"))).loss.backward()
     for parameter, other in zip(model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad.cpu(), other, rtol=1e-4, atol=1e-5)

@@ -17,9 +17,9 @@ from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
-from decoder.model.decoders import MODELS, ModelOptions
+from decoder.model.decoders import MODELS, ModelOptions, build
 from decoder.sharing.claims import count_claims
-from decoder.sharing.onnx import _Plain
+from decoder.sharing.onnx import decoder_files
 from evaluation import score
 from pipeline.work import RunFolder
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
@@ -100,7 +100,7 @@ def test_it_reranks_by_default_and_without_the_training_pictures(run, tmp_path, 
     expectation = RunFolder(again).path / "expectation.safetensors"
     expectation.write_bytes(expectation.read_bytes()[:-8])
     assert caption.main(["--run", str(again), images]) == 2
-    assert "expectation.safetensors is not a whole safetensors file" in capsys.readouterr().err
+    assert "expectation.safetensors is not a complete safetensors file" in capsys.readouterr().err
     options = ["--run", str(run), "--out", str(out), "--rerank", "--no-frequencies"]
     assert export.main(options) == 2
     assert "--rerank needs what --no-frequencies leaves out" in capsys.readouterr().err
@@ -257,28 +257,37 @@ def test_confidence_needs_enough_captions_good_ones_and_others():
     assert 0 < separable.of(-100) < separable.of(-1) < 1
 
 
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    return onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+
+
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_plain_step_is_the_decoders(name: str, cell: str, batch) -> None:
+def test_steps_in_onnx_are_those_of_the_decoder(name: str, cell: str, batch) -> None:
     torch.manual_seed(0)
     options = ModelOptions(model=name, cell=cell, hidden=12, attention=10)
-    model = MODELS[name](options, WORDS, CHANNELS).eval()
+    model = build(options, WORDS, CHANNELS).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    plain = _Plain(model).eval()
-    words = [4, 9, 6, 11]
+    one = Features(*(part[:1] for part in batch.features))
+    expected = []
     with torch.inference_mode():
-        one = type(batch.features)(*(part[:1] for part in batch.features))
         memory = model.encode(one)
         state = model.start(memory, 1)
-        known = plain.encode(*one)
-        assert one.grid_IRC.shape[1] == REGIONS
-        images, ours = known[: len(plain.memory)], known[len(plain.memory) :]
-        for word in words:
+        for word in (4, 9, 6, 11):
             logits, state = model.next_word(torch.tensor([word]), memory, state)
-            found, *rest = plain.step(torch.tensor([word]), *images, *ours)
-            ours = rest[-plain.states :]
-            torch.testing.assert_close(found, logits.log_softmax(-1), atol=1e-5, rtol=1e-4)
+            expected.append(logits.log_softmax(-1).numpy())
+
+    encode, step = map(session, decoder_files(model, REGIONS, CHANNELS).values())
+    outputs = [output.name for output in encode.get_outputs()]
+    given = {"grid": one.grid_IRC.numpy(), "pooled": one.pooled_IC.numpy()}
+    read = {value.name for value in encode.get_inputs()}
+    known = dict(zip(outputs, encode.run(None, {k: given[k] for k in read}), strict=True))
+    for word, wanted in zip((4, 9, 6, 11), expected, strict=True):
+        names = [output.name for output in step.get_outputs()]
+        found = dict(zip(names, step.run(None, {**known, "word": np.array([word])}), strict=True))
+        known |= {k.removeprefix("next_"): v for k, v in found.items() if k.startswith("next_")}
+        np.testing.assert_allclose(found["log_probabilities"], wanted, atol=1e-5, rtol=1e-4)
 
 
 def test_onnx_writes_the_same_greedy_captions_by_the_loop_of_its_readme(run, exported, tmp_path):
@@ -305,10 +314,7 @@ def test_onnx_writes_the_same_greedy_captions_by_the_loop_of_its_readme(run, exp
 
 def test_the_step_takes_several_captions_of_a_picture_at_once(exported):
     encode, step = (
-        onnxruntime.InferenceSession(
-            str(exported / "onnx" / f"{name}.onnx"), providers=["CPUExecutionProvider"]
-        )
-        for name in ("encode", "step")
+        session((exported / "onnx" / f"{name}.onnx").read_bytes()) for name in ("encode", "step")
     )
     generator = np.random.default_rng(0)
     feeds = {given.name: generator.random(given.shape, np.float32) for given in encode.get_inputs()}

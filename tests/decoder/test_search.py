@@ -147,7 +147,7 @@ def test_unreadable_pictures_and_damaged_files_are_named(searched, tmp_path, cap
         file = work / "search" / name
         file.write_bytes(file.read_bytes()[:100])
         assert search.main(["a red circle", "--run", str(run_of(work))]) == 2
-        assert f"{name} is not a whole safetensors file" in capsys.readouterr().err
+        assert f"{name} is not a complete safetensors file" in capsys.readouterr().err
 
 
 def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_path, capsys):

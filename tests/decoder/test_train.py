@@ -143,7 +143,7 @@ def test_a_file_that_is_no_state_is_refused_and_never_deleted(work, capsys):
     state = run / "state" / "resume.safetensors"
     intact = state.read_bytes()
     for content, expected in (
-        (intact[:1000], "not a whole safetensors file"),
+        (intact[:1000], "not a complete safetensors file"),
         ((run / "best.safetensors").read_bytes(), "is not a run's state"),
     ):
         state.write_bytes(content)

@@ -401,7 +401,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
 
     reduced = (folder / "expectation.safetensors").read_bytes()
     trained_embedding = (copy / "search" / "embedding.safetensors").read_bytes()
-    in_8_bits = checkpoints.in_8_bits(checkpoints.load(run.best, torch.device("cpu"))[0])
+    in_8_bits = checkpoints.quantize(checkpoints.load(run.best, torch.device("cpu"))[0])
     ranking = (run.path / "ranking_val.npz").read_bytes()
     return [
         Reader("embedding", embed, [trained_embedding], of_safetensors),

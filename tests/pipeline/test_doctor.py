@@ -279,7 +279,7 @@ DAMAGE = {
     weights_that_are_not_finite: ("problem", "is not finite; the file is damaged"),
     weights_gone: ("warning", "run small has no weights yet"),
     config_of_another_cnn: ("problem", "run small was trained on other features"),
-    truncated_state: ("problem", "resume.safetensors is not a whole safetensors file"),
+    truncated_state: ("problem", "resume.safetensors is not a complete safetensors file"),
     captions_of_other_images: ("problem", "1 of 1 image ids are not in the split val: 999"),
     scores_file_without_scores: ("problem", "scores_val.json is not a scores file"),
     captions_written_again: ("warning", "scores_val is older than captions_val.json"),

@@ -12,7 +12,7 @@ from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 
 def lstm_cell(gates: int, weights: list[Tensor], bias: Tensor, recurrent: Tensor) -> nn.LSTMCell:
-    """Return torch's cell with the weights of ours, whose gates are ordered i, f, o, g."""
+    """Return torch's cell with the weights of ours; our gates are in the order i, f, o, g."""
     hidden = gates // 4
     order = torch.cat([torch.arange(hidden) + hidden * gate for gate in (0, 1, 3, 2)])
     joined = torch.cat(weights, dim=1)

@@ -1,4 +1,4 @@
-"""The three decoders: right gradients, every weight used, captions that do not mix."""
+"""The three decoders: correct gradients, every weight used, captions independent of each other."""
 
 import gc
 
@@ -8,6 +8,7 @@ import torch
 from decoder.data.batches import Batch, Features, pack, pad
 from decoder.model import decoders
 from decoder.model.decoders import ModelOptions
+from decoder.model.operations import HAND_MADE, PLAIN
 from decoder.model.recurrence import Tape
 from decoder.training.objectives import cross_entropy
 from pipeline.vocabulary import EOS, UNK
@@ -32,7 +33,7 @@ def double(batch: Batch) -> Batch:
 
 @EVERY_MODEL
 def test_gradients_agree_with_finite_differences(name, cell, batch):
-    """The sums over time steps are written by hand in decoder.model.recurrence."""
+    """The sums over time steps are hand-made in decoder.model.recurrence."""
     model, batch = build(name, cell).double(), double(batch)
     cross_entropy(model, batch).loss.backward()
     step = 1e-6
@@ -48,6 +49,25 @@ def test_gradients_agree_with_finite_differences(name, cell, batch):
         torch.testing.assert_close(
             (parameter.grad * direction).sum(), expected, rtol=1e-4, atol=1e-8
         )
+
+
+@EVERY_MODEL
+def test_plain_operations_have_the_loss_and_gradient_of_the_hand_made_ones(name, cell, batch):
+    model, found = build(name, cell).double(), []
+    for operations in (HAND_MADE, PLAIN):
+        model.use_operations(operations)
+        model.zero_grad()
+        loss = cross_entropy(model, double(batch)).loss
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    torch.testing.assert_close(*found)
+
+
+@EVERY_MODEL
+def test_a_decoder_to_be_loaded_draws_nothing(name, cell):
+    before = torch.get_rng_state()
+    decoders.allocate(ModelOptions(model=name, cell=cell, hidden=8, attention=8), WORDS, CHANNELS)
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_up_down_agrees_with_a_plainly_written_one(batch):
@@ -125,7 +145,7 @@ def test_no_special_word_but_the_end_has_an_output(batch):
 
 
 def test_an_unknown_target_adds_nothing_to_the_loss(batch):
-    """Otherwise the model would be taught a word that it cannot write."""
+    """Otherwise the model would learn a word that it cannot generate."""
     model = build("updown")
     features = Features(*(t[:1] for t in batch.features))
     one = batch._replace(features=features, image_B=torch.tensor([0]))
@@ -143,7 +163,7 @@ def test_memory_of_a_step_is_freed_without_the_garbage_collector(batch):
     gc.disable()
     try:
         cross_entropy(model, batch).loss.backward()
-        left = [thing for thing in gc.get_objects() if type(thing) is Tape]
+        left = [item for item in gc.get_objects() if type(item) is Tape]
     finally:
         gc.enable()
     assert left == []

@@ -163,7 +163,7 @@ def test_document_frequencies_survive_their_file_and_a_broken_one_is_named(tmp_p
         with pytest.raises(UserError, match="does not hold document frequencies"):
             load_frequencies(path)
     path.write_bytes(path.read_bytes()[:50])
-    with pytest.raises(UserError, match="not a whole safetensors file"):
+    with pytest.raises(UserError, match="not a complete safetensors file"):
         load_frequencies(path)
 
 

@@ -1,4 +1,4 @@
-"""The captioner that comes with the package, on real photographs, as a newcomer calls it."""
+"""The included captioner on real photographs, through the command line."""
 
 import hashlib
 import json
@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 from decoder import caption
-from decoder.runs.packaged import packaged
+from decoder.runs.packaged import packaged_captioner
 from evaluation.validation import Validator
 from pipeline import captions as tables
 from pipeline import prepare
 
 
-def test_it_is_at_most_16_mb_and_the_weights_are_those_its_card_tells_of():
-    folder = packaged()
+def test_it_is_at_most_16_mb_and_the_card_describes_its_weights():
+    folder = packaged_captioner()
     files = [file for file in folder.rglob("*") if file.is_file()]
     assert sum(file.stat().st_size for file in files) <= 16e6
     about = json.loads((folder / "captioner.json").read_text())
@@ -28,27 +28,27 @@ def test_it_is_at_most_16_mb_and_the_weights_are_those_its_card_tells_of():
 def test_a_photograph_is_captioned_without_a_run_and_from_any_folder(flickr8k, tmp_path):
     photo = sorted((flickr8k / "Flicker8k_Dataset").glob("*.jpg"))[0]
     command = [sys.executable, "-m", "decoder.caption", "--json", str(photo)]
-    # Offline: whatever would connect goes to a port where nobody listens.
+    # Offline: any connection goes to a port where nobody listens.
     nowhere = "http://127.0.0.1:9"
     environment = {**os.environ, "https_proxy": nowhere, "http_proxy": nowhere}
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     (line,) = done.stdout.splitlines()
-    told = json.loads(line)
-    assert told["path"] == str(photo)
-    assert len(told["caption"].split()) >= 4
-    assert 0 <= told["confidence"] <= 1
+    described = json.loads(line)
+    assert described["path"] == str(photo)
+    assert len(described["caption"].split()) >= 4
+    assert 0 <= described["confidence"] <= 1
 
 
-def test_weights_that_it_does_not_hold_are_refused(capsys):
+def test_weights_that_it_does_not_include_are_refused(capsys):
     for weights in ("best_xe", "both"):
         assert caption.main(["photo.jpg", "--weights", weights]) == 2
         assert "holds no weights from before REINFORCE" in capsys.readouterr().err
 
 
 def test_captions_of_photographs_not_trained_on_agree_with_people(flickr8k, tmp_path, capsys):
-    """Of 60 validation pictures: broken weights, words or features would score about nothing."""
+    """On 60 validation pictures; broken weights, words or features would score close to 0."""
     arguments = ["--dataset", "flickr8k", "--root", str(flickr8k), "--work", str(tmp_path)]
     assert prepare.main(arguments) == 0
     table = tables.load(tmp_path / "captions.json")
@@ -56,7 +56,7 @@ def test_captions_of_photographs_not_trained_on_agree_with_people(flickr8k, tmp_
     paths = {str(table.root / image.file_name): image for image in images}
     capsys.readouterr()
     assert caption.main(["--json", *paths]) == 0
-    told = map(json.loads, capsys.readouterr().out.splitlines())
-    written = {paths[line["path"]].id: line["caption"] for line in told}
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    written = {paths[line["path"]].id: line["caption"] for line in lines}
     references = {image.id: [c.text for c in image.captions] for image in images}
     assert Validator(references).score(written)["CIDEr"] > 0.3
