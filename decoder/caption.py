@@ -1,4 +1,4 @@
-"""Stage `caption`: captions of a split's images, of one's own pictures, of those of a page."""
+"""Caption pictures, the images of a web page, or a split: `python -m decoder.caption`."""
 
 import sys
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from pipeline.work import RunFolder
 
 
 def caption(options: CaptionOptions) -> int:
-    """Write captions for pictures and folders of pictures, for a page, or for a split."""
+    """Write captions for pictures and folders of pictures, a web page, or a split of a data set."""
     folders = [RunFolder(path) for path in options.run or (packaged(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     runs = [(run, getattr(run, name)) for run in folders for name in weights]

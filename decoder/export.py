@@ -31,7 +31,7 @@ _MAX_FLOAT16 = torch.finfo(torch.float16).max
 
 
 def export(options: ExportOptions) -> None:
-    """Make a captioner of a trained run: a folder that stands alone, with a model card."""
+    """Export a run as a captioner: a folder that works on its own, with a model card."""
     run = RunFolder(options.run)
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))

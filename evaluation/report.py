@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_report(options: ReportOptions) -> None:
-    """Write a page with a run's scores, training curves, captions and attention."""
+    """Write an HTML page with a run's scores, training curves, captions and attention."""
     folder = options.run.resolve()
     split = options.split or runs.captioned_split(folder)
     out = options.out or folder / "report.html"

@@ -20,7 +20,7 @@ PUBLISHED: dict[str, Recalls] = {
 
 
 def retrieve(options: RetrieveOptions) -> None:
-    """Report recall and median rank of a ranked split, both ways, after one pass and after two."""
+    """Report recall and median rank of a split that decoder.search ranked, in both directions."""
     name = options.ranking.stem.removeprefix("ranking_")
     out = options.out or options.ranking.with_name(f"retrieval_{name}.json")
     images, captions, kept, ranks = read(options.ranking)

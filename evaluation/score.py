@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_captions(options: ScoreOptions) -> None:
-    """Score captions of a split against its references, with confidence intervals."""
+    """Score the captions of a split with the COCO toolkit, with confidence intervals."""
     if options.captions is None or options.results is None:
         of_images = (options.bootstrap, options.seed, _CONFIDENCE)
         print(table(options.table, options.split, *of_images, options.markdown))

@@ -33,8 +33,8 @@ from pipeline.work import WorkFolder
 def extract_features(options: ExtractOptions) -> None:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
-    A run that was stopped continues where it was. Pictures that failed are tried again when
-    anything has changed, their files included. Processes that torchrun starts share the work.
+    A stopped extraction continues when it is started again. Pictures that failed are tried again
+    when options or files have changed. Processes started by torchrun share the work.
     """
     work = WorkFolder(options.work)
     table_path, store_path, report_path = work.captions, work.features, work.extraction

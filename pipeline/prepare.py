@@ -18,7 +18,7 @@ from pipeline.work import WorkFolder
 
 
 def prepare(options: PrepareOptions) -> None:
-    """Read a data set, check it, and write its caption table and its vocabulary."""
+    """Read and check a data set, and write its captions and vocabulary to a work directory."""
     if options.download:
         download(options)
     # Made first: a work directory inside the root changes the root's time, which is an input.

@@ -12,7 +12,7 @@ from pipeline.work import WorkFolder
 
 
 def diagnose(options: DoctorOptions) -> int:
-    """Check this machine and a work directory; exit status 2 if something does not work."""
+    """Check this machine and a work directory, and list what to do; exit status 2 for a problem."""
     advice: dict[str, list[str]] = {"problem": [], "warning": []}
     for finding in _findings(options.work):
         print(f"{finding.level:8} {finding.text}")
