@@ -94,9 +94,17 @@ def page(
 
 
 def _command(prog: str, arguments: str, width: int) -> list[str]:
-    """Return an example's command line, continued on a second line if it is too long for one."""
-    line = f"    {prog} {arguments}".rstrip()
-    return [line] if len(line) <= width else [f"    {prog} \\", f"        {arguments}"]
+    """Return the lines of a command line, continued before an option where it is too long."""
+    glued = re.sub(" (?!--)", _NO_BREAK, f"{prog} {arguments}".rstrip())
+    lines = textwrap.wrap(
+        glued,
+        width - len(" \\"),
+        initial_indent=" " * 4,
+        subsequent_indent=" " * 8,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return " \\\n".join(lines).replace(_NO_BREAK, " ").split("\n")
 
 
 def _entry(usage: str, text: str, width: int) -> list[str]:
