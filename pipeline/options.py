@@ -48,7 +48,7 @@ class PrepareOptions:
     min_count: int = 5
     """Words that occur less often in the training captions become unknown."""
     max_length: int = 20
-    """Longest training caption in words; longer ones are cut."""
+    """Training captions are cut to this many words."""
     skip_missing: bool = False
     """Leave out captions without a picture instead of stopping."""
     seed: int = 1
