@@ -1,4 +1,4 @@
-"""Stage `caption`: captions of a split's images, of your own pictures, or of those of a page."""
+"""Caption pictures, the images of a web page, or a split: `python -m decoder.caption`."""
 
 import sys
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from pipeline.work import RunFolder
 
 
 def caption(options: CaptionOptions) -> int:
-    """Write captions for pictures and folders of pictures, for a page, or for a split."""
+    """Write captions for pictures and folders of pictures, a web page, or a split of a data set."""
     folders = [RunFolder(path) for path in options.run or (packaged_captioner(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     for run in folders:

@@ -13,9 +13,9 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def demo(options: DemoOptions) -> None:
-    """Open a page that captions the pictures dropped on it and searches those of --work.
+    """Serve a web page that captions pictures, and searches those of a work directory.
 
-    It needs no internet. Only this machine can reach it, unless --host is given.
+    It needs no internet. Only this machine can reach it unless you set --host.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError(

@@ -25,7 +25,7 @@ from pipeline.work import RunFolder
 
 
 def export(options: ExportOptions) -> None:
-    """Export a trained run as a captioner: a folder that stands alone, with a model card."""
+    """Export a run as a captioner: a folder that works on its own, with a model card."""
     run = RunFolder(options.run)
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))

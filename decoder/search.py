@@ -25,7 +25,7 @@ from pipeline.work import RunFolder, WorkFolder
 def search(options: SearchOptions) -> None:
     """Find pictures of a work directory by a sentence, or captions by a picture.
 
-    The first search trains on the training captions, a minute or two for 6,000 pictures.
+    The first search takes a minute or two for 6,000 pictures, to learn from the training captions.
     """
     run = RunFolder(options.run or packaged_captioner())
     if options.work is None and not run.work.captions.exists():

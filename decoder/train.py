@@ -34,7 +34,7 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def train(options: TrainOptions) -> int:
-    """Train a decoder: teacher forcing with cross-entropy, then REINFORCE on CIDEr-D."""
+    """Train a decoder: first with cross-entropy, then with REINFORCE on CIDEr-D."""
     with process_group():
         return _train(options, WorkFolder(options.work).run(options.run))
 

@@ -1,7 +1,8 @@
-"""The options of the stages `evaluation.score`, `evaluation.report` and `evaluation.retrieve`."""
+"""Options of evaluation.score, report and retrieve; the fields' docstrings are their help texts."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from features.errors import UserError, unknown_name
 from pipeline.captions import SPLITS
@@ -11,34 +12,52 @@ from pipeline.captions import SPLITS
 class ScoreOptions:
     """Options of `python -m evaluation.score`."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Score the captions of the test split": (
+            "--captions work/captions.json --results work/runs/first/captions_test.json"
+        ),
+        "Compare two runs": "--table work/runs/first work/runs/second",
+        "Compare two models, each with several seeds": (
+            "--table LSTM='work/runs/lstm-*' GRU='work/runs/gru-*'"
+        ),
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "captions",
+        "results",
+        "table",
+        "split",
+        "markdown",
+        "out",
+        "spice",
+        "partial",
+        "force",
+    )
+
     captions: Path | None = None
-    """The caption table with the references, WORK/captions.json."""
+    """The reference captions, WORK/captions.json."""
     results: Path | None = None
-    """The captions to score, in COCO results format: [{"image_id": 1, "caption": "a dog"}]."""
+    """The captions to score, in COCO results format."""
     table: tuple[str, ...] = ()
-    """Score nothing: print runs (or scores files) side by side, and mark what differs from the
-    first. NAME=RUN,RUN,... or NAME='RUN-*' shows runs of several seeds as mean and spread."""
+    """Compare the scores of runs or scores files side by side; NAME=RUN,RUN or NAME='RUN-*' is
+    one column of several seeds."""
     markdown: bool = False
-    """With --table: print it as Markdown, with a row for each run."""
+    """With --table: print Markdown, with a row for each run."""
     split: str | None = None
-    """The split to score: train, val or test. Default: the one that the results are for; with
-    --table, test if a run has scores of it, else val, else train."""
+    """The split to score: train, val or test; by default that of the results."""
     out: Path | None = None
-    """Where to write the scores. Default: beside the results; captions_X.json gives scores_X.json,
-    any other name scores_SPLIT.json."""
+    """The scores file to write; by default scores_SPLIT.json beside the results."""
     spice: bool = False
-    """Score SPICE too. It needs a download of 384 MB and Java 8, and says so if one is missing."""
+    """Score SPICE too; needs Java 8 and a download of 384 MB."""
     partial: bool = False
-    """Score only the images that have a caption, where some of the split have none. CIDEr then has
-    the document frequencies of these images only."""
+    """Score only the images that have a caption; CIDEr then has other document frequencies."""
     bootstrap: int = 1000
-    """Resamples of the images for the 95 % intervals; 0 for none."""
+    """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
     """Seed of the resampling."""
     time_limit: float = 900.0
     """Seconds that each Java program (tokenizer, METEOR, SPICE) may take."""
     force: bool = False
-    """Score even if nothing changed since the last time."""
+    """Score even if nothing changed."""
 
     def __post_init__(self) -> None:
         _check_split(self.split)
@@ -60,16 +79,25 @@ class ScoreOptions:
 class ReportOptions:
     """Options of `python -m evaluation.report`."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Write report.html into the run's folder": "--run work/runs/first",
+        "Show the validation split with more pictures": (
+            "--run work/runs/first --split val --images 60"
+        ),
+        "Write the page elsewhere": "--run work/runs/first --out report.html",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "split", "images", "out", "force")
+
     run: Path
     """The run's folder, WORK/runs/NAME."""
     split: str | None = None
-    """The split to show. Default: test if the run has captions of it, else val, else train."""
+    """The split to show; by default test, val or train, the first that the run has captions of."""
     images: int = 24
-    """Pictures in the gallery: a third each of the best, the middling and the worst."""
+    """Number of pictures in the gallery: a third each best, middle and worst."""
     out: Path | None = None
-    """Where to write the page. Default: report.html in the run's folder."""
+    """The page to write; by default report.html in the run's folder."""
     force: bool = False
-    """Write the page even if nothing changed since the last time."""
+    """Write the page even if nothing changed."""
 
     def __post_init__(self) -> None:
         _check_split(self.split)
@@ -81,13 +109,19 @@ class ReportOptions:
 class RetrieveOptions:
     """Options of `python -m evaluation.retrieve`."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Report the recall of a ranked split": "--ranking work/runs/first/ranking_test.npz",
+        "Write the figures elsewhere": "--ranking ranking_test.npz --out recall.json",
+        "Without intervals": "--ranking ranking_test.npz --bootstrap 0",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = ("ranking", "out", "bootstrap", "seed")
+
     ranking: Path
-    """The ranking that decoder.search --split wrote, RUN/ranking_SPLIT.npz."""
+    """The ranking, RUN/ranking_SPLIT.npz, that decoder.search --split wrote."""
     out: Path | None = None
-    """Where to write the figures. Default: beside the ranking; ranking_X.npz gives
-    retrieval_X.json."""
+    """The file to write; by default retrieval_SPLIT.json beside the ranking."""
     bootstrap: int = 1000
-    """Resamples of the images for the 95 % intervals; 0 for none."""
+    """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
     """Seed of the resampling."""
 

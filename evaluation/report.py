@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_report(options: ReportOptions) -> None:
-    """Write an HTML report of a run: scores, training curves, captions and attention."""
+    """Write an HTML page with a run's scores, training curves, captions and attention."""
     folder = RunFolder(options.run.resolve())
     split = options.split or runs.captioned_split(folder)
     out = options.out or folder.report

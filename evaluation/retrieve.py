@@ -20,7 +20,7 @@ PUBLISHED: dict[str, Recalls] = {
 
 
 def retrieve(options: RetrieveOptions) -> None:
-    """Compute recall at 1, 5 and 10 and the median rank of a split ranked by decoder.search."""
+    """Report recall and median rank of a split that decoder.search ranked, in both directions."""
     name = options.ranking.stem.removeprefix("ranking_")
     out = options.out or options.ranking.with_name(f"retrieval_{name}.json")
     images, captions, candidates, ranks = read(options.ranking)

@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def score_captions(options: ScoreOptions) -> None:
-    """Score captions with the official COCO caption toolkit, or compare runs that were scored."""
+    """Score the captions of a split with the COCO toolkit, with confidence intervals."""
     if options.captions is None or options.results is None:
         bootstrap = (options.bootstrap, options.seed, _CONFIDENCE)
         print(compare(options.table, options.split, *bootstrap, options.markdown))

@@ -1,8 +1,8 @@
-"""Options of the pipeline's stages."""
+"""Options of pipeline.prepare, extract and doctor; the fields' docstrings are their help texts."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from features.errors import UserError, unknown_name
 from pipeline.vocabulary import MAX_LENGTH
@@ -14,34 +14,55 @@ DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder")
 class PrepareOptions:
     """Options of `pipeline.prepare`."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Draw scenes of shapes, to try the pipeline": "--dataset shapes --work work",
+        "Download and read Flickr8k": ("--dataset flickr8k --root data --work work --download"),
+        "Read a folder with your own pictures and a captions.csv": (
+            "--dataset folder --root pictures --work work"
+        ),
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "dataset",
+        "work",
+        "root",
+        "captions",
+        "download",
+        "skip_missing",
+        "min_count",
+        "max_length",
+        "images",
+        "force",
+    )
+
     dataset: str
-    """shapes, flickr8k, flickr30k, coco, karpathy (a dataset_*.json) or folder (your own)."""
+    """shapes, flickr8k, flickr30k, coco, karpathy (a dataset_*.json) or folder (your own
+    pictures)."""
     work: Path
-    """Work directory to write captions.json and vocabulary.json to."""
+    """The work directory; captions.json and vocabulary.json are written to it."""
     root: Path | None = None
-    """Where the data set lies; not needed for shapes."""
+    """The data set's folder; not needed for shapes."""
     captions: Path | None = None
-    """karpathy and folder: the captions file, if it is not the only one in the root."""
+    """The captions file of karpathy or folder, if the root has several."""
     release: Literal["karpathy", "2014", "2017"] | None = None
-    """coco: which captions and splits; by default the first of these that lies in the root."""
+    """Captions and splits of coco; by default the first of these that the root has."""
     min_count: int = 5
-    """Words seen less often than this in the training captions become unknown."""
+    """Words that occur less often in the training captions become unknown."""
     max_length: int = 20
-    """Training cuts captions to this many words."""
+    """Training captions are cut to this many words."""
     skip_missing: bool = False
-    """Leave out captions whose picture is not there instead of stopping."""
+    """Leave out captions without a picture instead of stopping."""
     seed: int = 1
-    """Draws the scenes of shapes; splits a data set that names no splits."""
+    """Seed of the scenes of shapes, and of splits that the data set does not define."""
     images: int = 2000
-    """shapes: how many pictures to draw."""
+    """Number of pictures of shapes to draw."""
     size: int = 224
-    """shapes: height and width of a picture in pixels."""
+    """Height and width of a picture of shapes, in pixels."""
     download: bool = False
-    """Fetch into the root what is missing there, if the source is public (coco, flickr8k)."""
+    """Download what is missing in the root (coco and flickr8k)."""
     mirror: str | None = None
-    """Download the archives, by their file names, from below this address instead."""
+    """Download the archives from below this address."""
     force: bool = False
-    """Run even if nothing changed since the last time."""
+    """Run even if nothing changed."""
 
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
@@ -66,36 +87,54 @@ class PrepareOptions:
 class ExtractOptions:
     """Options of `pipeline.extract`."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Extract the features of all pictures": "--work work",
+        "Estimate time and size without extracting": "--work work --dry-run",
+        "Use two CNNs side by side": "--work work --backbone efficientnet_lite2+resnet101",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "work",
+        "backbone",
+        "grid",
+        "views",
+        "dtype",
+        "device",
+        "workers",
+        "dry_run",
+        "verify",
+        "force",
+    )
+
     work: Path
-    """Work directory with captions.json; features.h5 and extract.json are written to it."""
+    """The work directory with captions.json; features.h5 and extract.json are written to it."""
     backbone: str = "efficientnet_lite2"
-    """efficientnet_lite0, 1 or 2, any torchvision classification CNN, such as resnet101, or several
-    joined by +, whose features stand side by side: they see more than the best of them."""
+    """efficientnet_lite0, 1 or 2, any torchvision classification CNN such as resnet101, or
+    several joined by +."""
     grid: int = 7
-    """The last feature map is averaged to a grid of this height and width."""
+    """Height and width of the stored grid of features."""
     batch_size: int = 32
-    """Pictures that go through the network together."""
+    """Number of pictures that go through the network together."""
     device: str = "auto"
-    """Where the network runs: cpu, cuda, ...; auto takes a GPU if there is one."""
+    """cpu or cuda; auto takes a GPU if there is one."""
     backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "auto"
-    """What runs the network; auto takes the fastest one for the device that is installed."""
+    """What runs the network; auto takes the fastest one installed for the device."""
     workers: int | None = None
-    """Threads that decode, and compute if the backend takes pictures one by one; by default as many
-    as there are cores."""
+    """Number of threads that decode pictures; by default the number of cores."""
     views: int = 1
-    """Views of each picture to store, for training to draw from: all of it, its mirror, crops."""
+    """Number of stored views of each picture (the picture, its mirror image, crops), for
+    augmentation."""
     dtype: Literal["float16", "int8"] = "float16"
     """Type of the stored grid; int8, with a scale for each channel, takes half the space."""
     compression: Literal["deflate", "none"] = "deflate"
-    """deflate is lossless; none takes three times the space and reads faster."""
+    """Lossless compression; none takes three times the space and reads faster."""
     prune: bool = False
-    """Drop the features of images that captions.json has no more; else they are kept."""
+    """Drop the features of images that are no longer in captions.json."""
     dry_run: bool = False
-    """Extract nothing: measure some pictures and say how long and how large the extraction is."""
+    """Estimate time and size from a few pictures, without extracting."""
     verify: bool = False
-    """Extract nothing: check every row of features.h5, and recompute some from the pictures."""
+    """Check every row of features.h5 and recompute some, without extracting."""
     force: bool = False
-    """Start anew, even if nothing changed since the last time."""
+    """Start again even if nothing changed."""
 
     def __post_init__(self) -> None:
         for name in ("grid", "batch_size", "workers", "views"):
@@ -108,5 +147,12 @@ class ExtractOptions:
 class DoctorOptions:
     """Options of `pipeline.doctor`."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Check this machine": "",
+        "Check a work directory too": "--work work",
+        "Check the work directory of ./run_all.sh": "--work work/shapes",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = ("work",)
+
     work: Path | None = None
-    """Check the files of this work directory, too."""
+    """Check the files of this work directory too."""

@@ -18,7 +18,7 @@ from pipeline.work import WorkFolder
 
 
 def prepare(options: PrepareOptions) -> None:
-    """Read a data set, check it, and write its caption table and its vocabulary."""
+    """Read and check a data set, and write its captions and vocabulary to a work directory."""
     if options.download:
         download(options)
     # Created first: inside the root it changes the root's modification time, which is an input.

@@ -1,8 +1,8 @@
-"""Options of decoder.caption and decoder.demo; the fields' docstrings are their help texts."""
+"""Options of decoder.caption and demo; the docstrings of the fields are their help texts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -14,48 +14,64 @@ from features.errors import require
 class CaptionOptions:
     """Write captions for a split of a work directory, or for pictures of your own."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Print a caption for a photo and for each picture in a folder": "photo.jpg holiday/",
+        "Write the captions to a table; run it again to add new pictures": (
+            "holiday/ --out captions.csv"
+        ),
+        "Add alternative texts to a copy of a web page, page.alt.html": "--alt page.html",
+        "Caption the test split with a run that you trained": "--run work/runs/first --split test",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "pictures",
+        "out",
+        "sidecar",
+        "alt",
+        "split",
+        "run",
+        "generate.captions",
+        "generate.beam",
+        "generate.rerank",
+        "json",
+        "device",
+        "force",
+    )
+
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
-    """A run's folder, WORK/runs/NAME, or what decoder.export made of one; without it the captioner
-    that comes with this package. Several, each with --run, write together: the mean of their word
-    probabilities decides."""
+    """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
+    captioner in this package; repeat it to average several runs."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Pictures, and folders that are searched for pictures with all below them; a line is printed
-    for each: path, tab, caption, and if the caption is unsure, tab, unsure."""
+    """Pictures, and folders that are searched for pictures, subfolders included."""
     split: str | None = None
-    """Caption this split of the run's work directory instead, into RUN/captions_SPLIT.json."""
+    """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
     alt: Path | None = None
-    """Write a copy of this HTML page (page.alt.html, or --out) whose <img> without alt get one,
-    marked by data-alt-generated. Pictures are looked for below the page's folder, or --site."""
+    """Copy this HTML page to PAGE.alt.html and add alternative texts to the images without one."""
     site: Path | None = None
-    """With --alt: the folder of the web site, which "/" stands for in the page."""
+    """With --alt: the folder of the web site, if the page's paths start at /."""
     weights: Literal["best", "best_xe", "both"] = "best"
-    """The weights with the best validation CIDEr of all, or of the cross-entropy phase; or both
-    together, as if they were two runs."""
+    """The best weights of all, those before REINFORCE, or both averaged."""
     out: Path | None = None
-    """Write the captions here: of pictures to a .csv or .jsonl file, to which only the pictures are
-    added that it has not yet, so that an interrupted run goes on; of --split as COCO results; of
-    --alt the page."""
+    """Write the captions to this file: .csv or .jsonl for pictures (new pictures are added),
+    COCO results for --split, the page for --alt."""
     sidecar: Literal["txt", "xmp"] | None = None
-    """Write each caption beside its picture, as PICTURE.txt or as the description in PICTURE.xmp.
-    Sidecars that are there already are left alone, but for an XMP file of ours that is older than
-    its picture."""
+    """Write each caption beside its picture, as PICTURE.txt or as the description in
+    PICTURE.xmp."""
     unsure: float = 0.4
-    """Captions less probable than this to be good are marked as unsure. Good means a CIDEr of 0.3
-    or more, learnt from validation captions: only captioners that decoder.export made know it."""
+    """Mark captions as unsure that are good with a probability below this; needs an exported
+    captioner."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
-    """With --split: save where each word looked for this many of the first images."""
+    """With --split: number of images whose attention is saved for the report."""
     json: bool = False
-    """Print a JSON object a line instead of path, tab, caption."""
+    """Print a JSON object for each picture."""
     batch_size: int = 50
-    """Images captioned at once."""
+    """Number of images captioned at once."""
     seed: int = 1
-    """With --sample: fixes what is drawn."""
+    """With --sample: seed of the samples."""
     device: str = "auto"
-    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    """cpu or cuda; auto takes a GPU if there is one."""
     force: bool = False
-    """Caption again although nothing changed; with --out, --alt and --sidecar, replace files that
-    are there, whoever made them."""
+    """Caption again although nothing changed, and replace files that exist."""
 
     def __post_init__(self) -> None:
         given = sum((self.split is not None, self.alt is not None, bool(self.pictures)))
@@ -93,22 +109,28 @@ class CaptionOptions:
 class DemoOptions:
     """A page in the browser that captions pictures, and searches those of a work directory."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Open the page with the captioner in this package": "",
+        "Add a tab that searches the pictures of a work directory": "--work work",
+        "Caption with a run that you trained": "--run work/runs/first",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "work", "host", "port", "device")
+
     run: Path | None = None
-    """A run's folder, WORK/runs/NAME, or what decoder.export made of one; without it the captioner
-    that comes with this package."""
+    """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
+    captioner in this package."""
     work: Path | None = None
-    """Add a tab that searches this work directory."""
+    """Add a tab that searches the pictures of this work directory."""
     host: str = "127.0.0.1"
-    """Address to listen on; only this machine can reach the default. 0.0.0.0 lets the whole network
-    in."""
+    """Address to listen on; 0.0.0.0 opens the page to the network."""
     port: int = 7860
-    """0 takes any that is free."""
+    """Port to listen on; 0 takes a free one."""
     max_upload: int = 20
-    """Largest picture that is taken, in megabytes."""
+    """Largest picture that is accepted, in megabytes."""
     unsure: float = 0.4
-    """Captions less probable than this to be good are marked as unsure."""
+    """Mark captions as unsure that are good with a probability below this."""
     device: str = "auto"
-    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    """cpu or cuda; auto takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, f"--port must be from 0 to 65535, found {self.port}")

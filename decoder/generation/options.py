@@ -1,67 +1,61 @@
-"""How captions are chosen; the docstrings of the fields are their help texts."""
+"""Options of caption generation; the docstrings of the fields are their help texts."""
 
 from dataclasses import dataclass
 
 from features.errors import require
 from features.views import VIEWS
 
-# After cross-entropy, 0.8 to 1 is worth 0.03 CIDEr against 0; after REINFORCE, which has taught
-# lengths, it changes nothing. See EXPERIMENTS.md.
+# After cross-entropy, 0.8 to 1 gives 0.03 CIDEr more than 0; after REINFORCE, no more.
 LENGTH_PENALTY = 0.8
 
 
 @dataclass(frozen=True)
 class GenerateOptions:
-    """How captions are chosen."""
+    """How captions are generated."""
 
+    # A run that can rerank does so unless --beam, --sample, --consensus or --groups is given.
     beam: int | None = None
-    """Width of the beam search; 1 is greedy. By default 5, and 20 with --rerank. A captioner that
-    can rerank does so unless --beam, --sample, --consensus or --groups are given."""
+    """Width of the beam search; 1 is greedy. (default: 5; 20 with --rerank)"""
     length_penalty: float = LENGTH_PENALTY
-    """Captions are ranked by log-probability / length ** this; with 0 short ones win, with 1 long
-    ones do."""
+    """Rank captions by log-probability / length ** X; 0 favours short captions, 1 long ones."""
     sample: bool = False
-    """Draw from the model's distribution instead of searching."""
+    """Sample from the model's distribution instead of searching."""
     temperature: float = 1.0
-    """With --sample: above 1 flattens the distribution, below 1 sharpens it."""
+    """With --sample: softmax temperature; above 1 flattens the distribution."""
     top_k: int = 0
-    """With --sample: draw among the k most probable words only; 0 among all."""
+    """With --sample: sample among the N most probable words only; 0 allows all."""
     top_p: float = 1.0
-    """With --sample: draw among the fewest words that hold this much probability (nucleus)."""
+    """With --sample: sample among the fewest words that hold this probability (nucleus
+    sampling)."""
     samples: int = 0
-    """With --sample: captions drawn for each image, of which --captions are written; 0 draws just
-    those."""
+    """With --sample: number of samples per image, of which --captions are written; 0 draws
+    --captions."""
     captions: int = 1
-    """Captions of each image, all different, the best first; fewer if fewer are found."""
+    """Number of different captions of each image, the best first."""
     groups: int = 1
-    """Divide the beam into this many groups, of which each avoids the words of those before
-    (diverse beam search); with --captions, the best of each group come first."""
+    """Number of groups of a diverse beam search; each avoids the words of the groups before it."""
     diversity: float = 0.5
-    """With --groups: what a word costs, in log-probability, each time an earlier group takes it at
-    the same place."""
+    """With --groups: cost in log-probability of a word that an earlier group has at this
+    position."""
     consensus: bool = False
-    """Choose, among the captions found, the one with the highest expected CIDEr-D against the
-    others, rather than the most probable."""
+    """Choose the candidate with the highest expected CIDEr-D against the other candidates."""
     rerank: bool = False
-    """Choose, among the captions found, the one that agrees best with the others, with what people
-    would write, as far as the training pictures and their captions tell, and with the picture, in
-    the joint embedding of decoder.search; for a run in its work directory, where that is learnt at
-    the first time, or a captioner of decoder.export --rerank."""
+    """Rerank the candidates with the training captions; needs the run's work directory, or a
+    captioner exported with --rerank."""
     repeat_phrases: bool = False
-    """Let a phrase be said twice on end, or with "and" between, as in "a hat and a hat"."""
+    """Allow immediate repetitions such as "a hat and a hat"."""
     no_repeat_ngram: int = 0
-    """Never write so many words in a row twice in a caption, such as 3; 0 allows it."""
+    """Suppress repeated n-grams of this many words within a caption; 0 allows them."""
     no_bad_endings: bool = False
-    """Never end a caption in an article, a preposition, a conjunction or the like."""
+    """Never end a caption in an article, a preposition or a conjunction."""
     views: int = 1
-    """Views of each image to look at, the first ones of the store; each gives the words'
-    probabilities, of which the mean is taken."""
+    """Number of stored views of each image whose word probabilities are averaged."""
     max_length: int = 0
-    """Most words of a caption; 0 takes the longest that the run was trained on."""
+    """Longest caption in words; 0 takes the longest in training."""
 
     @property
     def width(self) -> int:
-        """Of the beam search."""
+        """Width of the beam search."""
         if self.beam is not None:
             return self.beam
         return 20 if self.rerank else 5

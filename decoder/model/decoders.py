@@ -32,18 +32,18 @@ from pipeline.vocabulary import EOS
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What the decoder is made of."""
+    """Architecture of the decoder."""
 
     model: Literal["show_tell", "att2in", "updown"] = "updown"
-    """Show and Tell sees the pooled feature only; Att2in and Up-Down attend to the grid."""
+    """Show and Tell reads the pooled feature; Att2in and Up-Down attend to the grid."""
     cell: Literal["lstm", "gru"] = "lstm"
     """The recurrent cell."""
     hidden: int = 256
-    """Size of the recurrent state, of the word vectors and of the embedded image features."""
+    """Size of the recurrent state, the word vectors and the embedded image features."""
     attention: int = 64
-    """Size of the space in which a region and the state are compared."""
+    """Size of the space in which attention compares a region with the state."""
     dropout: float = 0.2
-    """Share of the word vectors, embedded image features and outputs dropped in training."""
+    """Dropout of word vectors, embedded image features and outputs."""
 
     def __post_init__(self) -> None:
         require(min(self.hidden, self.attention) > 0, "--hidden and --attention must be positive")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -13,30 +13,45 @@ from features.errors import require
 class SearchOptions:
     """Find pictures by a sentence, or captions by a picture."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Find pictures by a sentence": '"a dog in the snow" --work work',
+        "Find captions for a picture": "--image photo.jpg --work work",
+        "Rank the test split for evaluation.retrieve": "--run work/runs/first --split test",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "sentence",
+        "work",
+        "run",
+        "image",
+        "split",
+        "top",
+        "json",
+        "device",
+    )
+
     sentence: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """What to look for, such as "a dog in the snow"; the pictures that fit it best are printed:
-    path, tab, score."""
+    """What to look for; prints path and score of the pictures that fit best."""
     run: Path | None = None
-    """A run's folder, WORK/runs/NAME, or what decoder.export made of one; without it the captioner
-    that comes with this package."""
+    """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
+    captioner in this package."""
     work: Path | None = None
-    """The work directory to be searched; by default that of the run."""
+    """The work directory to search; by default the run's."""
     image: Path | None = None
-    """Print the captions of the work directory that fit this picture best instead."""
+    """Print the captions that fit this picture best."""
     split: str | None = None
-    """Search this split only. Without a sentence or --image, rank all of it, the images for each
-    caption and the captions for each image, into RUN/ranking_SPLIT.npz, for evaluation.retrieve."""
+    """Search this split only; without a sentence or --image, rank all its images and captions
+    for evaluation.retrieve."""
     top: int = 10
-    """How many are printed."""
+    """Number of results."""
+    # REINFORCE makes better captions, but costs some of the sense for what other people write.
     weights: Literal["best", "best_xe"] | None = None
-    """By default best_xe, where the run has it: REINFORCE teaches to write well, and costs some of
-    the sense for what others write."""
+    """The best weights of all, or those before REINFORCE. (default: best_xe if the run has it)"""
     out: Path | None = None
-    """Write the ranking of a split here instead."""
+    """Write the ranking of a split to this file instead of RUN/ranking_SPLIT.npz."""
     json: bool = False
-    """Print a JSON object a line."""
+    """Print a JSON object for each result."""
     device: str = "auto"
-    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    """cpu or cuda; auto takes a GPU if there is one."""
     force: bool = False
     """Rank the split again although nothing changed."""
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from features.errors import require
 
@@ -11,22 +11,30 @@ from features.errors import require
 class ExportOptions:
     """Make a captioner of a trained run: a folder that stands alone, with a model card."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Export a run as a captioner with a model card": "--run work/runs/first --out captioner",
+        "With 8-bit weights and the reranker": (
+            "--run work/runs/first --out captioner --int8 --rerank"
+        ),
+        "For other runtimes": "--run work/runs/first --out captioner --onnx",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "out", "int8", "rerank", "search", "onnx")
+
     run: Path
-    """The run's folder, WORK/runs/NAME, captioned and scored for the card to have scores."""
+    """The run's folder, WORK/runs/NAME; the model card shows the scores that it has."""
     out: Path
-    """The folder to write; a captioner that is there already is replaced."""
+    """The folder to write; an exported captioner in it is replaced."""
     weights: Literal["best", "best_xe"] = "best"
-    """The weights with the best validation CIDEr of all, or of the cross-entropy phase."""
+    """The best weights of all, or those before REINFORCE."""
     no_frequencies: bool = False
-    """Leave out what --consensus needs to know of the training captions, 12 bytes an n-gram."""
+    """Leave out the n-gram counts of the training captions that --consensus needs."""
     int8: bool = False
-    """Write the decoder's matrices in 8 bits, at half the size."""
+    """Store the decoder's matrices in 8 bits, at half the size."""
     rerank: bool = False
-    """Put in what --rerank needs, 5 MB: a regression of what people wrote on the training pictures,
-    of which none is in it. The run must be in its work directory, or such a captioner."""
+    """Include the reranker (5 MB): a regression from pictures to caption n-grams, without
+    training pictures."""
     search: bool = False
-    """Put in what decoder.search learnt, 3 MB, so that the captioner can search work directories
-    that have no captions to learn from."""
+    """Include the search index (3 MB), to search work directories without captions."""
     onnx: bool = False
     """Write the CNN and the decoder as ONNX too, in float32, with a README that shows the loop."""
 

@@ -1,8 +1,8 @@
-"""Options of a training; the docstrings of the fields are their help texts."""
+"""Options of decoder.train; the docstrings of the fields are their help texts."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import tyro
 
@@ -16,13 +16,13 @@ class CrossEntropyOptions:
     """Phase 1: teacher forcing with cross-entropy."""
 
     epochs: int = 4
-    """Passes over the training images; each pass sees every caption once."""
+    """Epochs of cross-entropy; each sees every caption once."""
     learning_rate: float = 3e-3
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     label_smoothing: float = 0.0
     """Share of the target's probability spread over all words."""
     scheduled_sampling: float = 0.0
-    """Probability that an input word is the model's own; rises from 0 to this over the phase."""
+    """Probability at the end that an input word is the model's own; it rises linearly from 0."""
     patience: int = 0
     """Stop after this many epochs without a better validation CIDEr; 0 never stops early."""
 
@@ -38,17 +38,18 @@ class ReinforceOptions:
     """Phase 2: REINFORCE on the CIDEr-D of the model's own samples."""
 
     epochs: int = 4
-    """Passes over the training images; 0 leaves the phase out."""
+    """Epochs of REINFORCE; 0 leaves the phase out."""
     learning_rate: float = 4e-4
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     samples: int = 5
-    """Captions sampled for each image."""
+    """Number of captions sampled for each image."""
     baseline: Literal["greedy", "mean"] = "mean"
-    """What a sample must beat: the greedy caption (self-critical), or its siblings' mean."""
+    """Reward that is subtracted: the greedy caption's (self-critical), or the mean of the other
+    samples."""
+    # At temperature 1 the distribution is so flat, especially after label smoothing, that samples
+    # are unlike the captions that a search finds.
     temperature: float = 0.7
-    """Of the policy that is sampled and taught. The model's own distribution (temperature
-    1) is so flat, the more so after label smoothing, that its samples say little about the captions
-    a search would find."""
+    """Softmax temperature of the sampling policy; the same policy is optimised."""
     bleu_weight: float = 0.0
     """Share of BLEU-4 in the reward; the rest is CIDEr-D."""
     patience: int = 0
@@ -73,50 +74,76 @@ def _check_phase(name: str, epochs: int, learning_rate: float) -> None:
 class TrainOptions:
     """Train a decoder from a work directory's features and captions."""
 
+    EXAMPLES: ClassVar[dict[str, str]] = {
+        "Train with the defaults": "--work work --run first",
+        "Estimate time and memory without training": "--work work --run first --dry-run",
+        "Train another model for longer": (
+            "--work work --run gru --model att2in --cell gru --xe.epochs 20"
+        ),
+        "Continue a stopped run": "--work work --run first --resume",
+    }
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "work",
+        "run",
+        "decoder.model",
+        "decoder.cell",
+        "decoder.hidden",
+        "xe.epochs",
+        "xe.learning_rate",
+        "rl.epochs",
+        "rl.learning_rate",
+        "batch_size",
+        "seed",
+        "device",
+        "like",
+        "dry_run",
+        "resume",
+        "force",
+    )
+
     work: Path
-    """The work directory that pipeline.prepare and pipeline.extract made."""
+    """The work directory with the captions and features."""
     run: str
     """Name of the run; its files are written to WORK/runs/NAME."""
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
     batch_size: int = 20
-    """Images in a batch; each comes with all its captions."""
+    """Number of images in a batch; each comes with all its captions."""
     warmup: float = 0.05
     """Share of a phase's steps over which the learning rate rises from 0."""
     initial: Literal["data", "random"] = "data"
-    """First weights of the image embeddings and of the output's bias: fitted to the training images
-    and their words (see decoder/training/initialisation.py), or random."""
+    """First weights of the image embeddings and the output bias: fitted to the training data,
+    or random."""
     clip: float = 1.0
     """Largest norm of the gradient."""
     average: float = 0.999
-    """Decay of the running average of the weights, which is what is validated; 0 keeps none."""
+    """Decay of the weights' running average, which is validated and saved; 0 turns it off."""
     beam: int = 5
-    """Beam of the validation captions that choose the best weights."""
+    """Width of the beam search in validation."""
     length_penalty: float = LENGTH_PENALTY
-    """By which those captions are ranked; see decoder.caption."""
+    """Length penalty of the beam search in validation."""
+    # On processors without instructions for bfloat16 it is many times slower.
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Of the products in training: bfloat16 gives other numbers, and is faster on GPUs and on
-    processors that have instructions for it; on others it is many times slower."""
+    """Precision of matrix products; bfloat16 is faster on GPUs and on processors that support
+    it."""
+    # Changes the last digits. Meant for GPUs; no faster on a CPU. Compiling takes about 15 s.
     compile: bool = False
-    """Fuse the small operations of a step by torch's compiler, which changes last digits. Meant for
-    GPUs, not measured on one yet, no faster on a CPU; compiling takes some 15 s at first. Needs a
-    C++ compiler, and on a GPU Triton."""
+    """Fuse small operations with torch.compile; needs a C++ compiler, and Triton on a GPU."""
     seed: int = 1
-    """Fixes the initial weights, the order of the images, dropout and the samples."""
+    """Seed of the initial weights, the order of images, dropout and samples."""
     device: str = "auto"
-    """cpu, cuda, ...; auto takes a GPU if there is one."""
+    """cpu or cuda; auto takes a GPU if there is one."""
     save_minutes: float = 5.0
-    """Save the state for --resume this often, besides after every epoch and when terminated."""
+    """Minutes between saves of the state for --resume; every epoch saves it too."""
     like: Path | None = None
-    """Repeat the run in this folder: its options, but for those given besides. --work is that run's
-    unless given; --run is the new run's name."""
+    """Repeat the run in this folder with its options and work directory; options given here win."""
     dry_run: bool = False
-    """Measure a few steps and say how long and how large the run will be; train nothing."""
+    """Estimate time and memory from a few steps, without training."""
     resume: bool = False
-    """Continue a run that was stopped, exactly where its last saved state stands."""
+    """Continue a stopped run exactly where its state was last saved."""
     force: bool = False
-    """Start anew although the run has begun; with --resume only if it cannot be continued."""
+    """Start again and keep the old run aside; with --resume, only if it cannot be continued."""
 
     def __post_init__(self) -> None:
         name = Path(self.run)
