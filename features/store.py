@@ -120,7 +120,7 @@ class FeatureStore:
                 f"{EXTRACT} again"
             ) from error
         if _identity(path.stat()) != self._identity:
-            raise self._replaced()
+            raise _replaced(self.path)
         self.fingerprint = fingerprint(self.description)
 
     def _read_layout(self, file: h5py.File) -> None:
@@ -148,7 +148,9 @@ class FeatureStore:
                 )
         # Only data that is contiguous and inside the file is read in one piece, so a forged size
         # cannot exhaust memory.
-        starts = {name: self._start(file[name]) for name in expected if name != "grid"}
+        starts = {
+            name: _start(file[name], self._identity.size) for name in expected if name != "grid"
+        }
         self._pooled_start = starts["pooled"]
         self.row_format = replace(kind, scale=file["scale"][:]) if "scale" in expected else kind
         self.image_ids: np.ndarray = file["image_id"][:]
@@ -166,14 +168,6 @@ class FeatureStore:
         }
         self._checksums = file["checksum"][:].reshape(count, len(kind.views), 2)
         self._read_index(file["grid"], count)
-
-    def _start(self, dataset: h5py.Dataset) -> int:
-        """Return the offset of a contiguous data set in the file."""
-        start = dataset.id.get_offset()
-        bytes_ = math.prod(dataset.shape) * dataset.dtype.itemsize
-        if start is None or start + bytes_ > self._identity.size:
-            raise ValueError(f"{dataset.name} is not contiguous, or ends beyond the file")
-        return start
 
     def _read_index(self, grid: h5py.Dataset, count: int) -> None:
         """Read the offset, int64 [N, views], and the size, uint32 [N, views], of each chunk."""
@@ -334,9 +328,6 @@ class FeatureStore:
                 "--verify lists all damaged images, --force extracts them again"
             ) from error
 
-    def _replaced(self) -> UserError:
-        return UserError(f"{self.path} was replaced while it was read; start this again")
-
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "_file"}
 
@@ -344,7 +335,7 @@ class FeatureStore:
         self.__dict__.update(state)
         self._file = os.open(self.path, os.O_RDONLY)
         if _identity(os.fstat(self._file)) != self._identity:
-            raise self._replaced()
+            raise _replaced(self.path)
 
     def __del__(self) -> None:
         if "_file" in self.__dict__:
@@ -367,6 +358,19 @@ def layout(count: int, row_format: RowFormat) -> dict[str, tuple[tuple[int, ...]
     if row_format.dtype.kind == "i":
         sets["scale"] = ((channels,), np.dtype("<f4"))
     return sets
+
+
+def _start(dataset: h5py.Dataset, file_size: int) -> int:
+    """Return the offset of a contiguous data set in the file."""
+    start = dataset.id.get_offset()
+    bytes_ = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if start is None or start + bytes_ > file_size:
+        raise ValueError(f"{dataset.name} is not contiguous, or ends beyond the file")
+    return start
+
+
+def _replaced(path: Path) -> UserError:
+    return UserError(f"{path} was replaced while it was read; start this again")
 
 
 def _identity(status: os.stat_result) -> _Identity:
