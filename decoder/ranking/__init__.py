@@ -1,1 +1,1 @@
-"""What fits best: the joint embedding, search, consensus and reranking."""
+"""How well captions match pictures: the joint embedding, search, consensus and reranking."""

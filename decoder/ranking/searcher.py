@@ -40,7 +40,7 @@ from pipeline.work import RunFolder, WorkFolder
 CANDIDATES = 50
 # Weight of the decoder's log-probability beside the logit of the embedding; see EXPERIMENTS.md.
 LIKELIHOOD_WEIGHT = 0.5
-# What is computed at once, which bounds the memory.
+# Pairs scored at once, and images encoded at once. They bound the memory.
 _PAIRS, _IMAGES = 400, 100
 
 

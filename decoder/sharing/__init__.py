@@ -1,1 +1,1 @@
-"""A captioner that leaves its work directory: metadata, model card, ONNX."""
+"""Exporting a captioner: its files, metadata, model card and ONNX."""

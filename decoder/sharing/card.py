@@ -91,9 +91,9 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _reranking(reranks: bool) -> Iterable[str]:
     if reranks:
         yield (
-            "- It reranks candidate captions by what people would write about the picture. A "
-            "regression from pictures to the n-grams of the training captions predicts that. It "
-            "is included in this folder."
+            "- It reranks candidate captions by what people would write about the picture. That is "
+            "predicted by a regression from pictures to the n-grams of the training captions, "
+            "which is included in this folder."
         )
 
 
@@ -163,8 +163,9 @@ def _errors(claims: Mapping[str, Any], scores: Mapping[str, Any]) -> Iterable[st
         figures = scores["val"]["diagnostics"]
         yield (
             f"- Its {scores['val']['images']:,} validation captions use "
-            f"{figures['distinct_words']} different words. {figures['distinct_captions']:.0%} of "
-            f"them are distinct, and {figures['bad_endings']:.1%} end in the middle of a phrase."
+            f"{figures['distinct_words']} different words. Of the captions, "
+            f"{figures['distinct_captions']:.0%} are distinct and {figures['bad_endings']:.1%} end "
+            "in the middle of a phrase."
         )
     if claims:
         yield (

@@ -166,7 +166,7 @@ def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
         stages = (caption_stage, file.stem)
         if changed := [path for stage in stages for path in changed_inputs(run.path, stage)]:
             print(
-                f"export: left out {file}, which is older than {changed[0]}; caption and score "
+                f"export: left out {file}, because {changed[0]} changed since; caption and score "
                 "again"
             )
             continue
