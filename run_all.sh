@@ -6,12 +6,12 @@
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
 #     ./run_all.sh install        # only installs, into .venv
 #
-# DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder; DIR is where
-# its files are, FILE its captions (karpathy, folder), N how many scenes of shapes to draw. Everything
-# is written to WORK, by default work/DATASET. The settings are those that pipeline/presets.sh has for
-# the data set, or under another NAME (coco_att2in); every option given here wins over them, and so does
-# what follows "--", which goes to decoder.train. Run again, it skips what is done and goes on where it
-# was stopped.
+# DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the data
+# set's folder, FILE its captions (karpathy, folder), and --images the number of shapes scenes to draw.
+# Everything is written to WORK, by default work/DATASET. The settings come from the data set's preset in
+# pipeline/presets.sh, or from preset NAME (such as coco_att2in). Options given here override them, and so
+# do the options after "--", which go to decoder.train. Run it again: finished stages are skipped, and a
+# stopped one continues.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/pipeline/install.sh"
