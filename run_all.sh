@@ -6,12 +6,12 @@
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
 #     ./run_all.sh install        # only install, into .venv
 #
-# DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the
-# folder of its files, FILE its captions (karpathy, folder), and --images N the number of scenes to draw
-# (shapes). Everything is written to WORK, by default work/DATASET. pipeline/presets.sh has the settings
-# for each data set; --preset chooses others (coco_att2in). Options given here override the preset, and
-# options after "--" go to decoder.train. A second run skips finished stages and continues an unfinished
-# one.
+# DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the data
+# set's folder, FILE its captions (karpathy, folder), and --images the number of shapes scenes to draw.
+# Everything is written to WORK, by default work/DATASET. The settings come from the data set's preset in
+# pipeline/presets.sh, or from preset NAME (such as coco_att2in). Options given here override them, and so
+# do the options after "--", which go to decoder.train. Run it again: finished stages are skipped, and a
+# stopped one continues.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/pipeline/install.sh"

@@ -1,5 +1,5 @@
-# Sourced by run_all.sh and tests/run.sh: `install EXTRA` makes .venv beside setup.cfg, if need be, and
-# installs the project into it in place. Done once; again only when setup.cfg changes.
+# Sourced by run_all.sh and tests/run.sh: `install [EXTRA]` creates .venv beside setup.cfg if there is none,
+# and installs the project into it in place, again whenever setup.cfg changes.
 # shellcheck shell=bash
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -24,7 +24,7 @@ install() {
         }
     fi
     if ! cmp -s "$PROJECT/setup.cfg" "$stamp"; then
-        echo "installing into .venv (some minutes the first time)"
+        echo "installing into .venv (some minutes the first time; up to 7 GB on Linux, with CUDA)"
         "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$PROJECT${1:+[$1]}"
         cp "$PROJECT/setup.cfg" "$stamp"
     fi

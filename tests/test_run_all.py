@@ -1,7 +1,10 @@
-"""run_all.sh from installation to report, on a few drawn scenes."""
+"""Tests of run_all.sh: all stages on a few drawn scenes, its mistakes, its installation."""
 
 import json
+import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +67,85 @@ def test_invalid_options_end_run_all_with_status_2(options, expected, tmp_path):
     assert result.returncode == 2
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_run_all_shows_how_to_install_and_to_run(option):
+    result = run_all(option)
+    assert result.returncode == 0
+    assert "./run_all.sh [DATASET] [--root DIR]" in result.stdout
+    assert "./run_all.sh install" in result.stdout
+    assert "set -euo" not in result.stdout
+
+
+# Stands for Python where it would create an environment or download; writes down what pip gets.
+STUB = """#!/usr/bin/env bash
+case "$*" in
+    "-m venv "*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    "-m pip --version") ;;
+    "-m pip install "*) echo "pip starts"; echo "$*" >> "$PIP_LOG"; exit "${PIP_STATUS:-0}" ;;
+    *) exec REAL "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def install(tmp_path):
+    """Run `run_all.sh install` in a copy of the scripts, with a stub in place of Python."""
+    project = tmp_path / "the project"
+    (project / "pipeline").mkdir(parents=True)
+    for name in ("run_all.sh", "setup.cfg", "pipeline/install.sh", "pipeline/presets.sh"):
+        shutil.copy(PROJECT / name, project / name)
+    stub = tmp_path / "python"
+    stub.write_text(STUB.replace("REAL", sys.executable))
+    stub.chmod(0o755)
+    environment = {**os.environ, "PYTHON": str(stub), "PIP_LOG": str(tmp_path / "pip.log")}
+
+    def run(*options: str, **variables: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
+        (tmp_path / "pip.log").write_text("")
+        done = subprocess.run(
+            [project / "run_all.sh", "install", *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment | variables,
+        )
+        return done, (tmp_path / "pip.log").read_text().splitlines()
+
+    run.project = project
+    return run
+
+
+def test_install_only_installs_and_gives_the_size_before_it_starts(install):
+    before = {path.name for path in install.project.iterdir()}
+    done, calls = install()
+    assert done.returncode == 0, done.stderr
+    assert len(calls) == 1
+    assert calls[0].endswith(f"--editable {install.project}")
+    assert done.stdout.index("GB") < done.stdout.index("pip starts")
+    assert done.stdout.endswith(f"installed in {install.project}/.venv\n")
+    assert {path.name for path in install.project.iterdir()} - before == {".venv"}
+
+
+def test_install_is_repeated_only_after_setup_cfg_has_changed(install):
+    install()
+    done, calls = install()
+    assert (done.returncode, calls) == (0, [])
+    with (install.project / "setup.cfg").open("a") as file:
+        file.write("# newer\n")
+    _, calls = install()
+    assert len(calls) == 1
+
+
+def test_an_installation_that_failed_is_tried_again(install):
+    done, _ = install(PIP_STATUS="1")
+    assert done.returncode != 0
+    assert "installed in" not in done.stdout
+    _, calls = install()
+    assert len(calls) == 1
+
+
+def test_install_refuses_options(install):
+    done, calls = install("--work", "x")
+    assert (done.returncode, calls) == (2, [])
+    assert "install takes no options, found --work" in done.stderr
