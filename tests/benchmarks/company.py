@@ -1,10 +1,10 @@
-"""What training loses beside other work, on random features.
+"""Training speed beside other work, on random features.
 
     .venv/bin/python -m tests.benchmarks.company [--images 60]
 
-The default decoder takes steps of cross-entropy on all cores: alone, beside a process that keeps
-one core busy, and beside a second training. Threads that wait for one another sleep, as they do
-here unless OMP_WAIT_POLICY says otherwise, or stay awake, as they do by torch's own default.
+The default decoder trains by cross-entropy on all cores: alone, beside a process that keeps one
+core busy, and beside a second training. Threads that wait for one another sleep, which is this
+project's default, or spin, which is torch's own default (see OMP_WAIT_POLICY).
 """
 
 import os
@@ -18,43 +18,37 @@ from statistics import median
 
 import tyro
 
-from tests.benchmarks.training import link, made, train_apart
+from tests.benchmarks.launch import link_data, train_command, train_in_subprocess
+from tests.benchmarks.random_data import random_work_folder
 
-WAITING = {"asleep": {}, "awake": {"GOMP_SPINCOUNT": "300000"}}
+WAITING = {"sleep": {}, "spin": {"GOMP_SPINCOUNT": "300000"}}
 BUSY = [sys.executable, "-c", "while True: pass"]
 
 
 def main(images: int = 60) -> None:
-    """Print captions/s of each.
+    """Print captions/s of each combination.
 
     Args:
-        images: of the data set, which is read five times.
+        images: size of the data set; a training reads it five times.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        work = made(Path(scratch), images)
-        print("| threads that wait | alone | beside a busy process | beside a second training |")
+        work = random_work_folder(Path(scratch), images)
+        print("| waiting threads | alone | beside a busy process | beside a second training |")
         print("|---|---|---|---|")
         for name, environment in WAITING.items():
-            with tempfile.TemporaryDirectory(dir=work) as other:
-                link(work, Path(other))
-                training = [
-                    sys.executable,
-                    "-m",
-                    "decoder.train",
-                    "--work",
-                    other,
-                    "--run",
-                    "other",
-                ]
-                found = [_rate(work, environment)]
-                for command in (BUSY, [*training, "--xe.epochs", "10000"]):
-                    with _beside(command, environment):
-                        found.append(_rate(work, environment))
-            print(f"| {name} | {' | '.join(f'{rate:.0f}' for rate in found)} |", flush=True)
+            with tempfile.TemporaryDirectory(dir=work) as second:
+                link_data(work, Path(second))
+                training = [*train_command(Path(second)), "--xe.epochs", "10000"]
+                rates = [_rate(work, environment)]
+                for command in (BUSY, training):
+                    with _running(command, environment):
+                        rates.append(_rate(work, environment))
+            print(f"| {name} | {' | '.join(f'{rate:.0f}' for rate in rates)} |", flush=True)
 
 
 @contextmanager
-def _beside(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+def _running(command: list[str], environment: dict[str, str]) -> Iterator[None]:
+    """Run a command in the background within this context."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, env=os.environ | environment, **quiet)
     try:
@@ -66,8 +60,8 @@ def _beside(command: list[str], environment: dict[str, str]) -> Iterator[None]:
 
 def _rate(work: Path, environment: dict[str, str]) -> float:
     """Train; return captions/s, the median of the epochs."""
-    length = ["--xe.epochs", "5", "--rl.epochs", "0"]
-    lines, _ = train_apart(work, length, environment=environment)
+    epochs = ["--xe.epochs", "5", "--rl.epochs", "0"]
+    lines, _ = train_in_subprocess(work, epochs, environment=environment)
     return median(line["captions_per_second"] for line in lines)
 
 

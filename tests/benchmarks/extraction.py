@@ -1,10 +1,10 @@
-"""How fast pictures become stored features, beside what the CNN alone takes.
+"""Speed of feature extraction, compared with the CNN alone and with a plain loop.
 
-    .venv/bin/python tests/benchmarks/extraction.py FOLDER [--images 256] [--rounds 5] [--compile]
+    .venv/bin/python -m tests.benchmarks.extraction FOLDER [--images 256] [--rounds 5] [--compile]
 
-The ways take turns, so that what else the machine does disturbs all of them alike. The one by which
-the others are measured is the CNN alone, on pictures that are decoded already; the loop that others
-write decodes a picture, computes and writes an .npz, and then takes the next.
+The rows take turns, so that whatever else the machine does slows all of them alike. The reference
+is the CNN alone, on pictures decoded beforehand. The plain loop decodes one picture, runs the CNN,
+writes an .npz file, and takes the next.
 """
 
 import logging
@@ -33,11 +33,11 @@ from features.parts import PartWriter
 from features.row_format import RowFormat
 from features.torchvision_cnns import until_last_map
 
-ALONE, STORED, PEERS = "CNN alone", "decode, CNN, store", "one at a time, eager, .npz"
-# Slow ways take a share of the pictures, or they would take all the time.
-SLOW = 8
+ALONE, STORED, PLAIN = "CNN alone", "decode, CNN, store", "one at a time, eager, .npz"
+SLOW = 8  # slow rows take every 8th picture
 
-Way = Callable[[list[Path], Path], None]
+# Does the work of a row: takes the pictures and a folder for files.
+Work = Callable[[list[Path], Path], None]
 
 
 def main(
@@ -50,17 +50,17 @@ def main(
     workers: int | None = None,
     compile: bool = False,
 ) -> None:
-    """Print the rate of each way.
+    """Print images/s of each row.
 
     Args:
-        folder: JPEG pictures.
-        images: how many of them each fast way takes in a round; slow ones take an eighth.
-        rounds: how often each way has its turn.
-        backbone: which CNN.
-        device: where it runs.
-        batch_size: pictures that go through it together.
-        workers: threads; by default as many as extraction takes.
-        compile: try compiled PyTorch on the CPU too, which first compiles for a minute.
+        folder: folder of JPEG pictures.
+        images: number of pictures in a round; slow rows take an eighth of them.
+        rounds: number of measurements of each row.
+        backbone: CNN to run.
+        device: where to run it.
+        batch_size: pictures in a batch.
+        workers: number of threads; by default that of extraction.
+        compile: measure compiled PyTorch on the CPU too; compiling takes a minute.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     where = choose_device(device)
@@ -73,7 +73,7 @@ def main(
     ready = {path: fastest.transform(read_picture(path)).permute(1, 2, 0) for path in paths}
     others = ["eager", *(["onnxruntime"] if where.type == "cpu" else [])]
     others += ["compile"] * (compile and where.type == "cpu")
-    ways: dict[str, Way] = {
+    works: dict[str, Work] = {
         ALONE: _alone(fastest, ready, batch_size, workers),
         STORED: _stored(fastest, batch_size, workers),
         "decode alone": _decoded(fastest, workers),
@@ -82,35 +82,35 @@ def main(
             for name in others
             if name != fastest.backend
         },
-        PEERS: _as_peers_do(backbone, fastest, where),
+        PLAIN: _plain_loop(backbone, fastest, where),
     }
-    slow = {PEERS, "CNN alone, eager", "CNN alone, compile"} if where.type == "cpu" else {PEERS}
+    slow = {PLAIN, "CNN alone, eager", "CNN alone, compile"} if where.type == "cpu" else {PLAIN}
 
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(rounds + 1):
-        for name, way in ways.items():
+        for name, work in works.items():
             chosen = paths[:: SLOW if name in slow else 1]
             with tempfile.TemporaryDirectory(dir=Path.cwd()) as scratch:
                 start = time.perf_counter()
-                way(chosen, Path(scratch))
+                work(chosen, Path(scratch))
                 rate = len(chosen) / (time.perf_counter() - start)
-            if turn:  # the first one warms up
+            if turn:  # the first round warms up
                 rates[name].append(rate)
 
     print(f"{backbone} by {fastest.backend} on {where}, {torch.get_num_threads()} cores")
-    print(f"{len(paths)} pictures, median of {rounds} rounds\n")
-    print("| way | images/s | of the CNN alone | times one at a time |")
+    print(f"{len(paths)} pictures, medians of {rounds} rounds\n")
+    print("| row | images/s | of the CNN alone | times one at a time |")
     print("|---|---|---|---|")
-    for name, found in rates.items():
-        share = median(a / b for a, b in zip(found, rates[ALONE], strict=True))
-        times = median(a / b for a, b in zip(found, rates[PEERS], strict=True))
-        print(f"| {name} | {median(found):.1f} | {share:.3f} | {times:.1f} |")
+    for name, of_row in rates.items():
+        share = median(a / b for a, b in zip(of_row, rates[ALONE], strict=True))
+        times = median(a / b for a, b in zip(of_row, rates[PLAIN], strict=True))
+        print(f"| {name} | {median(of_row):.1f} | {share:.3f} | {times:.1f} |")
 
 
 def _alone(
     backbone: Backbone, ready: dict[Path, Tensor], batch_size: int, workers: int | None
-) -> Way:
-    """Compute features of decoded pictures, in as many threads as extraction does."""
+) -> Work:
+    """Run the CNN on decoded pictures, with the threads that extraction uses."""
     threads = workers or torch.get_num_threads()
     size, threads = (1, threads) if backbone.one_by_one else (batch_size, 1)
 
@@ -123,7 +123,7 @@ def _alone(
     return run
 
 
-def _stored(backbone: Backbone, batch_size: int, workers: int | None) -> Way:
+def _stored(backbone: Backbone, batch_size: int, workers: int | None) -> Work:
     def run(paths: list[Path], scratch: Path) -> None:
         with closing(PartWriter(scratch, RowFormat(backbone.description))) as writer:
             extract(backbone, list(enumerate(paths)), writer, ["whole"], batch_size, workers)
@@ -131,7 +131,7 @@ def _stored(backbone: Backbone, batch_size: int, workers: int | None) -> Way:
     return run
 
 
-def _decoded(backbone: Backbone, workers: int | None) -> Way:
+def _decoded(backbone: Backbone, workers: int | None) -> Work:
     def run(paths: list[Path], _: Path) -> None:
         with ThreadPoolExecutor(workers or torch.get_num_threads()) as pool:
             for _ in pool.map(lambda path: backbone.transform(read_picture(path)), paths):
@@ -140,8 +140,8 @@ def _decoded(backbone: Backbone, workers: int | None) -> Way:
     return run
 
 
-def _as_peers_do(name: str, backbone: Backbone, device: torch.device) -> Way:
-    """One picture at a time by the published network: PyTorch's defaults, one file a picture."""
+def _plain_loop(name: str, backbone: Backbone, device: torch.device) -> Work:
+    """Run the published network on one picture at a time, with PyTorch's defaults."""
     transform = backbone.description["transform"]
     method = Image.Resampling[transform["interpolation"].upper()]
     last_map: Callable[[Tensor], Tensor]

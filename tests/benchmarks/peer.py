@@ -1,11 +1,12 @@
-"""How fast this project trains and writes beside ruotianluo/ImageCaptioning.pytorch, in one run.
+"""Speed and memory of this project and of ruotianluo/ImageCaptioning.pytorch, in one run.
 
     git clone --recursive https://github.com/ruotianluo/ImageCaptioning.pytorch PEER
     .venv/bin/python -m tests.benchmarks.peer --clone PEER [--threads 1]
 
-Both have an Up-Down with the same weights, the same images and captions, float32 and as many
-threads, and take turns. An untrained decoder, which it is without --run, ends no caption before the
-longest. Memory is what a step needs besides the weights and the optimizer's state.
+Both train the same Up-Down: the same weights, images and captions, float32, the same number of
+threads. They take turns. Without --run the decoder is untrained, and none of its captions ends
+before the longest. Memory is what a step needs in addition to the weights and the state of the
+optimizer. The peer needs the packages six, yacs and lmdb.
 """
 
 import argparse
@@ -30,16 +31,18 @@ from decoder.cider import all_words_encoded
 from decoder.data.batches import Batch
 from decoder.model.decoders import UpDown
 from decoder.runs import checkpoints
+from decoder.training.rewards import MixedReward
 from decoder.training.trainer import Trainer
 from features.files import read_json
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 from pipeline.work import RunFolder
-from tests.benchmarks.training import BEAM, Way, made, take_turns, ways_of
+from tests.benchmarks.random_data import random_work_folder
+from tests.benchmarks.timing import Timing, Work, Workload, time_interleaved
+from tests.benchmarks.workloads import BEAM, workloads_of
 from tests.decoder.model.reference import lstm_cell
 
 SAMPLES = 5
-# Their word 0 begins, ends and pads captions.
-END = 0
+END = 0  # in the peer's numbering; it begins, ends and pads captions
 
 
 def main(
@@ -49,15 +52,15 @@ def main(
     rounds: int = 5,
     threads: int = 1,
 ) -> None:
-    """Print how many times as fast this project is, and what memory it takes.
+    """Print the speed and memory of both, and their ratios.
 
     Args:
-        clone: of the peer, with its submodule cider; it needs the packages six, yacs and lmdb.
-        run: of an Up-Down with LSTM cells, in its work directory, whose weights both are given, and
-            whose features, captions and sizes are taken; by default random ones.
-        images: how many in a batch, each with five captions.
-        rounds: how often each has its turn.
-        threads: of both.
+        clone: clone of the peer, with its submodule cider.
+        run: a run of Up-Down with LSTM cells, in its work directory; both use its weights, sizes,
+            features and captions. By default all of these are random.
+        images: batch sizes, in images of five captions.
+        rounds: number of measurements of each row.
+        threads: number of threads of each.
     """
     torch.set_num_threads(threads)
     folder = None if run is None else RunFolder(run)
@@ -66,34 +69,39 @@ def main(
         options = read_json(folder.config, "")["options"]["decoder"]
         sizes = {name: options[name] for name in sizes}
     with tempfile.TemporaryDirectory() as scratch:
-        work = made(Path(scratch), 4 * max(images)) if folder is None else folder.work
-        every = [
-            way
+        if folder is None:
+            work = random_work_folder(Path(scratch), 4 * max(images))
+        else:
+            work = folder.work.path
+        workloads = [
+            workload
             for count in images
             for phase in ("xe", "rl", "beam")
-            for way in ways_of(work, Path(scratch), "updown", "lstm", count, phase, **sizes)
+            for workload in workloads_of(
+                work, Path(scratch), "updown", "lstm", count, phase, **sizes
+            )
+            if workload.phase != "xe, plain"
         ]
-        for way in every if folder is not None else ():
-            checkpoints.load_weights(way.trainer.model, folder.best)
-        peer = _Peer(clone, Path(scratch), every[0].trainer)
-        both = [(ours, peer.way(ours)) for ours in every if ours.phase != "xe, plain"]
+        for workload in workloads if folder is not None else ():
+            checkpoints.load_weights(workload.trainer.model, folder.best)
+        peer = _Peer(clone, Path(scratch), workloads[0].trainer)
         peer.check()
-        peak = take_turns([way for pair in both for way in pair], rounds)
+        both = [side for ours in workloads for side in (ours, peer.workload(ours))]
+        timings, peak = time_interleaved(both, rounds)
         print(f"{threads} threads; a product of large matrices: {peak / 1e9:.0f} GFLOP/s\n")
         print("| what | images | ours, per second | peer | times | memory, MB | peer | share |")
         print("|---|---|---|---|---|---|---|---|")
-        for ours, other in both:
-            rate, theirs = (way.work()["count"] / median(way.seconds) for way in (ours, other))
+        for ours, other in zip(timings[::2], timings[1::2], strict=True):
             print(
-                f"| {ours.phase} | {ours.images} | {rate:.1f} | {theirs:.1f} | "
-                f"{_times(ours, other)} | {ours.memory:.0f} | {other.memory:.0f} | "
-                f"{ours.memory / other.memory:.2f} |"
+                f"| {ours.workload.phase} | {ours.workload.images} | {ours.per_second:.1f} | "
+                f"{other.per_second:.1f} | {_times(ours, other)} | {ours.memory:.0f} | "
+                f"{other.memory:.0f} | {ours.memory / other.memory:.2f} |"
             )
         peer.print_reward(max(images), rounds)
 
 
-def _times(ours: Way, other: Way) -> str:
-    """Return the ratio of seconds, of each round: its median and its range."""
+def _times(ours: Timing, other: Timing) -> str:
+    """Return the median and the range over the rounds of the peer's seconds divided by ours."""
     ratios = [b / a for a, b in zip(ours.seconds, other.seconds, strict=True)]
     return f"{median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
@@ -132,7 +140,7 @@ class _Peer:
         )
         self.options, self.longest = options, ours.vocabulary.max_length
         self.model: Any = setup(options)
-        _give_weights(model, self.model)
+        _copy_weights(model, self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.0)
         self.cross_entropy = losses.LanguageModelCriterion()
         self.self_critical = losses.RewardCriterion()
@@ -142,18 +150,18 @@ class _Peer:
         self._use_frequencies(scratch)
 
     def check(self) -> None:
-        """Check that both give words the same probabilities; else they do not do the same."""
+        """Check that both decoders give words the same probabilities."""
         batch = self.ours.training.batch([0, 1, 2])
         self.model.eval()
         labels = self._labels(batch)[0]
         grid, pooled = batch.features
         with torch.no_grad():
-            found = self.model(pooled, grid, labels[..., :-1])[:, 0].log_softmax(1)
+            theirs = self.model(pooled, grid, labels[..., :-1])[:, 0].log_softmax(1)
             model = self.ours.model.eval()
-            words = torch.full((len(found),), BOS)
+            words = torch.full((len(theirs),), BOS)
             memory = model.encode(batch.features)
-            expected, _ = model.next_word(words, memory, model.start(memory, len(words)))
-        torch.testing.assert_close(found, expected.log_softmax(1), atol=1e-3, rtol=1e-3)
+            ours, _ = model.next_word(words, memory, model.start(memory, len(words)))
+        torch.testing.assert_close(theirs, ours.log_softmax(1), atol=1e-3, rtol=1e-3)
 
     def _use_frequencies(self, scratch: Path) -> None:
         """Count n-grams of all captions once, as its scripts/prepro_ngrams.py does."""
@@ -173,20 +181,24 @@ class _Peer:
         self.rewards.init_scorer("counted")
         os.chdir(before)
 
-    def way(self, ours: Way) -> Way:
-        """Return the peer's way of doing what `ours` does, on as many images."""
+    def workload(self, ours: Workload) -> Workload:
+        """Return the peer's counterpart of a workload, on the same number of images."""
         batch = self.ours.training.batch(list(range(ours.images)))
-        do: Callable[[Batch], None] = {
+        run_once: Callable[[Batch], None] = {
             "xe": self._cross_entropy,
             "rl, greedy": self._self_critical,
             "rl, mean": self._mean_of_others,
             f"beam {BEAM}": self._beam,
         }[ours.phase]
         count = len(batch.tokens_BT) if ours.phase == "xe" else ours.images
-        found = {"operations": 0.0, "count": count, "outside": 0.0}
-        return Way(ours.phase, "peer", ours.images, lambda: do(batch), lambda: found, ours.trainer)
 
-    def _learn(self, loss: torch.Tensor) -> None:
+        def run() -> Work:
+            run_once(batch)
+            return Work(count)
+
+        return Workload(ours.phase, "peer", ours.images, ours.trainer, run)
+
+    def _update(self, loss: torch.Tensor) -> None:
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_value_(self.model.parameters(), 0.1)
@@ -196,12 +208,12 @@ class _Peer:
         self.model.train()
         seq, mask = self._labels(batch)
         grid, pooled = batch.features
-        self._learn(
+        self._update(
             self.cross_entropy(self.model(pooled, grid, seq[..., :-1]), seq[..., 1:], mask[..., 1:])
         )
 
     def _labels(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return captions between zeros [I, 5, T + 2], and which of them count."""
+        """Return captions between zeros, [I, 5, T + 2], and the mask of the words that count."""
         labels = np.zeros((len(batch.tokens_BT), self.longest + 2), dtype=np.int64)
         masks = np.zeros(labels.shape, dtype=np.float32)
         for row, tokens in enumerate(batch.tokens_BT.tolist()):
@@ -216,11 +228,11 @@ class _Peer:
         return self.model(pooled, grid, None, mode="sample", opt=options)
 
     def _references(self, batch: Batch) -> list[np.ndarray]:
-        several = [self.references[image_id] for image_id in batch.image_ids.tolist()]
-        longest = max(len(caption) for captions in several for caption in captions)
+        references = [self.references[image_id] for image_id in batch.image_ids.tolist()]
+        longest = max(len(caption) for captions in references for caption in captions)
         return [
             np.array([_theirs(c) + [END] * (longest - len(c)) for c in captions])
-            for captions in several
+            for captions in references
         ]
 
     def _self_critical(self, batch: Batch) -> None:
@@ -228,24 +240,24 @@ class _Peer:
         with torch.no_grad():
             greedy, _ = self._sample(batch, sample_method="greedy", beam_size=1)
         self.model.train()
-        found, log_probability = self._sample(
+        samples, log_probability = self._sample(
             batch, sample_method="sample", beam_size=1, sample_n=SAMPLES
         )
         with contextlib.redirect_stdout(io.StringIO()):
             reward = self.rewards.get_self_critical_reward(
-                greedy, self._references(batch), found, self.options
+                greedy, self._references(batch), samples, self.options
             )
         advantage = torch.from_numpy(reward).to(log_probability)
-        self._learn(self.self_critical(log_probability, found, advantage))
+        self._update(self.self_critical(log_probability, samples, advantage))
 
     def _mean_of_others(self, batch: Batch) -> None:
         self.model.train()
-        found, log_probability = self._sample(
+        samples, log_probability = self._sample(
             batch, sample_method="sample", beam_size=1, sample_n=SAMPLES, output_logsoftmax=1
         )
         with contextlib.redirect_stdout(io.StringIO()):
-            loss = self.structure(log_probability, found, self._references(batch))["loss"]
-        self._learn(loss)
+            loss = self.structure(log_probability, samples, self._references(batch))["loss"]
+        self._update(loss)
 
     def _beam(self, batch: Batch) -> None:
         self.model.eval()
@@ -253,29 +265,30 @@ class _Peer:
             self._sample(batch, sample_method="beam_search", beam_size=BEAM, sample_n=1)
 
     def print_reward(self, images: int, rounds: int) -> None:
-        """Print what the reward of the same samples takes, and how the two agree."""
+        """Print the time of both rewards for the same samples, and their largest difference."""
         batch = self.ours.training.batch(list(range(images)))
         random = torch.Generator().manual_seed(0)
-        # Real captions, of which every other word is another one, and every unknown one.
+        # Real captions with half of the words and all unknown ones replaced at random.
         samples = batch.tokens_BT.clone()
         other = torch.randint(EOS + 1, self.options.vocab_size, samples.shape, generator=random)
         swapped = (torch.rand(samples.shape, generator=random) < 0.5) & (samples > EOS)
         swapped |= samples == UNK
         samples[swapped] = other[swapped]
-        samples[(samples != EOS).all(1), -1] = EOS  # of captions that were cut
+        samples[(samples != EOS).all(1), -1] = EOS  # captions that were cut have no end
         theirs = torch.tensor(
             [_theirs(row) + [END] * (len(row) - len(_theirs(row))) for row in samples.tolist()]
         )
         references = self._references(batch)
+        reward = MixedReward(self.references, bleu_weight=0)
         seconds: list[tuple[float, float]] = []
         for _ in range(rounds + 1):
             started = time.perf_counter()
-            found = self.ours.reward(batch.image_ids, samples, EOS)
+            rewards = reward(batch.image_ids, samples, EOS)
             between = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):
                 expected = self.rewards.get_scores(references, theirs, self.options)
             seconds.append((between - started, time.perf_counter() - between))
-        difference = np.abs(found.numpy() - expected).max()
+        difference = np.abs(rewards.numpy() - expected).max()
         ours, other_seconds = (median(s) for s in zip(*seconds[1:], strict=True))
         times = [b / a for a, b in seconds[1:]]
         print(
@@ -286,22 +299,22 @@ class _Peer:
 
 
 def _theirs(tokens: list[int]) -> list[int]:
-    """Return token ids of ours in the peer's numbering, with the end but without padding.
+    """Convert our token ids to the peer's numbering, with the end but without padding.
 
-    An unknown word becomes any other: it is read as fast, and neither decoder writes it.
+    Unknown words become word 1: this changes no speed, and neither decoder writes them.
     """
     return [1 if token == UNK else token - EOS for token in tokens if token != PAD]
 
 
-def _give_weights(ours: UpDown, peer: Any) -> None:
-    """Give the peer's Up-Down weights with which it computes what ours does."""
+def _copy_weights(ours: UpDown, peer: Any) -> None:
+    """Copy the weights of our Up-Down to the peer's, so that both compute the same."""
     first, second, core = ours.first_cell, ours.second_cell, peer.core
     inputs = [ours.written_gates.weight, ours.image_gates.weight, ours.word_gates.weight]
     gates = first.gates_size
     words = ours.word_embedding.weight.detach()[
         [BOS, *range(EOS + 1, ours.word_embedding.num_embeddings)]
     ]
-    # The peer's word vectors pass a ReLU: what is added so that they do is taken from the bias.
+    # The peer's word vectors pass a ReLU. A constant makes them positive; the bias subtracts it.
     added = -words.min()
     with torch.no_grad():
         bias = first.bias - added * ours.word_gates.weight.sum(1)

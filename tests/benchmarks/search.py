@@ -1,10 +1,10 @@
-"""Time and memory of the search, by hand:
+"""Time and memory of a search.
 
-    python -m tests.benchmarks.search --run RUN
+    .venv/bin/python -m tests.benchmarks.search --run RUN
 
-For the validation split and for all images of the run's work directory: seconds until a process is
-ready to search, seconds for a query in it, and its peak memory. Training the embedding, which
-happens once, is timed separately and its result deleted.
+Prints, for the validation split and for all images of the run's work directory: seconds until a
+process is ready to search, seconds for a query in it, and its peak memory. The first line includes
+training the embedding, which happens once; its files are deleted at the end.
 """
 
 import json
@@ -15,19 +15,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from argparse import ArgumentParser
+from argparse import SUPPRESS, ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import torch
 
 from decoder.ranking.searcher import Searcher
 from pipeline.work import RunFolder, WorkFolder
+from tests.benchmarks.launch import link_data
 
 QUERIES = 30
 
 
 def measure(run: RunFolder, work: Path, split: str | None) -> dict[str, float]:
-    """Return the figures of this process, which must have run nothing else."""
+    """Search `work` in this process, which must have run nothing else; return its figures."""
     start = time.perf_counter()
     weights = run.best_xe if run.best_xe.exists() else run.best
     searcher = Searcher(run, weights, WorkFolder(work), torch.device("cpu"), split)
@@ -52,12 +53,11 @@ def measure(run: RunFolder, work: Path, split: str | None) -> dict[str, float]:
 
 def main() -> None:
     """Measure in separate processes, in a copy of the work directory without its search folder."""
-    parser = ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, required=True)
-    parser.add_argument("--split")
-    parser.add_argument(
-        "--measure", type=Path, help="measure in this process, in this work directory"
-    )
+    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, required=True, help="run, in its work directory")
+    # Given to the processes that are measured.
+    parser.add_argument("--split", help=SUPPRESS)
+    parser.add_argument("--measure", type=Path, help=SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measure(RunFolder(options.run), options.measure, options.split)))
@@ -65,17 +65,11 @@ def main() -> None:
     run = RunFolder(options.run.resolve())
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder) / "work"
-        (work / "runs").mkdir(parents=True)
-        for name in ("captions.json", "features.h5"):
-            (work / name).symlink_to(run.work.path / name)
-        shutil.copytree(run.path, work / "runs" / "run", ignore=lambda *_: ["state", "tensorboard"])
-        command = [
-            sys.executable,
-            "-m",
-            "tests.benchmarks.search",
-            "--run",
-            str(work / "runs" / "run"),
-        ]
+        copy = WorkFolder(work).run("run")
+        copy.path.parent.mkdir(parents=True)
+        link_data(run.work.path, work)
+        shutil.copytree(run.path, copy.path, ignore=lambda *_: ["state", "tensorboard"])
+        command = [sys.executable, "-m", "tests.benchmarks.search", "--run", str(copy.path)]
         for name, arguments in {
             "trained first, all images": [],
             "all images": [],
@@ -90,9 +84,16 @@ def main() -> None:
             figures = json.loads(done.stdout.splitlines()[-1])
             print(f"{name}: " + ", ".join(f"{k} {v:.4g}" for k, v in figures.items()), flush=True)
         start = time.perf_counter()
-        query = [sys.executable, "-m", "decoder.search", "--run", command[-1], "a dog in the snow"]
+        query = [
+            sys.executable,
+            "-m",
+            "decoder.search",
+            "--run",
+            str(copy.path),
+            "a dog in the snow",
+        ]
         subprocess.run(query, check=True, stdout=subprocess.DEVNULL)
-        print(f"the whole command, from a cold start: {time.perf_counter() - start:.2f} s")
+        print(f"decoder.search, from its start to its end: {time.perf_counter() - start:.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How long training takes to reach a validation CIDEr (beam 5), by one recipe and by another.
+"""Time that training recipes take to reach the same validation CIDEr (beam 5).
 
     .venv/bin/python -m tests.benchmarks.speedrun --work work/flickr8k [--target 0.45] [--rl 5]
         [--recipe "wide: --batch-size 20 --xe.learning-rate 2e-3"]
 
-The baseline trains as peers do: Adam at 5e-4, lowered by a fifth every three epochs, batches of 10
-images, no warm-up, no smoothing of labels, no average of the weights and random ones to begin with,
-the size of the default and an attention as large as the state; then, with --rl, REINFORCE at 5e-5
-and temperature 1. Without --target it is trained first, to its end, and its best CIDEr of each
-phase is the target of the others. Seconds are those of the clock, from the start of the process,
+The baseline is a common recipe: Adam at 5e-4, lowered by a fifth every three epochs, batches of 10
+images, no warm-up, no label smoothing, no averaged weights, random first weights, the default
+hidden size and an attention as large as the state; then, with --rl, REINFORCE at 5e-5 and
+temperature 1. Without --target the baseline trains first, to its end, and its best CIDEr in each
+phase is the target of the other recipes. Seconds are elapsed time from the start of the process,
 with validation.
 """
 
@@ -27,7 +27,8 @@ import tyro
 from decoder import train
 from decoder.training.phases import Phase
 from decoder.training.trainer import Trainer
-from tests.benchmarks.training import link
+from pipeline.work import WorkFolder
+from tests.benchmarks.launch import link_data
 
 BASELINE = [
     *("--batch-size", "10", "--warmup", "0", "--average", "0", "--clip", "1000000"),
@@ -40,12 +41,13 @@ PHASES = ("xe", "rl")
 
 
 class Epoch(NamedTuple):
-    """What a finished epoch has reached."""
+    """Result of an epoch."""
 
     seconds: float
     """Since the start of the process."""
     phase: str
     cider: float
+    """Of the validation captions."""
 
 
 def main(
@@ -57,35 +59,35 @@ def main(
     options: str = "",
     child: str | None = None,
 ) -> None:
-    """Train by every recipe until the target is reached, and print what it took.
+    """Train by every recipe until the target is reached, and print the time it took.
 
     Args:
-        work: a work directory with captions and features.
-        target: the validation CIDEr to reach by cross-entropy; by default the best of the baseline.
-        epochs: of cross-entropy, for the baseline.
-        rl: epochs of REINFORCE, for the baseline; the others then go on to the end of theirs. 0:
-            cross-entropy only.
+        work: work directory with captions and features.
+        target: validation CIDEr to reach by cross-entropy; by default the baseline's best.
+        epochs: of cross-entropy in the baseline.
+        rl: epochs of REINFORCE in the baseline. With more than 0, every recipe trains to its end;
+            with 0, all train by cross-entropy only.
         recipe: further recipes, as "name: options of decoder.train".
         options: options of decoder.train for every recipe, such as "--model att2in".
-        child: train by this recipe, as the benchmark's own processes do.
+        child: used by the processes that this benchmark starts.
     """
     if child is not None:
         sys.exit(_train(*json.loads(child)))
     lengths = ["--xe.epochs", str(epochs), "--rl.epochs", str(rl)]
     recipes = {"baseline": [*BASELINE, *lengths], "default": []}
     for text in recipe:
-        name, _, own = text.partition(":")
-        recipes[name] = own.split()
+        name, _, own_options = text.partition(":")
+        recipes[name] = own_options.split()
     targets = {} if target is None else {"xe": target}
     reached: dict[str, list[Epoch]] = {}
     for name, own in recipes.items():
         if name == "baseline" and target is not None:
             continue
         with tempfile.TemporaryDirectory(dir=work) as scratch:
-            link(work, Path(scratch))
-            every = [*([] if rl else ["--rl.epochs", "0"]), *options.split(), *own]
+            link_data(work, Path(scratch))
+            arguments = [*([] if rl else ["--rl.epochs", "0"]), *options.split(), *own]
             enough = None if rl else targets.get("xe")
-            reached[name] = _follow(Path(scratch), name, every, enough)
+            reached[name] = _follow(Path(scratch), name, arguments, enough)
         for phase in PHASES if name == "baseline" else ():
             ciders = [epoch.cider for epoch in reached[name] if epoch.phase == phase]
             targets |= {phase: max(ciders)} if ciders else {}
@@ -93,13 +95,13 @@ def main(
 
 
 def _follow(work: Path, name: str, options: list[str], target: float | None) -> list[Epoch]:
-    """Train in a process of its own, until an epoch reaches the target; return its epochs."""
+    """Train in a new process until an epoch reaches the target; return the epochs."""
     started = time.perf_counter()
     arguments = ["--run", "run", "--work", str(work), *options]
     child = json.dumps([name == "baseline", arguments])
     command = [sys.executable, "-m", __spec__.name, "--work", str(work), "--child", child]
     process = subprocess.Popen(command)
-    metrics, epochs = work / "runs" / "run" / "metrics.jsonl", []
+    metrics, epochs = WorkFolder(work).run("run").metrics, []
     while True:
         ended = process.poll() is not None
         lines = metrics.read_text().splitlines() if metrics.exists() else []
@@ -112,20 +114,20 @@ def _follow(work: Path, name: str, options: list[str], target: float | None) -> 
                 return epochs
         if ended:
             if process.returncode:
-                raise SystemExit(f"{' '.join(options)}: decoder.train ended in an error")
+                raise SystemExit(f"decoder.train {' '.join(options)}: status {process.returncode}")
             return epochs
         time.sleep(0.1)
 
 
 def _print(reached: dict[str, list[Epoch]], targets: dict[str, float]) -> None:
-    told = ", ".join(f"{cider:.3f} ({phase})" for phase, cider in targets.items())
-    print(f"\ntarget: validation CIDEr {told}; {torch.get_num_threads()} threads\n")
+    text = ", ".join(f"{cider:.3f} ({phase})" for phase, cider in targets.items())
+    print(f"\ntarget: validation CIDEr {text}; {torch.get_num_threads()} threads\n")
     print("| recipe | phase | seconds to target | of baseline | epochs | best | all seconds |")
     print("|---|---|---|---|---|---|---|")
     times: dict[tuple[str, str], float] = {}
     for name, epochs in reached.items():
         for phase in targets:
-            # Whatever phase it is in: what counts is the captions.
+            # In any phase: an epoch of REINFORCE may reach the target of cross-entropy.
             hits = [(n, e) for n, e in enumerate(epochs, 1) if e.cider >= targets[phase]]
             count, took, share = "", "not reached", ""
             if hits:
@@ -138,8 +140,11 @@ def _print(reached: dict[str, list[Epoch]], targets: dict[str, float]) -> None:
             print(f"{epochs[-1].seconds:.0f} |", flush=True)
 
 
-def _train(as_peers: bool, arguments: list[str]) -> int:
-    """Run decoder.train, the rates as peers have them: falling by steps, then constant."""
+def _train(baseline: bool, arguments: list[str]) -> int:
+    """Run decoder.train, with the learning rates of the baseline if `baseline`.
+
+    They fall in steps during cross-entropy and are constant during REINFORCE.
+    """
 
     def rate(trainer: Trainer, phase: Phase, step: int) -> float:
         if phase.name != "xe":
@@ -147,7 +152,7 @@ def _train(as_peers: bool, arguments: list[str]) -> int:
         epoch = step // trainer.training.batches_per_epoch
         return trainer.options.xe.learning_rate * DECAY ** (epoch // EVERY)
 
-    if as_peers:
+    if baseline:
         Trainer._learning_rate = rate  # type: ignore[method-assign]
     return train.main(arguments)
 

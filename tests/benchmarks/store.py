@@ -1,11 +1,10 @@
-"""What a stored image takes, how fast rows are read, and in how much memory for stores of any size.
+"""Size of a stored image, and speed and memory of reading stores of several sizes.
 
-    .venv/bin/python tests/benchmarks/store.py --work work/flickr8k [--folder DIR] [--seconds 10]
+    .venv/bin/python -m tests.benchmarks.store --work work/flickr8k [--folder DIR] [--seconds 10]
 
-WORK has a float16 store; 5 GB are needed beside it, or in --folder, for the time of the benchmark.
-The second table reads stores that the page cache does not hold: after every batch the kernel is
-told to forget the file, so that each row comes from the disk, as from a store larger than the
-memory. A process of its own reads each store, with the prefetcher that trains.
+WORK has a float16 store. The benchmark writes up to 5 GB of temporary files to WORK or --folder.
+For the second table a new process reads each store. It drops the file from the page cache after
+every batch, so that each row comes from the disk, as from a store larger than the memory.
 """
 
 import itertools
@@ -22,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from decoder.data.readers import _read_ahead
 from features.parts import PartWriter
 from features.row_format import Packed, Record, RowFormat
 from features.store import STORED, FeatureStore
 from features.store_writing import begin, merge, write_store
+from pipeline.work import WorkFolder
 
 KINDS = (("float16", "none"), ("float16", "deflate"), ("int8", "deflate"))
 COCO, COCO_VALUES, COCO_REGIONS = 123_287, 50 * 2048, 49 * 2048
@@ -43,16 +42,16 @@ def main(
     """Print both tables.
 
     Args:
-        work: a work directory with a float16 store.
-        folder: where to write stores for the time of the benchmark; by default in WORK.
-        images: of WORK's store, how many the first table copies.
-        seconds: how long each store is read.
-        read: a store to read instead, as the second table's processes do.
+        work: work directory with a float16 store.
+        folder: folder for temporary stores; WORK by default.
+        images: number of images of WORK's store that the first table copies.
+        seconds: time for which each store is read.
+        read: used by the processes that this benchmark starts.
     """
     if read is not None:
         print(json.dumps(_read_cold(read, seconds)))
         return
-    store = FeatureStore(work / "features.h5")
+    store = FeatureStore(WorkFolder(work).features)
     with tempfile.TemporaryDirectory(dir=folder or work) as temporary:
         _sizes(store, Path(temporary), images, seconds)
         print()
@@ -95,7 +94,7 @@ def _copy(store: FeatureStore, rows: np.ndarray, path: Path, dtype: str, compres
 
 
 def _rates(stores: list[FeatureStore], seconds: float) -> list[float]:
-    """Read random batches from each store in turns, and return rows a second of each."""
+    """Read random batches from the stores in turn; return the rows a second of each."""
     spent, read = np.zeros(len(stores)), np.zeros(len(stores))
     random = np.random.default_rng(0)
     while spent.sum() < seconds:
@@ -115,16 +114,24 @@ def _memory(store: FeatureStore, folder: Path, seconds: float, training: float) 
     for times in (1, 4, 16):
         path = folder / "repeated.h5"
         _repeat(store, times, path)
-        command = [sys.executable, __file__, "--work", ".", "--read", str(path)]
-        found = json.loads(subprocess.check_output([*command, "--seconds", str(seconds)]))
-        share = f"{found['rate'] / training:.0f} x" if training else "?"
+        command = [
+            sys.executable,
+            "-m",
+            "tests.benchmarks.store",
+            "--work",
+            ".",
+            "--read",
+            str(path),
+        ]
+        figures = json.loads(subprocess.check_output([*command, "--seconds", str(seconds)]))
+        share = f"{figures['rate'] / training:.0f} x" if training else "?"
         size = path.stat().st_size / 1e9
-        print(f"{times:>3} x  {size:>6.2f}{found['images']:>10,}{found['rate']:>8,.0f}", end="")
-        print(f"{share:>13}{found['resident']:>14,.0f}{found['added']:>12,.0f}")
+        print(f"{times:>3} x  {size:>6.2f}{figures['images']:>10,}{figures['rate']:>8,.0f}", end="")
+        print(f"{share:>13}{figures['resident']:>14,.0f}{figures['added']:>12,.0f}")
 
 
 def _repeat(store: FeatureStore, times: int, path: Path) -> None:
-    """Write a store that has every stored row of `store` so many times."""
+    """Write a store with every stored row of `store` repeated `times` times."""
     stored = np.flatnonzero(store.status == STORED)
 
     def records() -> Iterator[Record]:
@@ -137,23 +144,20 @@ def _repeat(store: FeatureStore, times: int, path: Path) -> None:
 
 
 def _read_cold(path: Path, seconds: float) -> dict[str, float]:
-    """Read random batches of a store for a while; rows a second and peak resident MB."""
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of importing torch
+    """Read random batches of a store for `seconds`; return rows a second and peak resident MB."""
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which importing torch has set
     before = _peak()
     store = FeatureStore(path)
     file = os.open(path, os.O_RDONLY)
     random = np.random.default_rng(0)
-    start = time.perf_counter()
-
-    def batches() -> Iterator[np.ndarray]:
-        while time.perf_counter() - start < seconds:
-            yield random.integers(len(store), size=BATCH)
-
-    def read(rows: np.ndarray) -> int:
+    start, read = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
-        return len(store.grid(rows)) + 0 * len(store.pooled(rows))
-
-    rate = sum(_read_ahead(read, batches())) / (time.perf_counter() - start)
+        rows = random.integers(len(store), size=BATCH)
+        store.grid(rows)
+        store.pooled(rows)
+        read += BATCH
+    rate = read / (time.perf_counter() - start)
     return {"rate": rate, "images": len(store), "resident": _peak(), "added": _peak() - before}
 
 
@@ -163,9 +167,9 @@ def _peak() -> float:
 
 
 def _training(work: Path) -> float:
-    """Return how many images a second the fastest run in WORK trained on, or 0 if there is none."""
-    images = json.loads((work / "captions.json").read_text())
-    captions = len(images["annotations"]) / len(images["images"])
+    """Return the images a second of the fastest training in WORK, or 0 if it has no runs."""
+    table = json.loads(WorkFolder(work).captions.read_text())
+    captions = len(table["annotations"]) / len(table["images"])
     rates = [
         json.loads(line)["captions_per_second"] / captions
         for path in work.glob("runs/*/metrics.jsonl")

@@ -1,0 +1,148 @@
+"""Time workloads in interleaved rounds, as shares of the rate of a large matrix product.
+
+Workloads take turns, so that whatever else the machine does slows all of them alike.
+"""
+
+import ctypes
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+from decoder.training.trainer import Trainer
+
+SIDE = 1024  # of the square matrices whose product sets the peak rate
+_PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::addmv", "aten::addmv_", "aten::bmm")
+_CPU = torch.device("cpu")
+
+
+class Work(NamedTuple):
+    """What one run of a workload did."""
+
+    count: int
+    """Captions in cross-entropy, else images."""
+    operations: float = 0.0
+    """Floating-point operations that the model needs; 0 if they are not counted."""
+    outside: float = 0.0
+    """Seconds spent outside the decoder."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A training step or a search on one batch."""
+
+    phase: str
+    model: str
+    images: int
+    trainer: Trainer
+    """Has the decoder, and takes the step if it is one."""
+    run: Callable[[], Work]
+    """Does the work once."""
+
+
+@dataclass
+class Timing:
+    """Measurements of a workload, one a round."""
+
+    workload: Workload
+    seconds: list[float] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    """Rate of operations as a share of the peak rate."""
+    outside: list[float] = field(default_factory=list)
+    """Seconds spent outside the decoder."""
+    count: int = 0
+    """Captions in cross-entropy, else images."""
+    memory: float = 0.0
+    """Most memory that a run added to the resident memory, MB."""
+
+    @property
+    def per_second(self) -> float:
+        """Captions or images a second."""
+        return self.count / median(self.seconds)
+
+
+def time_interleaved(
+    workloads: Sequence[Workload],
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+    device: torch.device = _CPU,
+) -> tuple[list[Timing], float]:
+    """Run every workload once a round.
+
+    Returns:
+        The measurements of each workload, and the peak rate: the median rate of a large float32
+        product, in operations a second.
+    """
+    matrix, product = torch.randn(SIDE, SIDE, device=device), torch.empty(SIDE, SIDE, device=device)
+
+    def peak_rate() -> float:
+        _synchronise(device)
+        started = clock()
+        for _ in range(8):
+            torch.mm(matrix, matrix, out=product)
+        _synchronise(device)
+        return 8 * 2 * SIDE**3 / (clock() - started)
+
+    peak_rate()  # the first product is slower
+    peaks = [peak_rate()]
+    timings = [Timing(workload) for workload in workloads]
+    for turn in range(rounds + 1):  # the first round allocates memory and prepares the reward
+        for timing in timings:
+            before = peak_rate()
+            resident = _reset_peak_memory()
+            _synchronise(device)
+            started = clock()
+            work = timing.workload.run()
+            _synchronise(device)
+            seconds = clock() - started
+            if turn:
+                peaks.append(peak_rate())
+                timing.seconds.append(seconds)
+                timing.shares.append(work.operations / seconds / max(before, peaks[-1]))
+                timing.outside.append(work.outside)
+                timing.count = work.count
+                timing.memory = max(timing.memory, _peak_memory() - resident)
+    return timings, median(peaks)
+
+
+def profile(workload: Workload) -> dict[str, float]:
+    """Run the workload once; return the share of its time that each torch operation takes.
+
+    All matrix products count as one operation; operations below 1 % are summed as "others".
+    """
+    with torch.profiler.profile() as profiler:
+        workload.run()
+    times: Counter[str] = Counter()
+    for event in profiler.key_averages():
+        name = "products" if event.key in _PRODUCTS else event.key.removeprefix("aten::")
+        times[name] += event.self_cpu_time_total
+    total = times.total()
+    shares = {name: time / total for name, time in times.most_common() if time >= total / 100}
+    return {**shares, "others": 1 - sum(shares.values())}
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _reset_peak_memory() -> float:
+    """Return free memory to the system, reset the peak, and return the resident memory in MB."""
+    with suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    return _peak_memory()
+
+
+def _peak_memory() -> float:
+    """Return the peak resident memory in MB, or NaN where the system does not report it."""
+    with suppress(OSError):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))
+    return float("nan")
