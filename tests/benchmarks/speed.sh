@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The figures of README.md beside this file, in one run: 45 minutes on two cores, which need to be idle.
-# The time to quality, another hour and a half, is tests/benchmarks/speedrun.py.
+# Measures the first five sections of README.md in one run: 45 minutes on two idle cores.
+# Time to quality takes another hour and a half: tests/benchmarks/speedrun.py.
 #   tests/benchmarks/speed.sh PEER WORK RUN
-# PEER: a clone, see tests/benchmarks/peer.py. WORK: a work directory with the features of Flickr8k.
-# RUN: an Up-Down with LSTM cells, trained, in its own work directory.
+# PEER: a clone of ImageCaptioning.pytorch (see tests/benchmarks/peer.py). WORK: a work directory with the features of Flickr8k.
+# RUN: a run of Up-Down with LSTM cells, in its work directory.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 

@@ -1,7 +1,7 @@
-"""Fuzz every reader of files for some minutes: `python -m tests.fuzz.run --minutes 5`.
+"""Fuzz every reader of files: `python -m tests.fuzz.run --minutes 5`.
 
-Every reader runs in a process of its own with limited memory and time, so that crashes and hangs
-are noticed too. The script prints the cases tried and the failures, and keeps failing files.
+Each reader runs in a new process with limited memory and time, so that crashes and hangs are
+noticed too. Prints the number of files tried, read and failed, and keeps the failing ones.
 """
 
 import argparse
@@ -31,7 +31,7 @@ def finished_work(work: Path) -> Path:
     """Make a small work directory with the run "small", captioned and scored."""
     shapes = ["--dataset", "shapes", "--images", "20", "--min-count", "2", "--work", str(work)]
     if prepare.main(shapes) or extract.main(["--work", str(work), "--backbone", LITE0]):
-        raise SystemExit("the work directory could not be made")
+        raise SystemExit("could not create the work directory; the messages above say why")
     finish(work)
     return work
 
@@ -41,8 +41,8 @@ def _too_slow(*_: object) -> None:
 
 
 def try_cases(work: Path, name: str, seconds: float, seed: int, counts: list[int]) -> None:
-    """Damage and read files for `seconds`; `counts` becomes [tried, read, failed]."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # where libtiff reports every damage
+    """Damage and read files for `seconds`; add to `counts` the files [tried, read, failed]."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints each damage there
     with tempfile.TemporaryDirectory() as temporary:
         reader = next(r for r in readers(work, Path(temporary)) if r.name == name)
         signal.signal(signal.SIGALRM, _too_slow)
@@ -76,11 +76,12 @@ def try_cases(work: Path, name: str, seconds: float, seed: int, counts: list[int
 
 
 def main() -> int:
+    """Fuzz the readers one after another; return 1 if any failed."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=5)
+    parser.add_argument("--minutes", type=float, default=5, help="of all readers together")
     parser.add_argument("--seed", type=int, default=time.time_ns())
     parser.add_argument("--only", default="", help="try only readers whose name contains this")
-    parser.add_argument("--work", type=Path, help="work directory of an earlier call")
+    parser.add_argument("--work", type=Path, help="work directory; created here if it has no runs")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         work = options.work or Path(temporary, "work")
