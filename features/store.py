@@ -24,6 +24,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -34,7 +35,8 @@ import h5py
 import numpy as np
 
 from features.commands import EXTRACT
-from features.errors import UserError, first_few
+from features.errors import AccessError, UserError, first_few, unreadable
+from features.files import reading
 from features.row_format import Packed, Record, RowFormat, checksum, to_float32
 
 FORMAT = 2
@@ -101,27 +103,50 @@ class FeatureStore:
         status: uint8 [N], `STORED` or `FAILED`.
 
     Raises:
+        AccessError: the file cannot be read now, for example because another program writes to it.
         UserError: the file is missing, truncated, not a feature store or has another format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDONLY)
-            self._identity = _identity(os.fstat(self._file))
-            with h5py.File(path, "r") as file:
+            with reading(path):
+                self._file = os.open(path, os.O_RDONLY)
+                self._identity = _identity(os.fstat(self._file))
+            # A store never changes, so it needs no lock, and some network disks have none.
+            with h5py.File(path, "r", locking=False) as file:
                 self._read_layout(file)
+            with reading(path):
+                replaced = _identity(path.stat()) != self._identity
         except FileNotFoundError as error:
             raise UserError(f"{path} is not there; create it with {EXTRACT}") from error
         except _DAMAGED as error:
-            why = " ".join(str(error).split())  # HDF5's messages have line breaks
-            raise UserError(
-                f"{path} is not a feature store, or is damaged ({why}); delete it and run "
-                f"{EXTRACT} again"
-            ) from error
-        if _identity(path.stat()) != self._identity:
+            raise self._opening_error(error) from error
+        if replaced:
             raise self._replaced()
         self.fingerprint = fingerprint(self.description)
+
+    def _opening_error(self, error: Exception) -> UserError:
+        """Return what an exception of h5py means: an error of access, or one of the content."""
+        why = " ".join(str(error).split())  # HDF5's messages have line breaks
+        number = getattr(error, "errno", None) or _errno_in(why)
+        if number:
+            return unreadable(self.path, OSError(number, os.strerror(number)))
+        if "already open for" in why:  # a mark in the file, which a killed program leaves there
+            return AccessError(
+                f"{self.path} is open for writing in another program, or was when that program was "
+                "killed; close it there; if no program has it open, remove the mark with "
+                f"h5clear --status {self.path} (a tool of HDF5)"
+            )
+        try:  # the file is blamed only if it can be read
+            for start in range(0, self._identity.size, max(1, self._identity.size // 8)):
+                os.pread(self._file, 4096, start)
+        except OSError as failure:
+            return unreadable(self.path, failure)
+        return UserError(
+            f"{self.path} is not a feature store, or is damaged ({why}); delete it, or move it "
+            f"away if it is not ours, and run {EXTRACT} again"
+        )
 
     def _read_layout(self, file: h5py.File) -> None:
         types = {key: file.attrs.get_id(key).dtype for key in file.attrs}
@@ -234,6 +259,7 @@ class FeatureStore:
             views: the view of each row; by default the first.
 
         Raises:
+            AccessError: the store cannot be read now.
             UserError: a row is damaged.
         """
         out = np.empty((len(rows), self.row_format.regions, self.row_format.channels), np.float32)
@@ -251,13 +277,19 @@ class FeatureStore:
         return out
 
     def check(self, row: int) -> str:
-        """Return what is wrong with a stored row, or an empty string."""
+        """Return what is wrong with a stored row, or an empty string.
+
+        Raises:
+            AccessError: the store cannot be read now.
+        """
         for view, name in enumerate(self.row_format.views):
             for read in (self._pooled, self._grid):
                 try:
                     read(row, view)
-                except (ValueError, OSError) as error:
+                except ValueError as error:
                     return f"view {name}: {error}"
+                except OSError as error:
+                    raise unreadable(self.path, error) from error
         return ""
 
     def record(self, row: int) -> Record:
@@ -318,8 +350,11 @@ class FeatureStore:
 
     def _bytes(self, start: int, count: int) -> bytes:
         data = os.pread(self._file, count, start)
-        if len(data) != count:
-            raise ValueError("the file has become shorter")
+        while len(data) < count:  # a network disk may return less than was asked for
+            more = os.pread(self._file, count - len(data), start + len(data))
+            if not more:
+                raise ValueError("the file has become shorter")
+            data += more
         return data
 
     @contextmanager
@@ -327,7 +362,9 @@ class FeatureStore:
         """Turn an error of reading a row into a UserError that names the image."""
         try:
             yield
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except ValueError as error:
             name = f", view {self.row_format.views[view]}" if view else ""
             raise UserError(
                 f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {EXTRACT} "
@@ -342,7 +379,10 @@ class FeatureStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._file = os.open(self.path, os.O_RDONLY)
+        try:
+            self._file = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise unreadable(self.path, error) from error
         if _identity(os.fstat(self._file)) != self._identity:
             raise self._replaced()
 
@@ -367,6 +407,12 @@ def layout(count: int, row_format: RowFormat) -> dict[str, tuple[tuple[int, ...]
     if row_format.dtype.kind == "i":
         sets["scale"] = ((channels,), np.dtype("<f4"))
     return sets
+
+
+def _errno_in(message: str) -> int | None:
+    """Return the error number that HDF5 wrote into a message, None if there is none."""
+    number = re.search(r"errno = (\d+)", message)
+    return int(number[1]) if number else None
 
 
 def _identity(status: os.stat_result) -> _Identity:
