@@ -55,6 +55,19 @@ def test_a_median_rank_beyond_the_candidates_is_not_invented(tmp_path, capsys):
     assert "over 1" in capsys.readouterr().out
 
 
+def test_the_recall_of_another_ranking_and_the_ranking_itself_are_not_overwritten(tmp_path, capsys):
+    for name in ("ranking_val.npz", "val.npz"):
+        np.savez_compressed(tmp_path / name, **ranking())
+    ranked = (tmp_path / "val.npz").read_bytes()
+    assert retrieve.main(["--ranking", str(tmp_path / "ranking_val.npz"), "--bootstrap", "0"]) == 0
+    assert retrieve.main(["--ranking", str(tmp_path / "val.npz"), "--bootstrap", "0"]) == 2
+    assert "retrieval_val.json belongs to --ranking" in capsys.readouterr().err
+    own = str(tmp_path / "val.npz")
+    assert retrieve.main(["--ranking", own, "--out", own]) == 2
+    assert "is the file of --ranking" in capsys.readouterr().err
+    assert (tmp_path / "val.npz").read_bytes() == ranked
+
+
 @pytest.mark.parametrize(
     "changed",
     [
