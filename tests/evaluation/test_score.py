@@ -1,5 +1,6 @@
 """`python -m evaluation.score`, through its command line."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from pycocoevalcap.tokenizer import ptbtokenizer
 from evaluation.java import find_java
 from evaluation.outputs import retrieval_path, scores_path
 from evaluation.score import main
+from features.errors import UserError
 from pipeline import captions
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -264,32 +266,42 @@ def test_the_results_of_two_files_have_different_names():
 
 
 def test_scores_of_other_results_or_references_are_never_overwritten(
-    work, write_results, written, capsys
+    work, write_results, written, monkeypatch, capsys
 ):
+    def begin(*_: object) -> None:
+        raise UserError("the scoring begins")
+
+    monkeypatch.setattr("evaluation.score.score", begin)
     folder = work / "runs" / "first"
-    assert score(work, write_results(written, "model_a.json"), "--bootstrap", "0") == 0
-    first = (folder / "scores_model_a_val.json").read_text()
-    # Their default names are the same by chance.
+    own = write_results(written, "model_a.json")
+    scores = folder / "scores_model_a_val.json"
+    recorded = {"results": str(own), "captions": str(work / "captions.json"), "per_image": {}}
+    scores.write_text(json.dumps(recorded))
+
+    def error(*options: str) -> str:
+        capsys.readouterr()
+        assert main(list(options)) == 2
+        return capsys.readouterr().err
+
+    table = str(work / "captions.json")
+    assert "the scoring begins" in error("--captions", table, "--results", str(own))
+    # Another file whose default is the same by chance, and the same against other references.
     other = write_results(written, "captions_model_a_val.json")
-    capsys.readouterr()
-    assert score(work, other) == 2
-    error = capsys.readouterr().err
-    assert "scores_model_a_val.json belongs to --results" in error
-    assert "choose another --out" in error
-    # The same results against other references.
+    found = error("--captions", table, "--results", str(other), "--force")
+    assert f"{scores} belongs to --results {own}" in found
+    assert "choose another --out" in found
     shutil.copy(work / "captions.json", work / "others.json")
-    same = str(folder / "model_a.json")
-    assert main(["--captions", str(work / "others.json"), "--results", same, "--force"]) == 2
-    assert "belongs to --captions" in capsys.readouterr().err
-    for path in (folder / "model_a.json", work / "captions.json", folder / "notes.txt"):
-        before = path.read_text() if path.exists() else path.write_text("my notes") and "my notes"
-        assert score(work, folder / "model_a.json", "--out", str(path), "--force") == 2
-        assert "choose another --out" in capsys.readouterr().err
-        assert path.read_text() == before
-    assert (folder / "scores_model_a_val.json").read_text() == first
-    # A folder that was moved is still the same.
-    moved = folder.rename(work / "runs" / "second")
-    assert score(work, moved / "model_a.json") == 0
+    found = error("--captions", str(work / "others.json"), "--results", str(own), "--force")
+    assert f"{scores} belongs to --captions" in found
+    (folder / "notes.txt").write_text("my notes")
+    for path in (own, work / "captions.json", folder / "notes.txt"):
+        given = ["--captions", table, "--results", str(own), "--out", str(path), "--force"]
+        assert "choose another --out" in error(*given)
+    # Scores that the user names may be replaced, and a folder that was moved is still the same.
+    given = ["--captions", table, "--results", str(other), "--out", str(scores)]
+    assert "the scoring begins" in error(*given)
+    moved = folder.rename(work / "runs" / "second") / "model_a.json"
+    assert "the scoring begins" in error("--captions", table, "--results", str(moved))
 
 
 def coco(work: Path, name: str = "captions_val2014.json", **changed) -> Path:
@@ -326,13 +338,12 @@ def test_results_are_scored_against_any_coco_captions_file(work, write_results, 
     path = results.with_name("scores_results_val2014.json")
     record = json.loads(path.read_text())
     assert (record["split"], record["images"], record["left_out"]) == ("val2014", 5, 10)
-    references = {
-        image.id: [caption.text for caption in image.captions]
-        for image in captions.load(work / "captions.json").images
-        if image.id < 6
-    }
-    expected = official(references, {i: written[i] for i in references})
-    assert record["corpus"] == expected["corpus"]
+    expected = {}
+    for annotation in json.loads((work / "captions.json").read_text())["annotations"]:
+        expected.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    compared = json.dumps([(image, expected[image]) for image in range(1, 6)])
+    assert record["references"] == hashlib.sha256(compared.encode()).hexdigest()
+    assert record["diagnostics"]["new_captions"] is None  # the file has no training captions
     assert main(["--table", str(path)]) == 0
     assert "val2014 split, 5 images" in capsys.readouterr().out
 
