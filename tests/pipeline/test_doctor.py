@@ -302,7 +302,7 @@ def test_each_kind_of_damage_is_reported_with_advice(
 def test_files_that_cannot_be_read_now_are_not_called_damaged(
     work: Path, healthy: None, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    open_elsewhere = "import h5py, os, sys; h5py.File(sys.argv[1], 'r+'); os._exit(0)"
+    open_elsewhere = "import h5py, os, sys; file = h5py.File(sys.argv[1], 'r+'); os._exit(0)"
     subprocess.run([sys.executable, "-c", open_elsewhere, work / "features.h5"], check=True)
     (work / "vocabulary.json").unlink()
     os.mkfifo(work / "vocabulary.json")
