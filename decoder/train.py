@@ -24,7 +24,7 @@ from evaluation.validation import Validator
 from features.commands import TRAIN
 from features.devices import choose_device
 from features.distributed import broadcast, own_device, process_group, rank, world_size
-from features.errors import UserError
+from features.errors import AccessError, UserError
 from features.files import read_json, write_json
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
@@ -140,6 +140,8 @@ def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
         try:
             state.restore()
             return True
+        except AccessError:
+            raise  # the state may be intact
         except UserError as error:
             if not force:
                 raise

@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from features.errors import unreadable
+from features.files import reading
+
 # Unpacked; a hundred times the attention of a thousand images.
 _MOST_BYTES = 2**30
 # What numpy may raise for a damaged .npz or another file. It parses the headers of arrays with
@@ -35,9 +38,12 @@ def read(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
 
     Raises:
         FileNotFoundError: the file does not exist.
+        AccessError: it cannot be read.
         ValueError: it is damaged or not a .npz, lacks an array, or unpacks to more than a gigabyte.
     """
     try:
+        with reading(path), path.open("rb") as bytes_:
+            bytes_.read(1)
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > _MOST_BYTES:
@@ -47,4 +53,6 @@ def read(path: Path, names: Iterable[str]) -> list[NDArray[Any]]:
     except FileNotFoundError:
         raise
     except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:  # numpy's own have no number
+            raise unreadable(path, error) from error
         raise ValueError(str(error)) from error

@@ -16,6 +16,9 @@ class ScoreOptions:
         "Score the captions of the test split": (
             "--captions work/captions.json --results work/runs/first/captions_test.json"
         ),
+        "Score results on COCO as they are": (
+            "--captions annotations/captions_val2014.json --results results.json"
+        ),
         "Compare two runs": "--table work/runs/first work/runs/second",
         "Compare two models, each with several seeds": (
             "--table LSTM='work/runs/lstm-*' GRU='work/runs/gru-*'"
@@ -34,7 +37,7 @@ class ScoreOptions:
     )
 
     captions: Path | None = None
-    """The reference captions, WORK/captions.json."""
+    """The reference captions: WORK/captions.json, or any COCO captions file."""
     results: Path | None = None
     """The captions to score, in COCO results format."""
     table: tuple[str, ...] = ()
@@ -43,13 +46,16 @@ class ScoreOptions:
     markdown: bool = False
     """With --table: print Markdown, with a row for each run."""
     split: str | None = None
-    """The split to score: train, val or test; by default that of the results."""
+    """The split of WORK/captions.json to score: train, val or test; by default that of the
+    results."""
     out: Path | None = None
-    """The scores file to write; by default scores_SPLIT.json beside the results."""
+    """The scores file to write; by default, beside the results, scores_X.json for captions_X.json
+    and scores_NAME_SPLIT.json for NAME.json."""
     spice: bool = False
     """Score SPICE too; needs Java 8 and a download of 384 MB."""
     partial: bool = False
-    """Score only the images that have a caption; CIDEr then has other document frequencies."""
+    """Score WORK/captions.json even if images of the split have no caption; any other COCO file is
+    scored like this."""
     bootstrap: int = 1000
     """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
@@ -119,7 +125,7 @@ class RetrieveOptions:
     ranking: Path
     """The ranking, RUN/ranking_SPLIT.npz, that decoder.search --split wrote."""
     out: Path | None = None
-    """The file to write; by default retrieval_SPLIT.json beside the ranking."""
+    """The file to write; by default retrieval_X.json beside ranking_X.npz."""
     bootstrap: int = 1000
     """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0

@@ -1,6 +1,7 @@
 """Captions that a model wrote, in COCO results files, and how they match a caption table."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 from features.commands import CAPTION
@@ -24,10 +25,12 @@ def read(path: Path) -> dict[int, str]:
         )
     wrong = [number for number, entry in enumerate(content, 1) if not _is_result(entry)]
     if wrong:
+        quoted = any(isinstance(e, dict) and type(e.get("image_id")) is str for e in content)
+        hint = "; an id in quotes is text: write it without quotes" if quoted else ""
         raise UserError(
             f'{path}: {len(wrong)} entries are not like {{"image_id": 1, "caption": "a dog"}}, an '
             f"integer and a text: number {first_few(wrong)}; the first is "
-            f"{str(content[wrong[0] - 1])[:200]}"
+            f"{str(content[wrong[0] - 1])[:200]}{hint}"
         )
     counts = Counter(entry["image_id"] for entry in content)
     twice = [image for image, count in counts.items() if count > 1]
@@ -68,27 +71,35 @@ def split_of(results: dict[int, str], table: CaptionTable, path: Path) -> str:
 
 
 def match(
-    results: dict[int, str], table: CaptionTable, split: str, path: Path, partial: bool
+    results: dict[int, str],
+    references: Mapping[int, list[str]],
+    where: str,
+    path: Path,
+    partial: bool,
 ) -> dict[int, list[str]]:
     """Return the reference captions, by image id, of the images in `results`.
 
+    Args:
+        results: captions by image id.
+        references: the reference captions of each image.
+        where: what these images are, for messages.
+        path: the file of the results.
+        partial: accept results that lack images.
+
     Raises:
-        UserError: `results` (read from `path`) has images that are not in `split` or have no
-            reference captions, or, unless `partial` is set, lacks images of the split.
+        UserError: `results` has images that are not in `references` or have no reference captions,
+            or, unless `partial` is set, lacks some.
     """
-    references = {
-        image.id: [caption.text for caption in image.captions] for image in table.split(split)
-    }
     strange = [image for image in results if image not in references]
     if strange:
         raise UserError(
-            f"{path}: {len(strange)} of {len(results)} image ids are not in the split {split}: "
+            f"{path}: {len(strange)} of {len(results)} image ids are not in {where}: "
             f"{first_few(strange)}"
         )
     missing = [image for image in references if image not in results]
     if missing and not partial:
         raise UserError(
-            f"{path}: {len(missing)} of the {len(references)} images of the split {split} have no "
+            f"{path}: {len(missing)} of the {len(references)} images of {where} have no "
             f"caption: {first_few(missing)}; caption them, or score only the others with --partial"
         )
     bare = [image for image in results if not references[image]]

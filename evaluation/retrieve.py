@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from evaluation.options import RetrieveOptions
+from evaluation.outputs import check_out, retrieval_path
 from evaluation.recall import CUTOFFS, PASSES, read, summarize
 from features.files import write_json
 from pipeline.command import run
@@ -21,10 +22,11 @@ PUBLISHED: dict[str, Recalls] = {
 
 def retrieve(options: RetrieveOptions) -> None:
     """Report recall and median rank of a split that decoder.search ranked, in both directions."""
-    name = options.ranking.stem.removeprefix("ranking_")
-    out = options.out or options.ranking.with_name(f"retrieval_{name}.json")
+    out = options.out or retrieval_path(options.ranking)
+    check_out(out, {"ranking": options.ranking}, options.out is not None, "image to text")
     images, captions, candidates, ranks = read(options.ranking)
-    record: dict[str, Any] = {"images": images, "captions": captions, "candidates": candidates}
+    record: dict[str, Any] = {"ranking": str(options.ranking)}
+    record |= {"images": images, "captions": captions, "candidates": candidates}
     for (direction, stage), of_pass in ranks.items():
         summary = summarize(of_pass, images, options.bootstrap, options.seed)
         record.setdefault(direction, {})[stage] = summary

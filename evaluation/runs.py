@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 
 from evaluation import npz, results, scores
 from evaluation.recorded_commands import recorded_commands
+from evaluation.references import captions_of
 from evaluation.scores import Scores
 from features.commands import CAPTION, TRAIN
 from features.errors import UserError
-from features.files import read_json
+from features.files import read_json, reading
 from pipeline import captions
 from pipeline.captions import SPLITS, CaptionTable
 from pipeline.work import RunFolder
@@ -96,7 +97,8 @@ def load(run: RunFolder, split: str) -> Run:
     table = captions.load(run.work.captions)
     config = _load_config(run.config)
     written = results.read(run.captions(split))
-    results.match(written, table, split, run.captions(split), partial=True)
+    references = captions_of(table.split(split))
+    results.match(written, references, f"the split {split}", run.captions(split), partial=True)
     return Run(
         name=run.path.resolve().name,
         split=split,
@@ -137,7 +139,8 @@ def _load_epochs(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     epochs = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    with reading(path):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     for number, line in enumerate(lines, 1):
         try:
             epoch = json.loads(line)

@@ -5,20 +5,20 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from evaluation import spice
 from evaluation.bootstrap import intervals
 from evaluation.diagnostics import diagnose, share_of_new
 from evaluation.options import ScoreOptions
-from evaluation.results import match, read, split_of
+from evaluation.outputs import check_out, scores_path
+from evaluation.references import choose
+from evaluation.results import read
 from evaluation.scores import Scores
 from evaluation.scores import load as load_scores
 from evaluation.table import compare
 from evaluation.toolkit import METRICS, Captions, score, versions
 from evaluation.validation import tokenize_without_java
 from features.files import write_json
-from pipeline.captions import CaptionTable, load
 from pipeline.command import run
 from pipeline.up_to_date import Stamp
 
@@ -38,12 +38,15 @@ def score_captions(options: ScoreOptions) -> None:
         return
     if options.spice:
         spice.check_available()
-    captions = load(options.captions)
+    inputs = {"results": options.results, "captions": options.captions}
     results = read(options.results)
-    split = options.split or split_of(results, captions, options.results)
-    references = match(results, captions, split, options.results, options.partial)
-    out = options.out or scores_path(options.results, split)
-    stamp = Stamp(out.parent, out.stem, options, [options.captions, options.results])
+    chosen = choose(options.captions, results, options.results, options.split, options.partial)
+    references = chosen.captions
+    out = options.out or scores_path(options.results, chosen.name)
+    check_out(out, inputs, options.out is not None, "per_image")
+    # The name begins so in any case: --out train.json must not replace the record of a training.
+    stage = out.stem if out.stem.startswith("scores") else f"scores_{out.stem}"
+    stamp = Stamp(out.parent, stage, options, [options.captions, options.results])
     if not options.force and stamp.holds():
         print("score: unchanged, skipped")
         print(_as_table(load_scores(out)))
@@ -54,19 +57,19 @@ def score_captions(options: ScoreOptions) -> None:
         scores.per_image, scores.statistics, options.bootstrap, options.seed, _CONFIDENCE
     )
     record = {
-        "split": split,
+        "split": chosen.name,
         "captions": str(options.captions),
         "results": str(options.results),
         "images": len(references),
         "references": _digest(references),
-        "left_out": len(captions.split(split)) - len(references),
+        "left_out": chosen.images - len(references),
         "corpus": {name: _or_null(value) for name, value in scores.corpus.items()},
         "intervals": {name: [_or_null(x) for x in pair] for name, pair in bounds.items()},
         "confidence": _CONFIDENCE,
         "bootstrap": {"resamples": options.bootstrap, "seed": options.seed},
         "diagnostics": {
             **diagnose(scores.tokens.values()),
-            "new_captions": _share_of_new(results, captions),
+            "new_captions": _share_of_new(results, chosen.training),
         },
         "toolkit": versions(),
         "per_image": {
@@ -84,30 +87,14 @@ def score_captions(options: ScoreOptions) -> None:
     print(f"written to {out}")
 
 
-def scores_path(results: Path, split: str) -> Path:
-    """Return the default path of the scores of `results`.
-
-    The scores of captions_val_xe.json (before REINFORCE) must not overwrite scores_val.json.
-    """
-    name = results.stem.removeprefix("captions_")
-    if name in ("", results.stem):
-        name = split
-    return results.with_name(f"scores_{name}.json")
-
-
 def _digest(references: Captions) -> str:
     """Return a hash of the references: only scores against the same ones can be compared."""
     return hashlib.sha256(json.dumps(sorted(references.items())).encode()).hexdigest()
 
 
-def _share_of_new(results: dict[int, str], captions: CaptionTable) -> float | None:
+def _share_of_new(results: dict[int, str], training: list[str]) -> float | None:
     """Return the share of captions that differ from all training captions, ignoring case."""
-    train = {
-        image.id: [caption.text for caption in image.captions]
-        for image in captions.images
-        if image.split == "train"
-    }
-    known = [text for texts in tokenize_without_java(train).values() for text in texts]
+    known = tokenize_without_java({0: training})[0]
     written = tokenize_without_java({image: [text] for image, text in results.items()})
     return share_of_new(known, (texts[0] for texts in written.values()))
 
@@ -117,9 +104,9 @@ def _or_null(value: float) -> float | None:
 
 
 def _as_table(scores: Scores) -> str:
-    left_out = f", {scores.left_out} left out" if scores.left_out else ""
+    every = f" of {len(scores.images) + scores.left_out:,}" if scores.left_out else ""
     lines = [
-        f"{scores.split} split, {len(scores.images)} images{left_out}",
+        f"{scores.split} split, {len(scores.images):,}{every} images",
         f"{'':8}  score   {scores.confidence:.0%} interval",
     ]
     for name, value in scores.corpus.items():

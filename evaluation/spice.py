@@ -65,7 +65,7 @@ def score(
             results = json.loads(answer.read_text(encoding="utf-8"))
             f_scores = {item["image_id"]: item["scores"]["All"]["f"] for item in results}
             return [_number(f_scores[image]) for image in references]
-        except (OSError, UserError, ValueError, KeyError, TypeError) as error:
+        except (FileNotFoundError, UserError, ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{error}. SPICE is known to fail on versions of Java after 8 (this is "
                 f"{java.version(java.find_java())}); set JAVA_HOME to a Java 8"

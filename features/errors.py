@@ -1,5 +1,7 @@
-"""The exception whose message is written for the user."""
+"""The exceptions whose messages are written for the user."""
 
+import errno
+import os
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -10,6 +12,54 @@ class UserError(Exception):
     The message says what was expected, what was found, where, and what to do. Commands print it
     without a traceback and exit with status 2 (see `pipeline.command.run`).
     """
+
+
+class AccessError(UserError):
+    """A file cannot be read now; whether its content is intact is unknown.
+
+    Nothing may be deleted, replaced or started again because of it.
+    """
+
+
+# What an error of the operating system says about access, with the advice.
+_ADVICE = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "check its permissions and those of its folder"),
+    **dict.fromkeys(
+        (errno.EAGAIN, errno.EBUSY, errno.ETXTBSY, errno.EDEADLK),
+        "another program has it open; close it there and try again",
+    ),
+    **dict.fromkeys(
+        (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP),
+        "its disk does not support this; copy it to a local disk",
+    ),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files with ulimit -n"),
+    errno.EISDIR: "expected a file",
+    errno.ENOMEM: "free some memory and try again",
+}
+_TRY_AGAIN = "the disk or the network failed and the file may be intact; try again"
+
+
+def unreadable(path: object, error: OSError) -> AccessError:
+    """Return the error for a file that the operating system does not let us read."""
+    number = error.errno or 0
+    advice = _ADVICE.get(number, _TRY_AGAIN)
+    return AccessError(f"cannot read {path}: {error.strerror or error}; {advice}")
+
+
+def is_about_access(reason: str) -> bool:
+    """Whether `reason` is the operating system's text for an error of access, which may pass."""
+    return reason in _ACCESS_REASONS
+
+
+_ACCESS_REASONS = {
+    os.strerror(number)
+    for number in (
+        *_ADVICE,
+        *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV),
+        *(errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENOTCONN),
+        *(errno.ECONNRESET, errno.ECONNABORTED, errno.ENETDOWN, errno.ENETUNREACH),
+    )
+}
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

@@ -1,5 +1,6 @@
 """Files that are replaced atomically, JSON, and folders."""
 
+import errno
 import glob
 import json
 import os
@@ -9,7 +10,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from features.errors import UserError
+from features.errors import AccessError, UserError, unreadable
+
+# A disk answers with these that it cannot flush (network disks and FUSE, mostly for folders), or
+# that a folder must not be opened. What was written is there all the same.
+_CANNOT_FLUSH = {
+    *(errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF),
+    *(errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTTY),
+}
 
 
 def make_folder(path: Path) -> None:
@@ -48,12 +56,45 @@ def delete_temporaries(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Flush to the disk the content of a file, or the names in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Flush to the disk the content of a file, or the names in a folder, if the disk can do it.
+
+    OSError, such as a full or a failing disk, is passed on.
+    """
     try:
-        os.fsync(descriptor)
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        if error.errno in _CANNOT_FLUSH:
+            return
+        raise
+    try:
+        flush(descriptor)
     finally:
         os.close(descriptor)
+
+
+def flush(descriptor: int) -> None:
+    """Flush an open file or folder to the disk, if the disk can do it; see `sync`."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _CANNOT_FLUSH:
+            raise
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn OSError in the block, which reads the file `path`, into AccessError.
+
+    A folder or a device is refused. FileNotFoundError is passed on.
+    """
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise AccessError(f"{path} is not a file but a folder or a device")
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -81,15 +122,17 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path, made_by: str) -> Any:
     """Read a JSON file; `made_by` is the command that creates it, for the error message.
 
-    Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
+    It may be in UTF-8, UTF-16 or UTF-32, with or without a byte order mark. Half a surrogate pair,
+    which JSON can hold and UTF-8 cannot, becomes a question mark.
 
     Raises:
-        UserError: the file is missing, is not a plain file or is not JSON.
+        AccessError: the file cannot be read, or is a folder or a device.
+        UserError: the file is missing or is not JSON.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"{path} is not a file but a folder or a device")
-        text = path.read_text(encoding="utf-8")
+        with reading(path):
+            data = path.read_bytes()
+        text = data.decode(json.detect_encoding(data))
         value = json.loads(text)
         if re.search(r"\\u[dD]", text):
             value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
@@ -98,5 +141,3 @@ def read_json(path: Path, made_by: str) -> Any:
         raise UserError(f"{path} is not there; create it with {made_by}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); create it again with {made_by}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error

@@ -23,8 +23,8 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from isal import isal_zlib
 
-from features.errors import UserError, first_few
-from features.files import sync
+from features.errors import UserError, first_few, unreadable
+from features.files import flush, reading, sync
 from features.row_format import Packed, Record, RowFormat, checksum, to_float16
 from features.store import FAILED, STORED
 
@@ -92,7 +92,7 @@ class PartWriter:
     def close(self) -> None:
         """Flush what was written to the disk and close the file."""
         with self._disk_errors():
-            os.fsync(self._file)
+            flush(self._file)
             os.close(self._file)
 
     def _append(self, data: bytes) -> None:
@@ -101,7 +101,7 @@ class PartWriter:
             while left:  # a nearly full disk writes only some of it before it fails
                 left = left[os.write(self._file, left) :]
             if time.monotonic() - self._synced > _FSYNC_SECONDS:
-                os.fsync(self._file)
+                flush(self._file)
                 self._synced = time.monotonic()
 
     @contextmanager
@@ -129,11 +129,14 @@ def scan(folder: Path, row_format: RowFormat) -> dict[int, Place]:
 
     Incomplete records are ignored. If an image has several, one with features wins over one that
     failed.
+
+    Raises:
+        AccessError: a file or the folder cannot be read.
     """
     most = len(row_format.views) * (12 + 2 * row_format.channels + row_format.packed_bytes[1])
     found: dict[int, Place] = {}
-    for path in sorted(folder.glob("*.part")):
-        with path.open("rb") as file:
+    for path in _part_files(folder):
+        with reading(path), path.open("rb") as file:
             start = 0
             while data := _read(file, max(most, _MAX_REASON_BYTES)):
                 image_id, status, _ = _FIELDS.unpack_from(data, _HEADER.size)
@@ -143,13 +146,25 @@ def scan(folder: Path, row_format: RowFormat) -> dict[int, Place]:
     return found
 
 
+def _part_files(folder: Path) -> list[Path]:
+    """Return the parts in a folder, which may be missing, in the order they were started."""
+    try:
+        names = os.listdir(folder)  # noqa: PTH208 - Path.glob passes over a folder it cannot read
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise unreadable(folder, error) from error
+    return sorted(folder / name for name in names if name.endswith(".part"))
+
+
 def read_record(place: Place, row_format: RowFormat) -> Record:
     """Read a record that `scan` found.
 
     Raises:
+        AccessError: its file cannot be read.
         UserError: it has been damaged since.
     """
-    with place.path.open("rb") as file:
+    with reading(place.path), place.path.open("rb") as file:
         file.seek(place.start)
         data = _read(file, place.bytes)
     if not data:

@@ -34,8 +34,10 @@ import h5py
 import numpy as np
 
 from features.commands import EXTRACT
-from features.errors import UserError, first_few
+from features.errors import UserError, first_few, unreadable
+from features.files import reading
 from features.row_format import Packed, Record, RowFormat, checksum, to_float32
+from features.store_errors import opening_error, read_bytes, replaced_error
 
 FORMAT = 2
 STORED, FAILED = 1, 2
@@ -101,26 +103,27 @@ class FeatureStore:
         status: uint8 [N], `STORED` or `FAILED`.
 
     Raises:
+        AccessError: the file cannot be read now, for example because another program writes to it.
         UserError: the file is missing, truncated, not a feature store or has another format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._file = os.open(path, os.O_RDONLY)
-            self._identity = _identity(os.fstat(self._file))
-            with h5py.File(path, "r") as file:
+            with reading(path):
+                self._file = os.open(path, os.O_RDONLY)
+                self._identity = _identity(os.fstat(self._file))
+            # A store never changes, so it needs no lock, and some network disks have none.
+            with h5py.File(path, "r", locking=False) as file:
                 self._read_layout(file)
+            with reading(path):
+                replaced = _identity(path.stat()) != self._identity
         except FileNotFoundError as error:
             raise UserError(f"{path} is not there; create it with {EXTRACT}") from error
         except _DAMAGED as error:
-            why = " ".join(str(error).split())  # HDF5's messages have line breaks
-            raise UserError(
-                f"{path} is not a feature store, or is damaged ({why}); delete it and run "
-                f"{EXTRACT} again"
-            ) from error
-        if _identity(path.stat()) != self._identity:
-            raise _replaced(self.path)
+            raise opening_error(self.path, self._file, self._identity.size, error) from error
+        if replaced:
+            raise replaced_error(self.path)
         self.fingerprint = fingerprint(self.description)
 
     def _read_layout(self, file: h5py.File) -> None:
@@ -167,24 +170,11 @@ class FeatureStore:
             for row in np.flatnonzero(self.status == FAILED).tolist()
         }
         self._checksums = file["checksum"][:].reshape(count, len(kind.views), 2)
-        self._read_index(file["grid"], count)
+        self._read_index(file["grid"])
 
-    def _read_index(self, grid: h5py.Dataset, count: int) -> None:
-        """Read the offset, int64 [N, views], and the size, uint32 [N, views], of each chunk."""
-        filters = grid.id.get_create_plist().get_nfilters(), grid.compression
-        if grid.chunks != (*(1,) * (grid.ndim - 2), *grid.shape[-2:]):
-            raise ValueError(f"/grid has chunks of {grid.chunks}")
-        if filters != {"deflate": (1, "gzip"), "none": (0, None)}[self.row_format.compression]:
-            raise ValueError(f"the filters of /grid are not {self.row_format.compression}")
-        self._offsets = np.zeros((count, len(self.row_format.views)), np.int64)
-        self._sizes = np.zeros(self._offsets.shape, np.uint32)
-
-        def note(chunk: Any) -> None:
-            place = (*chunk.chunk_offset[:-2], 0)[:2]
-            self._offsets[place] = chunk.byte_offset
-            self._sizes[place] = chunk.size
-
-        grid.id.chunk_iter(note)
+    def _read_index(self, grid: h5py.Dataset) -> None:
+        """Read where the chunks of the grid lie, and check that they lie inside the file."""
+        self._offsets, self._sizes = _chunk_index(grid, self.row_format)
         least, most = self.row_format.packed_bytes
         stored = self.status == STORED
         sizes, ends = self._sizes[stored], self._offsets[stored] + self._sizes[stored]
@@ -228,6 +218,7 @@ class FeatureStore:
             views: the view of each row; by default the first.
 
         Raises:
+            AccessError: the store cannot be read now.
             UserError: a row is damaged.
         """
         out = np.empty((len(rows), self.row_format.regions, self.row_format.channels), np.float32)
@@ -245,13 +236,19 @@ class FeatureStore:
         return out
 
     def check(self, row: int) -> str:
-        """Return what is wrong with a stored row, or an empty string."""
+        """Return what is wrong with a stored row, or an empty string.
+
+        Raises:
+            AccessError: the store cannot be read now.
+        """
         for view, name in enumerate(self.row_format.views):
             for read in (self._pooled, self._grid):
                 try:
                     read(row, view)
-                except (ValueError, OSError) as error:
+                except ValueError as error:
                     return f"view {name}: {error}"
+                except OSError as error:
+                    raise unreadable(self.path, error) from error
         return ""
 
     def record(self, row: int) -> Record:
@@ -311,17 +308,16 @@ class FeatureStore:
         return self._bytes(int(self._offsets[row, view]), int(self._sizes[row, view]))
 
     def _bytes(self, start: int, count: int) -> bytes:
-        data = os.pread(self._file, count, start)
-        if len(data) != count:
-            raise ValueError("the file has become shorter")
-        return data
+        return read_bytes(self._file, start, count)
 
     @contextmanager
     def _damage_named(self, row: int, view: int) -> Iterator[None]:
         """Turn an error of reading a row into a UserError that names the image."""
         try:
             yield
-        except (ValueError, OSError) as error:
+        except OSError as error:
+            raise unreadable(self.path, error) from error
+        except ValueError as error:
             name = f", view {self.row_format.views[view]}" if view else ""
             raise UserError(
                 f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {EXTRACT} "
@@ -333,9 +329,10 @@ class FeatureStore:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._file = os.open(self.path, os.O_RDONLY)
+        with reading(self.path):
+            self._file = os.open(self.path, os.O_RDONLY)
         if _identity(os.fstat(self._file)) != self._identity:
-            raise _replaced(self.path)
+            raise replaced_error(self.path)
 
     def __del__(self) -> None:
         if "_file" in self.__dict__:
@@ -360,6 +357,10 @@ def layout(count: int, row_format: RowFormat) -> dict[str, tuple[tuple[int, ...]
     return sets
 
 
+def _identity(status: os.stat_result) -> _Identity:
+    return _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
 def _start(dataset: h5py.Dataset, file_size: int) -> int:
     """Return the offset of a contiguous data set in the file."""
     start = dataset.id.get_offset()
@@ -369,9 +370,24 @@ def _start(dataset: h5py.Dataset, file_size: int) -> int:
     return start
 
 
-def _replaced(path: Path) -> UserError:
-    return UserError(f"{path} was replaced while it was read; start this again")
+def _chunk_index(grid: h5py.Dataset, row_format: RowFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Return the offset, int64 [N, views], and the size, uint32 [N, views], of each chunk.
 
+    Raises:
+        ValueError: the grid is divided or compressed in another way than `row_format` says.
+    """
+    filters = grid.id.get_create_plist().get_nfilters(), grid.compression
+    if grid.chunks != (*(1,) * (grid.ndim - 2), *grid.shape[-2:]):
+        raise ValueError(f"/grid has chunks of {grid.chunks}")
+    if filters != {"deflate": (1, "gzip"), "none": (0, None)}[row_format.compression]:
+        raise ValueError(f"the filters of /grid are not {row_format.compression}")
+    offsets = np.zeros((len(grid), len(row_format.views)), np.int64)
+    sizes = np.zeros(offsets.shape, np.uint32)
 
-def _identity(status: os.stat_result) -> _Identity:
-    return _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    def note(chunk: Any) -> None:
+        place = (*chunk.chunk_offset[:-2], 0)[:2]
+        offsets[place] = chunk.byte_offset
+        sizes[place] = chunk.size
+
+    grid.id.chunk_iter(note)
+    return offsets, sizes

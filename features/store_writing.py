@@ -10,17 +10,17 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import filelock
 import h5py
 import numpy as np
 
 from features.errors import UserError
-from features.files import delete_temporaries, replacing, sync, write_json
+from features.files import delete_temporaries, reading, replacing, sync, write_json
+from features.locks import locked
 from features.parts import Place, read_record, scan
 from features.row_format import Record, RowFormat
 from features.store import (
@@ -52,17 +52,13 @@ def only_writer(store: Path) -> Iterator[None]:
     Raises:
         UserError: another extraction holds the lock, or the folder is not writable.
     """
-    lock = filelock.FileLock(store.with_name(f".{store.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(f"another process is writing {store}; wait until it ends") from error
-    except OSError as error:
-        raise UserError(f"cannot write to {store.parent}: {error.strerror}") from error
-    try:
+    busy = f"another process is writing {store}; wait until it ends"
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(store.with_name(f".{store.name}.lock"), busy))
+        except OSError as error:
+            raise UserError(f"cannot write to {store.parent}: {error.strerror}") from error
         yield
-    finally:
-        lock.release()
 
 
 def resume(
@@ -79,8 +75,9 @@ def resume(
         The store to extend, or None, and `wanted` with the scale already in use, if there is one.
 
     Raises:
-        UserError: the existing store or parts are damaged or hold other features, which must not
-            be mixed with the wanted ones.
+        AccessError: the existing store or parts cannot be read.
+        UserError: they are damaged or hold other features, which must not be mixed with the wanted
+            ones.
     """
     folder = parts_folder(store)
     with suppress(OSError):  # leftovers of a kill inside `write_store` or `discard`
@@ -213,7 +210,8 @@ def write_store(
     with (
         _write_errors(path),
         replacing(path) as temporary,
-        h5py.File(temporary, "w", libver=libver) as file,
+        # Nobody else knows the temporary file, and some network disks have no locks.
+        h5py.File(temporary, "w", libver=libver, locking=False) as file,
     ):
         attributes = {**row_format.described(), "format": FORMAT, "versions": dict(versions)}
         for key, value in attributes.items():
@@ -289,11 +287,13 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
     """Return the content of parts.json, or None if there is none."""
     path = folder / "parts.json"
     try:
-        settings = json.loads(path.read_text())
+        with reading(path):
+            text = path.read_text()
+        settings = json.loads(text)
         settings["kind"]["dtype"], settings["extends"], settings["scale"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged ({error!r}); --force removes {folder} and extracts again"
         ) from error

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from features.errors import UserError
+from features.files import reading
 from features.pretrained import Pretrained, describe_transform, sha256_prefix
 
 # The networks of torchvision that have no last feature map.
@@ -99,11 +100,12 @@ def _download(url: str) -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digits)
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
     except RuntimeError as error:  # from torch.hub: invalid hash value
         raise UserError(f"what {url} sent is damaged ({error}); try again, or {by_hand}") from error
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot download {url} ({error}); {by_hand}") from error
+    with reading(path):
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
     if not found.startswith(digits):
         raise UserError(
             f"{path} is damaged: its SHA-256 starts with {found[:8]}, not {digits}; delete it"

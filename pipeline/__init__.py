@@ -1,3 +1,10 @@
 """From a data set to a work directory: readers, caption table, vocabulary and stages."""
 
-import features  # noqa: F401 - before torch, see features/__init__.py
+import sys
+from pathlib import Path
+
+# The features of this project, not a features.py of the current folder.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import features  # noqa: F401 - before torch, see there
+
+del sys.path[0]

@@ -123,7 +123,11 @@ def load(path: Path) -> CaptionTable:
             repeats an image id, or names an unknown split, an unknown image, or a file outside
             the image root.
     """
-    content = read_json(path, PREPARE)
+    return parse(read_json(path, PREPARE), path)
+
+
+def parse(content: Any, path: Path) -> CaptionTable:
+    """Check `content`, read from the JSON file `path`, and return its caption table; see `load`."""
     try:
         info = content["info"]
         captions = _captions_by_image(content["annotations"])

@@ -13,7 +13,7 @@ from typing import Any
 from features.backbones import Backbone, load_backbone
 from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
-from features.errors import UserError, first_few
+from features.errors import UserError, first_few, is_about_access
 from features.estimate import estimate
 from features.extraction import calibrate, extract, spread, versions
 from features.files import write_json
@@ -70,7 +70,7 @@ def extract_features(options: ExtractOptions) -> None:
         if not store_path.exists() or parts_folder(store_path).exists() or options.force:
             return False
         failures = FeatureStore(store_path).failures()
-        if not stamp(failures).holds():
+        if any(map(is_about_access, failures.values())) or not stamp(failures).holds():
             return False
         print(f"extract: unchanged, skipped{_failure_note(failures, paths)}")
         return True

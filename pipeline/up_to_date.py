@@ -87,9 +87,22 @@ def changed_inputs(folder: Path, stage: str) -> list[str]:
     try:
         record = json.loads((folder / ".done" / f"{stage}.json").read_text())
         inputs = record["inputs"].items()
-        return [name for name, state in inputs if _state(folder / name) != state]
+        return [name for name, state in inputs if _has_changed(folder / name, state)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # no record or a damaged one: the stage will run
+
+
+def _has_changed(path: Path, state: str) -> bool:
+    try:
+        path.stat()
+        if path.is_file():
+            with path.open("rb") as file:
+                file.read(1)
+    except FileNotFoundError:
+        pass
+    except OSError:
+        return False  # it cannot be read now, which is no change
+    return _state(path) != state
 
 
 def _state(path: Path) -> str:

@@ -62,6 +62,7 @@ def test_packages_import_lower_packages_only(package):
         for file in sorted((PROJECT / package).rglob("*.py"))
         for name in sorted(imported(file))
         if not any(name == a or name.startswith(f"{a}.") for a in allowed)
+        and (name, file.name) != ("features", "__init__.py")  # before torch, see there
         and name_of(file) not in DOCTOR
     ]
     assert wrong == []

@@ -14,8 +14,8 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from features.commands import TRAIN
-from features.errors import UserError, first_few
-from features.files import write_atomically
+from features.errors import UserError, first_few, unreadable
+from features.files import reading, write_atomically
 
 _HEADER = "json"  # the key of our JSON in the metadata of a safetensors file
 _SCALE = ".scale"  # suffix of the name of a quantized matrix's scales
@@ -38,15 +38,20 @@ def load(path: Path, device: torch.device, made_by: str = TRAIN) -> tuple[dict[s
     `made_by` is the command that creates the file, for the error message.
 
     Raises:
+        AccessError: the file cannot be read.
         UserError: the file is missing, truncated or not a safetensors file.
     """
     try:
+        with reading(path), path.open("rb") as bytes_:
+            bytes_.read(1)  # so that what safetensors complains of is the content
         with safe_open(path, framework="pt", device=str(device)) as file:
             header = json.loads((file.metadata() or {}).get(_HEADER, "null"))
             return {name: file.get_tensor(name) for name in file.keys()}, header  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path} is not there; create it with {made_by}") from error
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}") from error
 
 

@@ -3,12 +3,11 @@
 import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import filelock
-
 from features.errors import UserError
+from features.locks import locked as lock_held
 from pipeline.work import RunFolder
 
 
@@ -51,24 +50,18 @@ def locked(run: RunFolder) -> Iterator[None]:
     Raises:
         UserError: another training holds the lock, or the folder cannot be written to.
     """
-    lock = filelock.FileLock(run.lock, timeout=0)
-    try:
-        run.path.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(
-            f"another training is writing to {run.path}; wait for it, or choose another --run"
-        ) from error
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {run.path}: {error.strerror}; choose another --work, or check its "
-            "permissions and the free space"
-        ) from error
-    try:
+    busy = f"another training is writing to {run.path}; wait for it, or choose another --run"
+    with ExitStack() as held:
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            held.enter_context(lock_held(run.lock, busy))
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {run.path}: {error.strerror}; choose another --work, or check "
+                "its permissions and the free space"
+            ) from error
         delete_temporary_files(run)
         yield
-    finally:
-        lock.release()
 
 
 def digest(items: Iterable[object]) -> str:

@@ -34,7 +34,10 @@ def _check(work: Path | None) -> Iterator[CheckResult]:
         except (ImportError, OSError) as error:
             yield problem(f"{work} cannot be checked: {error}", "fix the problems above first")
             return
-        yield from workdir.check_work_directory(WorkFolder(work))
+        try:
+            yield from workdir.check_work_directory(WorkFolder(work))
+        except OSError as error:  # a folder that cannot be searched, a disk that fails
+            yield problem(f"{work} cannot be checked: {error}", workdir.MAKE_READABLE)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

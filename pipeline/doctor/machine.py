@@ -15,7 +15,8 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
-from features.errors import UserError, first_few
+from features.errors import AccessError, UserError, first_few
+from features.files import reading
 from pipeline.doctor.results import CheckResult, ok, problem, warning
 
 _REINSTALL = "reinstall the project: remove .venv and run ./run_all.sh install"
@@ -137,9 +138,13 @@ def _weights() -> Iterator[CheckResult]:
     downloaded = Path(torch.hub.get_dir(), "checkpoints").glob("*-????????.pth")
     for path in (*map(weights_file, sorted(VARIANTS)), *sorted(downloaded)):
         try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        except OSError as error:
+            with reading(path):
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        except FileNotFoundError as error:
             yield problem(f"weights {path}: {error.strerror}", _REINSTALL)
+            continue
+        except AccessError as error:
+            yield problem(f"weights: {error}", "make them readable and run the doctor again")
             continue
         if digest.startswith(sha256_prefix(path.name)):
             yield ok(f"weights {path.name}, SHA-256 {digest[:8]}...")

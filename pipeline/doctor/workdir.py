@@ -13,7 +13,7 @@ from decoder.runs.loading import load_decoder
 from decoder.training import checks
 from evaluation import runs
 from features.commands import CAPTION, EXTRACT, PREPARE, REPORT, SCORE, TRAIN
-from features.errors import UserError, first_few
+from features.errors import AccessError, UserError, first_few
 from features.store import FAILED, FeatureStore, differences, fingerprint
 from features.store_writing import parts_folder
 from features.verification import damaged
@@ -27,6 +27,7 @@ from pipeline.work import RunFolder, WorkFolder
 
 # A vocabulary with a smaller share of the training words belongs to another data set.
 _LEAST_COVERAGE = 0.5
+MAKE_READABLE = "make what is named readable and run the doctor again; it may be intact"
 _STAGES = {
     "prepare": PREPARE,
     "extract": EXTRACT,
@@ -45,7 +46,8 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
     try:
         table = captions.load(work.captions)
     except UserError as error:
-        yield problem(str(error), f"run {PREPARE} --force; the other checks need this file")
+        remedy = f"run {PREPARE} --force; the other checks need this file"
+        yield problem(str(error), _advice(error, remedy))
         return
     yield from _table(table, work)
     words, store = None, None
@@ -53,7 +55,7 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
         words = vocabulary.load(work.vocabulary)
         yield from _words(words, table, work)
     except UserError as error:
-        yield problem(str(error), f"run {PREPARE} --force")
+        yield problem(str(error), _advice(error, f"run {PREPARE} --force"))
     try:
         if parts_folder(work.features).exists():
             yield warning(
@@ -65,12 +67,19 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
             store = FeatureStore(work.features)
             yield from _features(store, table)
     except UserError as error:
-        yield problem(str(error), f"run {EXTRACT} --force")
+        yield problem(str(error), _advice(error, f"run {EXTRACT} --force"))
     yield from _outdated(work.path)
     for folder in sorted(path for path in work.path.glob("runs/*") if path.is_dir()):
         if not folder.name.endswith(".old"):
             yield from _run(RunFolder(folder), table, words, store)
             yield from _outdated(folder)
+
+
+def _advice(error: UserError, for_content: str) -> str:
+    """Return what to do about a file: an error of access says nothing about its content."""
+    if isinstance(error, AccessError):
+        return MAKE_READABLE
+    return for_content
 
 
 def _table(table: CaptionTable, work: WorkFolder) -> Iterator[CheckResult]:
@@ -184,7 +193,8 @@ def _run(
         model, own_words, config = load_decoder(run, run.best, torch.device("cpu"))
     except UserError as error:
         yield problem(
-            f"{name}: {error}", "restore these files from a backup, or train the run again"
+            f"{name}: {error}",
+            _advice(error, "restore these files from a backup, or train the run again"),
         )
         return
     size = sum(parameter.numel() for parameter in model.parameters())
@@ -210,7 +220,8 @@ def _run(
             )
     except UserError as error:
         yield problem(
-            f"{name}: {error}", "the run cannot be continued; its best weights are intact"
+            f"{name}: {error}",
+            _advice(error, "the run cannot be continued; its best weights are intact"),
         )
     for split in SPLITS:
         if run.captions(split).exists():
@@ -221,7 +232,8 @@ def _run(
                 )
             except UserError as error:
                 yield problem(
-                    f"{name}: {error}", "write the named file again, with --force on its command"
+                    f"{name}: {error}",
+                    _advice(error, "write the named file again, with --force on its command"),
                 )
 
 

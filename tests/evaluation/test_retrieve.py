@@ -1,6 +1,9 @@
 """`python -m evaluation.retrieve`, with rankings whose recall is known."""
 
+import errno
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -55,6 +58,19 @@ def test_a_median_rank_beyond_the_candidates_is_not_invented(tmp_path, capsys):
     assert "over 1" in capsys.readouterr().out
 
 
+def test_the_recall_of_another_ranking_and_the_ranking_itself_are_not_overwritten(tmp_path, capsys):
+    for name in ("ranking_val.npz", "val.npz"):
+        np.savez_compressed(tmp_path / name, **ranking())
+    ranked = (tmp_path / "val.npz").read_bytes()
+    assert retrieve.main(["--ranking", str(tmp_path / "ranking_val.npz"), "--bootstrap", "0"]) == 0
+    assert retrieve.main(["--ranking", str(tmp_path / "val.npz"), "--bootstrap", "0"]) == 2
+    assert "retrieval_val.json belongs to --ranking" in capsys.readouterr().err
+    own = str(tmp_path / "val.npz")
+    assert retrieve.main(["--ranking", own, "--out", own]) == 2
+    assert "is the file of --ranking" in capsys.readouterr().err
+    assert (tmp_path / "val.npz").read_bytes() == ranked
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -86,3 +102,21 @@ def test_a_missing_damaged_or_pickled_file_is_named(tmp_path, capsys):
     np.savez(file, **{**ranking(), "image_id": np.array([{}, 2, 3], dtype=object)})
     assert retrieve.main(["--ranking", str(file)]) == 2
     assert "is not a ranking" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE])
+def test_a_ranking_that_cannot_be_read_now_is_not_called_wrong(
+    number, tmp_path, monkeypatch, capsys
+):
+    file = tmp_path / "ranking_val.npz"
+    np.savez_compressed(file, **ranking())
+
+    def fail(self: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "open", fail)
+    assert retrieve.main(["--ranking", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert f"cannot read {file}: {os.strerror(number)}" in error
+    assert "is not a ranking" not in error
+    assert "create it" not in error

@@ -1,7 +1,9 @@
 """`python -m evaluation.score`, through its command line."""
 
+import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +16,9 @@ from pycocoevalcap.spice import get_stanford_models
 from pycocoevalcap.tokenizer import ptbtokenizer
 
 from evaluation.java import find_java
-from evaluation.score import main, scores_path
+from evaluation.outputs import retrieval_path, scores_path
+from evaluation.score import main
+from features.errors import UserError
 from pipeline import captions
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
@@ -177,7 +181,7 @@ def test_one_image_has_no_cider(work, write_results, capsys):
     assert (record["split"], record["images"], record["left_out"]) == ("test", 1, 1)
     printed = capsys.readouterr().out
     assert "CIDEr     none; it needs more than one image" in printed
-    assert "1 left out" in printed
+    assert "test split, 1 of 2 images" in printed
 
 
 def result(image_id: object, caption: object) -> dict[str, object]:
@@ -240,10 +244,165 @@ def test_options_are_checked(options, message, work, write_results, written, cap
     assert message in capsys.readouterr().err
 
 
-def test_captions_from_before_reinforce_do_not_overwrite_the_scores_of_those_after():
+def test_the_results_of_two_files_have_different_names():
     for results, scores in {
         "run/captions_val.json": "run/scores_val.json",
         "run/captions_val_xe.json": "run/scores_val_xe.json",
-        "run/mine.json": "run/scores_val.json",
+        "run/mine.json": "run/scores_mine_val.json",
+        "model_a.json": "scores_model_a_val.json",
+        "model_b.json": "scores_model_b_val.json",
+        "captions.json": "scores_captions_val.json",
+        "captions_.json": "scores_captions__val.json",
+        "model.v1.json": "scores_model.v1_val.json",
+        "model.v2.json": "scores_model.v2_val.json",
+        "mine.txt": "scores_mine.txt_val.json",
+        "captions_val.bak": "scores_captions_val.bak_val.json",
+        "scores_val.json": "scores_scores_val_val.json",
     }.items():
         assert str(scores_path(Path(results), "val")) == scores
+    assert retrieval_path(Path("run/ranking_val.npz")) == Path("run/retrieval_val.json")
+    assert retrieval_path(Path("run/mine.npz")) == Path("run/retrieval_mine.json")
+    assert retrieval_path(Path("run/mine.zip")) == Path("run/retrieval_mine.zip.json")
+
+
+def test_scores_of_other_results_or_references_are_never_overwritten(
+    work, write_results, written, monkeypatch, capsys
+):
+    def begin(*_: object) -> None:
+        raise UserError("the scoring begins")
+
+    monkeypatch.setattr("evaluation.score.score", begin)
+    folder = work / "runs" / "first"
+    own = write_results(written, "model_a.json")
+    scores = folder / "scores_model_a_val.json"
+    recorded = {"results": str(own), "captions": str(work / "captions.json"), "per_image": {}}
+    scores.write_text(json.dumps(recorded))
+
+    def error(*options: str) -> str:
+        capsys.readouterr()
+        assert main(list(options)) == 2
+        return capsys.readouterr().err
+
+    table = str(work / "captions.json")
+    assert "the scoring begins" in error("--captions", table, "--results", str(own))
+    # Another file whose default is the same by chance, and the same against other references.
+    other = write_results(written, "captions_model_a_val.json")
+    found = error("--captions", table, "--results", str(other), "--force")
+    assert f"{scores} belongs to --results {own}" in found
+    assert "choose another --out" in found
+    shutil.copy(work / "captions.json", work / "others.json")
+    found = error("--captions", str(work / "others.json"), "--results", str(own), "--force")
+    assert f"{scores} belongs to --captions" in found
+    (folder / "notes.txt").write_text("my notes")
+    for path in (own, work / "captions.json", folder / "notes.txt"):
+        given = ["--captions", table, "--results", str(own), "--out", str(path), "--force"]
+        assert "choose another --out" in error(*given)
+    # Scores that the user names may be replaced, and a folder that was moved is still the same.
+    given = ["--captions", table, "--results", str(other), "--out", str(scores)]
+    assert "the scoring begins" in error(*given)
+    moved = folder.rename(work / "runs" / "second") / "model_a.json"
+    assert "the scoring begins" in error("--captions", table, "--results", str(moved))
+
+
+def coco(work: Path, name: str = "captions_val2014.json", **changed) -> Path:
+    """Write the captions of `work` as COCO's official files have them."""
+    table = json.loads((work / "captions.json").read_text())
+    content = {
+        "info": {"description": "COCO 2014 Dataset", "version": "1.0", "year": 2014},
+        "licenses": [{"id": 1, "name": "Attribution License", "url": "http://example.org"}],
+        "type": "captions",
+        "images": [
+            {"license": 1, "file_name": f"COCO_val2014_{i['id']:012d}.jpg", "id": i["id"]}
+            for i in table["images"]
+        ],
+        "annotations": [
+            {"image_id": a["image_id"], "id": 100 + a["id"], "caption": a["caption"]}
+            for a in table["annotations"]
+        ],
+    }
+    path = work / name
+    path.write_text(json.dumps({k: v for k, v in (content | changed).items() if v is not None}))
+    return path
+
+
+def test_results_are_scored_against_any_coco_captions_file(work, write_results, written, capsys):
+    results = write_results({i: text for i, text in written.items() if i < 6}, "results.json")
+    file = coco(work)
+    content = json.loads(file.read_text())
+    content["annotations"] += content["annotations"][:4]  # as a file joined with itself has them
+    file.write_bytes(json.dumps(content).encode("utf-8-sig"))
+    assert main(["--captions", str(file), "--results", str(results)]) == 0
+    printed = capsys.readouterr().out
+    assert "val2014 split, 5 of 15 images" in printed
+    assert "4 annotations occur twice" in printed
+    path = results.with_name("scores_results_val2014.json")
+    record = json.loads(path.read_text())
+    assert (record["split"], record["images"], record["left_out"]) == ("val2014", 5, 10)
+    expected = {}
+    for annotation in json.loads((work / "captions.json").read_text())["annotations"]:
+        expected.setdefault(annotation["image_id"], []).append(annotation["caption"])
+    compared = json.dumps([(image, expected[image]) for image in range(1, 6)])
+    assert record["references"] == hashlib.sha256(compared.encode()).hexdigest()
+    assert record["diagnostics"]["new_captions"] is None  # the file has no training captions
+    assert main(["--table", str(path)]) == 0
+    assert "val2014 split, 5 images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"annotations": None}, "has no annotations"),
+        ({"annotations": []}, "those of COCO's test images are not public"),
+        (
+            {"annotations": [{"id": 1, "image_id": 1, "bbox": [], "category_id": 3}]},
+            "no caption but id, image_id, bbox, category_id",
+        ),
+        ({"annotations": [{"image_id": "1", "caption": "a"}]}, "write it without quotes"),
+        ({"annotations": [{"image_id": 1.0, "caption": "a"}]}, "an integer and a text: number 1"),
+        ({"annotations": [{"image_id": 1, "caption": None}]}, "an integer and a text: number 1"),
+        ({"annotations": [{"image_id": 1, "caption": "a"}]}, "11 images have no reference caption"),
+        ({"images": [{"id": "1"}]}, "expected images like"),
+        ({"images": {"1": 1}}, 'expected a list of "images"'),
+        ({"images": [{"sentences": []}]}, "a file of Karpathy and Fei-Fei"),
+    ],
+)
+def test_a_captions_file_of_another_kind_is_named(
+    change, message, work, write_results, written, capsys
+):
+    file = coco(work, **change)
+    assert main(["--captions", str(file), "--results", str(write_results(written))]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(file) in error or "reference caption" in error
+    assert "prepare" not in error or "Karpathy" in error
+
+
+def test_results_that_do_not_fit_a_coco_file_are_named(work, write_results, written, capsys):
+    file = str(coco(work, "refs.json"))
+    for content, message in (
+        (written | {99: "a", 98: "b"}, f"2 of 14 image ids are not in {file}: 99, 98"),
+        ([result(1, "a"), result(1, "a")], "1 image ids have more than one caption"),
+        ([result("1", "a")], "an id in quotes is text: write it without quotes"),
+        ([result(1.0, "a")], "1 entries are not like"),
+    ):
+        assert main(["--captions", file, "--results", str(write_results(content))]) == 2
+        assert message in capsys.readouterr().err
+    given = ["--captions", file, "--results", str(write_results(written))]
+    assert main([*given, "--split", "val"]) == 2
+    assert "leave out --split" in capsys.readouterr().err
+    assert main(["--captions", given[3], "--results", file]) == 2
+    assert "expected a list" in capsys.readouterr().err
+    assert main(["--captions", given[3], "--results", given[3]]) == 2
+    assert "did you swap --captions and --results?" in capsys.readouterr().err
+
+
+def test_captions_of_a_work_directory_under_another_name_keep_their_protection(
+    work, write_results, written, capsys
+):
+    shutil.copy(work / "captions.json", work / "captions_copy.json")
+    del written[3]
+    results = str(write_results(written, "mine.json"))
+    assert main(["--captions", str(work / "captions_copy.json"), "--results", results]) == 2
+    error = capsys.readouterr().err
+    assert "1 of the 12 images of the split val have no caption: 3" in error
+    assert "--partial" in error

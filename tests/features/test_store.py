@@ -216,11 +216,6 @@ def foreign(path: Path) -> None:
         file["grid"] = np.zeros(3)
 
 
-def replace_by_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
 def change(name: str, value: object = None, **options) -> Callable[[Path], None]:
     """Replace a data set, or delete it."""
 
@@ -286,7 +281,6 @@ DAMAGE = {
     "not HDF5": overwrite,
     "empty": empty,
     "foreign": foreign,
-    "a directory": replace_by_directory,
     "a group": replace_by_group,
     "no status": change("status"),
     "no checksums": change("checksum"),

@@ -1,5 +1,6 @@
 """What pipeline.doctor reports about this machine and about intact and damaged work directories."""
 
+import errno
 import json
 import os
 import shutil
@@ -296,6 +297,32 @@ def test_each_kind_of_damage_is_reported_with_advice(
     assert any(line.startswith(level) and text in line for line in out.splitlines()), out
     assert "what to do: 1. " in out
     assert status == (2 if level == "problem" else 0), out
+
+
+def test_files_that_cannot_be_read_now_are_not_called_damaged(
+    work: Path, healthy: None, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    open_elsewhere = "import h5py, os, sys; file = h5py.File(sys.argv[1], 'r+'); os._exit(0)"
+    subprocess.run([sys.executable, "-c", open_elsewhere, work / "features.h5"], check=True)
+    (work / "vocabulary.json").unlink()
+    os.mkfifo(work / "vocabulary.json")
+    real = Path.open
+
+    def fail(self: Path, *arguments: object, **options: object) -> object:
+        if self.suffix == ".safetensors":
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(self))
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", fail)
+    status, out = doctor(capsys, work)
+    assert status == 2
+    assert "features.h5 is open for writing in another program" in out
+    assert "vocabulary.json is not a file but a folder or a device" in out
+    assert os.strerror(errno.ESTALE) in out
+    advice = out[out.index("what to do:") :]
+    assert "make what is named readable and run the doctor again" in advice
+    for wrong in ("--force", "damaged", "delete", "backup", "train the run again"):
+        assert wrong not in out
 
 
 def test_picture_in_two_splits_under_two_names_is_reported(

@@ -1,0 +1,174 @@
+"""Reference captions to score against: a split of a work directory, or any COCO captions file."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from evaluation.results import match, split_of
+from features.commands import PREPARE
+from features.errors import UserError, first_few
+from features.files import read_json
+from pipeline import captions
+from pipeline.captions import Image, is_id
+
+_EXPECTED = "a COCO captions file, such as captions_val2014.json or WORK/captions.json"
+
+
+@dataclass(frozen=True)
+class References:
+    """The reference captions of scored images."""
+
+    name: str
+    """The split, or what names a COCO captions file: val2014 for captions_val2014.json."""
+    captions: dict[int, list[str]]
+    """By image id, of the images that have a result."""
+    images: int
+    """Number of images of the split or the file, with and without a result."""
+    training: list[str]
+    """The captions of the training split; empty if the file has no splits."""
+
+
+def choose(
+    path: Path, results: dict[int, str], results_path: Path, split: str | None, partial: bool
+) -> References:
+    """Read the captions file at `path`, and choose the images to score.
+
+    These are the images in `results` (read from `results_path`). In the captions.json of a work
+    directory they must be all images of a split, unless `partial` is set.
+
+    Args:
+        path: a captions.json of pipeline.prepare, or any COCO captions file.
+        results: the captions to score, by image id.
+        results_path: where they come from, for messages.
+        split: of the work directory; by default the one that the results belong to.
+        partial: accept that images of the split have no result.
+
+    Raises:
+        UserError: the file is not in COCO's format; `split` is given but the file has no splits;
+            or the results do not belong to the file.
+    """
+    content = read_json(path, f"{PREPARE}, or name {_EXPECTED}")
+    if _is_of_work_directory(content):
+        table = captions.parse(content, path)
+        split = split or split_of(results, table, results_path)
+        every = captions_of(table.split(split))
+        where = f"the split {split}"
+        chosen = match(results, every, where, results_path, partial)
+        train = [image for image in table.images if image.split == "train"]
+        training = [text for texts in captions_of(train).values() for text in texts]
+        return References(split, chosen, len(every), training)
+    every = _coco(content, path)
+    if split is not None:
+        raise UserError(
+            f"{path} is not the captions.json of a work directory, so it has no split {split!r}; "
+            "leave out --split: the images of the results are scored"
+        )
+    chosen = match(results, every, str(path), results_path, partial=True)
+    return References(path.stem.removeprefix("captions_") or path.stem, chosen, len(every), [])
+
+
+def captions_of(images: Iterable[Image]) -> dict[int, list[str]]:
+    """Return the texts of the reference captions of `images` by image id."""
+    return {image.id: [caption.text for caption in image.captions] for image in images}
+
+
+def _is_of_work_directory(content: object) -> bool:
+    """Whether `content` has what pipeline.prepare adds to COCO's format."""
+    if not isinstance(content, dict):
+        return False
+    info = content.get("info")
+    images, annotations = content.get("images"), content.get("annotations")
+    return (isinstance(info, dict) and "image_root" in info) or (
+        _first_has(images, "split") and _first_has(annotations, "tokens")
+    )
+
+
+def _first_has(entries: object, key: str) -> bool:
+    return (
+        isinstance(entries, list)
+        and len(entries) > 0
+        and isinstance(entries[0], dict)
+        and key in entries[0]
+    )
+
+
+def _coco(content: object, path: Path) -> dict[int, list[str]]:
+    """Return the captions of each image of a COCO captions file; see Chen et al. 2015.
+
+    An annotation that occurs twice, with the same id, counts once, and the user hears of it.
+
+    Raises:
+        UserError: the file has another format.
+    """
+    annotations = _annotations(content, path)
+    assert isinstance(content, dict)
+    # Some files have no "images": those with captions are then all there are.
+    every: dict[int, list[str]] = {
+        image: [] for image in _image_ids(content.get("images") or [], path)
+    }
+    seen: set[tuple[object, int, str]] = set()
+    repeated = 0
+    for entry in annotations:
+        own, image, text = entry.get("id"), entry["image_id"], entry["caption"]
+        if isinstance(own, int | str):
+            if (own, image, text) in seen:
+                repeated += 1
+                continue
+            seen.add((own, image, text))
+        every.setdefault(image, []).append(text)
+    if repeated:
+        print(f"score: {repeated:,} annotations occur twice in {path} and are counted once")
+    return every
+
+
+def _annotations(content: object, path: Path) -> list[dict[str, Any]]:
+    if isinstance(content, list):
+        hint = "; did you swap --captions and --results?" if _first_has(content, "caption") else ""
+        raise UserError(f"{path}: expected {_EXPECTED}, found a list{hint}")
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected {_EXPECTED}, found {type(content).__name__}")
+    if _first_has(content.get("images"), "sentences"):
+        raise UserError(
+            f"{path}: expected {_EXPECTED}, found a file of Karpathy and Fei-Fei; make a work "
+            f"directory of it with {PREPARE} and score against its captions.json"
+        )
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list) or not annotations:
+        raise UserError(
+            f"{path} has no annotations, so there are no captions to score against (those of "
+            f"COCO's test images are not public); expected {_EXPECTED}"
+        )
+    wrong = [number for number, entry in enumerate(annotations, 1) if not _is_caption(entry)]
+    if wrong:
+        first = annotations[wrong[0] - 1]
+        found = str(first)[:200]
+        if isinstance(first, dict) and "caption" not in first:
+            found = f"no caption but {', '.join(map(str, first))[:200]}"
+        elif isinstance(first, dict) and isinstance(first.get("image_id"), str):
+            found += " (an id in quotes is text: write it without quotes)"
+        raise UserError(
+            f'{path}: {len(wrong)} annotations are not like {{"image_id": 1, "caption": "a dog"}}, '
+            f"an integer and a text: number {first_few(wrong)}; the first has {found}"
+        )
+    return annotations
+
+
+def _is_caption(entry: object) -> bool:
+    return (
+        isinstance(entry, dict)
+        and is_id(entry.get("image_id"))
+        and isinstance(entry.get("caption"), str)
+    )
+
+
+def _image_ids(images: object, path: Path) -> Iterator[int]:
+    if not isinstance(images, list):
+        raise UserError(f'{path}: expected a list of "images", found {type(images).__name__}')
+    for number, image in enumerate(images, 1):
+        if not isinstance(image, dict) or not is_id(image.get("id")):
+            raise UserError(
+                f'{path}: expected images like {{"id": 1, "file_name": "1.jpg"}} with an integer '
+                f"id, found number {number}: {str(image)[:200]}"
+            )
+        yield image["id"]

@@ -1,0 +1,43 @@
+"""One process at a time: a lock that ends with its process."""
+
+import errno
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+
+from features.errors import UserError
+
+log = logging.getLogger(__name__)
+
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
+
+
+@contextmanager
+def locked(file: Path, busy: str) -> Iterator[None]:
+    """Hold the lock `file` for the duration of the block.
+
+    On a disk without locks, as some network disks are, there is a warning instead of a lock.
+
+    Raises:
+        UserError: another process holds the lock; `busy` is the message.
+        OSError: the lock file cannot be written.
+    """
+    lock = filelock.FileLock(file, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout as error:
+        raise UserError(busy) from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        log.warning(
+            "the disk of %s has no file locks: make sure that no other process writes there",
+            file.parent,
+        )
+    try:
+        yield
+    finally:
+        lock.release()
