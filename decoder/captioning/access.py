@@ -105,7 +105,7 @@ def read_password(file: Path | None, *, needed: bool) -> str | None:
             not needed,
             "expected a password, because other machines can reach the page at this --host; set "
             f"the environment variable {PASSWORD}, or name a file that only you can read with "
-            "--password-file",
+            "--password-file; a password on the command line could be read by other users",
         )
         return None
     require(
@@ -193,10 +193,11 @@ class Guard:
         """Return the status and the message that refuse a request, or None if it may pass."""
         host = _host(_values(scope, b"host"), scope["scheme"])
         if not self._trusts(host):
-            names = ", ".join(sorted(_shown(one) for one in self._hosts or ()))
+            # The allowed names are not listed: that of a tunnel may be a secret.
             return 403, (
-                f"This page does not answer to the host of this request, only to: {names}\n"
-                "Start it with --allow-host NAME to reach it by another name.\n"
+                "This page does not answer to the host of this request. On its own machine, open "
+                f"it as http://localhost:{scope['server'][1]}/; to reach it by another name, start "
+                "it with --allow-host NAME.\n"
             )
         if not self._knows(_values(scope, b"authorization")):
             return 401, "This page needs its password, with any user name.\n"
@@ -257,10 +258,6 @@ def _host(values: list[str], scheme: str) -> Host | None:
     if host is None or host[1] is not None:
         return host
     return host[0], _DEFAULT_PORTS.get(scheme, 80)
-
-
-def _shown(host: Host) -> str:
-    return host[0] if host[1] is None else f"{host[0]}:{host[1]}"
 
 
 def _digest(password: bytes) -> bytes:

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ from pipeline.work import RunFolder
 TITLE = "Captions of pictures"
 ALTERNATIVES = 3
 # How often uploads are looked at, and the age at which they are deleted, in seconds.
-_DELETE_UPLOADS = (60, 600)
-# Gradio keeps the last result of each of these visitors, up to 1 MB; its default is 10,000.
-_SESSIONS = 50
+_DELETE_UPLOADS = (60, 1800)
+# Gradio keeps the last result of this number of visitors; its default is 10,000.
+_SESSIONS = 4
 # Alternatives should differ from the caption; those of a plain beam search hardly do.
 _DIVERSE = GenerateOptions(beam=8, groups=4, captions=4)
 _WORD_WIDTH, _PICTURE_WIDTH = 200, 480
@@ -146,6 +147,9 @@ def _blocks(captioner: PageCaptioner, searcher: Searcher | None, max_queue: int)
     """Return the page as Gradio's Blocks. One visitor at a time uses the models, others queue."""
     import gradio as gr
 
+    # Libraries keep memory for every thread that calls them, and Gradio calls from many.
+    computing = ThreadPoolExecutor(max_workers=1)
+
     def caption(content: bytes | None) -> str:
         if content is None:
             return _error("There is no picture. Choose one.")
@@ -153,7 +157,7 @@ def _blocks(captioner: PageCaptioner, searcher: Searcher | None, max_queue: int)
             with tempfile.NamedTemporaryFile(dir=os.environ["GRADIO_TEMP_DIR"]) as file:
                 file.write(content)
                 file.flush()
-                return captioner.html(Path(file.name))
+                return computing.submit(captioner.html, Path(file.name)).result()
         except PictureError as error:
             return _error(f"This picture cannot be read: {error}. Try another one.")
         except UserError as error:
@@ -162,7 +166,8 @@ def _blocks(captioner: PageCaptioner, searcher: Searcher | None, max_queue: int)
     def search(sentence: str) -> str:
         assert searcher is not None  # otherwise there is no search tab
         try:
-            return _search_results(searcher.find(sentence), searcher.unknown(sentence))
+            found = computing.submit(searcher.find, sentence).result()
+            return _search_results(found, searcher.unknown(sentence))
         except UserError as error:
             return _error(str(error))
 

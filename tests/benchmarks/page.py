@@ -96,6 +96,7 @@ async def load(address: str, process: int, minutes: float, uploads: int) -> None
     waits: list[float] = []
     opened: list[float] = []
     highest: dict[int, float] = {}
+    answers: dict[int, int] = {}
     source = files(seed=1)
 
     async def visit(client: httpx.AsyncClient) -> None:
@@ -115,12 +116,12 @@ async def load(address: str, process: int, minutes: float, uploads: int) -> None
             (await client.get("/")).raise_for_status()
             opened.append(time.monotonic() - began)
             minute = int((began - start) / 60)
-            if minute not in highest:
-                print(f"minute {minute + 1}: {sum(outcomes.values())} answers so far", flush=True)
+            answers[minute] = sum(outcomes.values())
             highest[minute] = max(highest.get(minute, 0), memory(process))
             await asyncio.sleep(1)
 
-    limits = httpx.Limits(max_connections=None)
+    # No connection is used twice: the server may close it at the moment when it is taken again.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
         watching = asyncio.create_task(watch(client))
         await asyncio.gather(*(visit(client) for _ in range(uploads)))
@@ -134,6 +135,7 @@ async def load(address: str, process: int, minutes: float, uploads: int) -> None
         median = statistics.median(seconds)
         print(f"{name}: median {median:.2f} s, slowest {max(seconds):.2f} s")
     print("MB, highest of each minute:", [round(one) for _, one in sorted(highest.items())])
+    print("answers by the end of each minute:", [answers[one] for one in sorted(answers)])
     early = max(mb for minute, mb in highest.items() if minute < 2)
     late = max((mb for minute, mb in highest.items() if minute >= 2), default=early)
     print(f"highest after the second minute against before: {late / early - 1:+.1%}")
