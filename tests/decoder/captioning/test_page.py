@@ -130,16 +130,16 @@ def cannot_be_framed(answer: Answer) -> bool:
 
 
 @needs_gradio
-@pytest.mark.parametrize(("method", "path"), ROUTES)
-def test_every_route_refuses_a_foreign_host_origin_and_visitor(page, method, path):
-    for refused, status in [
-        ({"Host": f"evil.example:{page.port}"}, 403),
-        ({"Origin": "http://evil.example"}, 403),
-        ({"Authorization": None}, 401),
-    ]:
-        answer = page.ask(method, path, **refused)
-        assert answer.status == status, refused
-        assert cannot_be_framed(answer)
+def test_every_route_refuses_a_foreign_host_origin_and_visitor(page):
+    for method, path in ROUTES:
+        for refused, status in [
+            ({"Host": f"evil.example:{page.port}"}, 403),
+            ({"Origin": "http://evil.example"}, 403),
+            ({"Authorization": None}, 401),
+        ]:
+            answer = page.ask(method, path, **refused)
+            assert answer.status == status, (method, path, refused)
+            assert cannot_be_framed(answer)
 
 
 @needs_gradio
