@@ -1,9 +1,11 @@
 """Stage `demo`: a browser page that captions pictures and searches a work directory."""
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
 
+from decoder.captioning.access import is_loopback, read_password, trusted_hosts
 from decoder.captioning.options import DemoOptions
 from decoder.runs.packaged import packaged_captioner
 from features.devices import choose_device
@@ -15,31 +17,38 @@ from pipeline.work import RunFolder, WorkFolder
 def demo(options: DemoOptions) -> None:
     """Serve a web page that captions pictures, and searches those of a work directory.
 
-    It needs no internet. Only this machine can reach it unless you set --host.
+    It needs no internet. Only this machine can reach it unless you set --host, which needs a
+    password: in the environment variable DEMO_PASSWORD, in --password-file, or on the terminal.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError(
             "the page needs Gradio, which is not installed; in a clone of the project: "
             "./.venv/bin/python -m pip install --editable '.[demo]'"
         )
-    from decoder.captioning.page import PageCaptioner, serve
+    from decoder.captioning.page import PageCaptioner, listen, serve
     from decoder.ranking.searcher import Searcher
 
-    run = RunFolder(options.run or packaged_captioner())
-    device = choose_device(options.device)
-    captioner = PageCaptioner(run, options.unsure, device)
-    searcher = None
-    if options.work is not None:
-        # A decoder from before REINFORCE models human captions better.
-        weights = run.best_xe if run.best_xe.exists() else run.best
-        searcher = Searcher(run, weights, WorkFolder(options.work), device)
-    serve(
-        captioner,
-        searcher,
-        host=options.host,
-        port=options.port,
-        max_upload=options.max_upload,
-    )
+    with contextlib.closing(listen(options.host, options.port)) as listening:
+        address, port = listening.getsockname()[:2]
+        hosts = trusted_hosts(address, port, options.allow_host)
+        password = read_password(options.password_file, needed=not is_loopback(address))
+        run = RunFolder(options.run or packaged_captioner())
+        device = choose_device(options.device)
+        captioner = PageCaptioner(run, options.unsure, device)
+        searcher = None
+        if options.work is not None:
+            # A decoder from before REINFORCE models human captions better.
+            weights = run.best_xe if run.best_xe.exists() else run.best
+            searcher = Searcher(run, weights, WorkFolder(options.work), device)
+        serve(
+            captioner,
+            searcher,
+            listening=listening,
+            hosts=hosts,
+            password=password,
+            max_upload=options.max_upload,
+            max_queue=options.max_queue,
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

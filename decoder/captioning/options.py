@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from decoder.captioning.access import host_of
 from decoder.generation.options import GenerateOptions
 from features.errors import require
 
@@ -113,8 +114,19 @@ class DemoOptions:
         "Open the page with the captioner in this package": "",
         "Add a tab that searches the pictures of a work directory": "--work work",
         "Caption with a run that you trained": "--run work/runs/first",
+        "Open it to other machines, with the password in a file": (
+            "--host 0.0.0.0 --password-file password.txt"
+        ),
     }
-    EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "work", "host", "port", "device")
+    EVERYDAY: ClassVar[tuple[str, ...]] = (
+        "run",
+        "work",
+        "host",
+        "port",
+        "password_file",
+        "allow_host",
+        "device",
+    )
 
     run: Path | None = None
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
@@ -122,11 +134,18 @@ class DemoOptions:
     work: Path | None = None
     """Add a tab that searches the pictures of this work directory."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 opens the page to the network."""
+    """Address to listen on; 0.0.0.0 opens the page to the network and needs a password."""
     port: int = 7860
     """Port to listen on; 0 takes a free one."""
+    password_file: Path | None = None
+    """File that only you can read, whose first line is the password of the page; DEMO_PASSWORD in
+    the environment is another way."""
+    allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Name by which a tunnel or proxy reaches the page, NAME or NAME:PORT; repeat it for others."""
     max_upload: int = 20
     """Largest picture that is accepted, in megabytes."""
+    max_queue: int = 50
+    """Number of pictures and searches that may wait; further ones are refused as busy."""
     unsure: float = 0.4
     """Mark captions as unsure that are good with a probability below this."""
     device: str = "auto"
@@ -135,4 +154,11 @@ class DemoOptions:
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, f"--port must be from 0 to 65535, found {self.port}")
         require(self.max_upload > 0, f"--max-upload must be positive, found {self.max_upload}")
+        require(self.max_queue > 0, f"--max-queue must be positive, found {self.max_queue}")
+        for name in self.allow_host:
+            require(
+                host_of(name) is not None,
+                "expected --allow-host NAME or NAME:PORT, such as demo.example.org, found "
+                f"{name!r}",
+            )
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")

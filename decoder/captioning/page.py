@@ -3,18 +3,18 @@
 Gradio builds the page and handles uploads; the captioner and the search do not depend on it.
 """
 
-import contextlib
 import os
 import signal
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from decoder.captioning.access import Guard, Host
 from decoder.captioning.captioner import Candidate, Captioner, default_generation
 from decoder.captioning.confidence import confidence_of
 from decoder.captioning.writer import Caption, describe
@@ -30,6 +30,10 @@ from pipeline.work import RunFolder
 
 TITLE = "Captions of pictures"
 ALTERNATIVES = 3
+# How often uploads are looked at, and the age at which they are deleted, in seconds.
+_DELETE_UPLOADS = (60, 1800)
+# Gradio keeps the last result of this number of visitors; its default is 10,000.
+_SESSIONS = 4
 # Alternatives should differ from the caption; those of a plain beam search hardly do.
 _DIVERSE = GenerateOptions(beam=8, groups=4, captions=4)
 _WORD_WIDTH, _PICTURE_WIDTH = 200, 480
@@ -139,36 +143,46 @@ def _error(message: str) -> str:
     return f'<p class="problem" role="alert">{escape(message)}</p>'
 
 
-def _blocks(captioner: PageCaptioner, searcher: Searcher | None) -> Any:
+def _blocks(captioner: PageCaptioner, searcher: Searcher | None, max_queue: int) -> Any:
     """Return the page as Gradio's Blocks. One visitor at a time uses the models, others queue."""
     import gradio as gr
 
-    def caption(path: str) -> str:
+    # Libraries keep memory for every thread that calls them, and Gradio calls from many.
+    computing = ThreadPoolExecutor(max_workers=1)
+
+    def caption(content: bytes | None) -> str:
+        if content is None:
+            return _error("There is no picture. Choose one.")
         try:
-            return captioner.html(Path(path))
+            with tempfile.NamedTemporaryFile(dir=os.environ["GRADIO_TEMP_DIR"]) as file:
+                file.write(content)
+                file.flush()
+                return computing.submit(captioner.html, Path(file.name)).result()
         except PictureError as error:
             return _error(f"This picture cannot be read: {error}. Try another one.")
         except UserError as error:
             return _error(str(error))
-        finally:
-            Path(path).unlink(missing_ok=True)
 
     def search(sentence: str) -> str:
         assert searcher is not None  # otherwise there is no search tab
         try:
-            return _search_results(searcher.find(sentence), searcher.unknown(sentence))
+            found = computing.submit(searcher.find, sentence).result()
+            return _search_results(found, searcher.unknown(sentence))
         except UserError as error:
             return _error(str(error))
 
     one = {"concurrency_limit": 1, "concurrency_id": "models", "api_visibility": "private"}
-    # Files are deleted after use, or within the hour if a visitor leaves before that.
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    # Uploads are deleted by age, because two visitors who upload the same file share one.
+    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=_DELETE_UPLOADS) as page:
         gr.Markdown(f"# {TITLE}\n{_CAUTION}")
         with gr.Tab("Caption a picture"):
-            file = gr.File(label="Picture", file_types=["image"], elem_id="picture")
+            # As "filepath", Gradio would leave an empty file behind for each picture.
+            file = gr.File(label="Picture", file_types=["image"], type="binary", elem_id="picture")
             result = gr.HTML(elem_id="caption", html_template=_LIVE)
             # Clearing the file makes room for the next picture.
-            gr.on([file.upload], lambda path: (caption(path), None), file, [result, file], **one)
+            gr.on(
+                [file.upload], lambda content: (caption(content), None), file, [result, file], **one
+            )
         if searcher is not None:
             with gr.Tab("Search"):
                 count = len(searcher.images)
@@ -181,6 +195,8 @@ def _blocks(captioner: PageCaptioner, searcher: Searcher | None) -> Any:
                 button = gr.Button("Search", variant="primary")
                 found = gr.HTML(elem_id="found", html_template=_LIVE)
                 gr.on([query.submit, button.click], search, query, found, **one)
+    page.queue(max_size=max_queue)
+    page.state_session_capacity = _SESSIONS
     return page
 
 
@@ -209,7 +225,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    captioner: PageCaptioner, searcher: Searcher | None, *, host: str, port: int, max_upload: int
+    captioner: PageCaptioner,
+    searcher: Searcher | None,
+    *,
+    listening: socket.socket,
+    hosts: frozenset[Host] | None,
+    password: str | None,
+    max_upload: int,
+    max_queue: int,
 ) -> None:
     """Serve the page until SIGTERM or Ctrl-C, and print its address.
 
@@ -218,32 +241,23 @@ def serve(
     Args:
         captioner: captions the pictures.
         searcher: searches a work directory; without it there is no search tab.
-        host: address to listen on.
-        port: port to listen on; 0 takes a free one.
+        listening: socket that listens on the page's address.
+        hosts: hosts that the page answers to; None stands for any.
+        password: password of the page; None lets everyone in.
         max_upload: largest picture accepted, in megabytes.
-
-    Raises:
-        UserError: see `listen`.
+        max_queue: number of pictures and searches that may wait; further ones are refused.
     """
     with tempfile.TemporaryDirectory(prefix="captions-") as folder:
-        os.environ |= {"GRADIO_TEMP_DIR": folder, "GRADIO_ANALYTICS_ENABLED": "False"}
+        os.environ |= {
+            "GRADIO_TEMP_DIR": folder,
+            "GRADIO_ANALYTICS_ENABLED": "False",
+            "GRADIO_RUN_HISTORY": "False",  # the browser would keep the pictures
+        }
         import gradio as gr
         import uvicorn
-        from fastapi import FastAPI, Request, Response
+        from fastapi import FastAPI
 
         app = FastAPI(openapi_url=None)
-
-        @app.middleware("http")
-        async def load_from_here_only(
-            request: Request, call_next: Callable[[Request], Awaitable[Response]]
-        ) -> Response:
-            response = await call_next(request)
-            # The browser then loads nothing from elsewhere, whatever the page's libraries ask for.
-            response.headers["Content-Security-Policy"] = (
-                "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
-            )
-            return response
-
         # Local fonts: Gradio's own theme would load fonts from the web.
         theme = gr.themes.Default(
             primary_hue="blue",  # Gradio's orange has too little contrast with white
@@ -252,7 +266,7 @@ def serve(
         )
         gr.mount_gradio_app(
             app,
-            _blocks(captioner, searcher),
+            _blocks(captioner, searcher, max_queue),
             "/",
             theme=theme,
             css=_CSS,
@@ -261,16 +275,24 @@ def serve(
             ssr_mode=False,
             enable_monitoring=False,
         )
-        with contextlib.closing(listen(host, port)) as listening:
-            address, free_port = listening.getsockname()[:2]
-            shown = f"[{address}]" if ":" in address else address
+        # A megabyte for what surrounds the picture in an upload.
+        guard = Guard(app, hosts=hosts, password=password, max_body=(max_upload + 1) * 2**20)
+        address, port = listening.getsockname()[:2]
+        shown = f"[{address}]" if ":" in address else address
+        needs = "" if password is None else "needs the password, with any user name; "
 
-            class Server(uvicorn.Server):
-                async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                    await super().startup(sockets)
-                    print(f"demo: http://{shown}:{free_port}/ (Ctrl-C ends it)", flush=True)
+        class Server(uvicorn.Server):
+            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+                await super().startup(sockets)
+                print(f"demo: http://{shown}:{port}/ ({needs}Ctrl-C ends it)", flush=True)
 
-            # When it has stopped, the server raises again the signal that ended it.
-            signal.signal(signal.SIGTERM, lambda *_: None)
-            config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)
-            Server(config).run(sockets=[listening])
+        # When it has stopped, the server raises again the signal that ended it.
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        config = uvicorn.Config(
+            guard,
+            http="h11",
+            ws="none",  # the page needs no websockets
+            log_level="error",
+            timeout_graceful_shutdown=3,
+        )
+        Server(config).run(sockets=[listening])
