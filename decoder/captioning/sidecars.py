@@ -116,7 +116,7 @@ def _missing(paths: Sequence[Path], kind: Kind, force: bool, outcome: _Outcome) 
         try:
             if kind == "xmp":
                 sidecar, other = _xmp_of(picture, neighbours)
-                wanted = _may_describe(picture, sidecar, force)
+                wanted = _may_describe(_read_xmp(sidecar), picture, sidecar, force)
                 if other and not force and (file := _read_xmp(other)):
                     wanted = wanted and (not file.described or file.generated)
             else:
@@ -255,9 +255,8 @@ def _read_xmp(sidecar: Path) -> xmp.Xmp | None:
         raise LeftAloneError(f"{sidecar.name}: {reason}") from error
 
 
-def _may_describe(picture: Path, sidecar: Path, force: bool) -> bool:
+def _may_describe(file: xmp.Xmp | None, picture: Path, sidecar: Path, force: bool) -> bool:
     """Whether there is no description yet, or one of ours that is older than its picture."""
-    file = _read_xmp(sidecar)
     if file is None or force:
         return True
     if file.described:
@@ -274,10 +273,10 @@ def _write_xmp(tasks: Sequence[_Task], force: bool, outcome: _Outcome) -> None:
     """Set descriptions in XMP files, read again because other programs may have changed them."""
     for picture, sidecar, text in tasks:
         try:
-            if not _may_describe(picture, sidecar, force):
+            file = _read_xmp(sidecar)
+            if not _may_describe(file, picture, sidecar, force):
                 outcome.kept[picture] = sidecar
                 continue
-            file = _read_xmp(sidecar)
             content = file.describe(text, force) if file else xmp.new_file(text)
             replace_content(sidecar, content)
             outcome.written += 1

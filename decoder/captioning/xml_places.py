@@ -2,13 +2,15 @@
 
 import codecs
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from xml.parsers import expat
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+_OWNER = f"{RDF} Description"
 MAX_BYTES = 32 * 2**20
-_MAX_ELEMENTS = 500_000  # Lightroom's brush strokes take 100,000
+_MAX_ELEMENTS = 50_000  # of those kept; Lightroom's brush strokes are not
+_MAX_DEPTH = 100
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
@@ -71,40 +73,57 @@ def as_utf8(data: bytes) -> tuple[bytes, str, bytes]:
     try:
         text = body.decode(encoding)
     except UnicodeError as error:
-        raise NotXmpError(f"it is not in {encoding.upper()}, as expected: {error}") from error
+        raise NotXmpError(f"expected {encoding.upper()}: {error}") from error
     return bom, encoding, text.encode()
 
 
-def parse(data: bytes) -> Element:
-    """Return the root of an XML document in UTF-8."""
+def parse(data: bytes, properties: Collection[str]) -> Element:
+    """Return the root of an XML document in UTF-8.
+
+    Only the properties of the given names have their content; others may be large.
+    """
     parser = expat.ParserCreate("utf-8", " ")
     parser.buffer_text = True
-    open_elements: list[Element] = []
+    open_elements: list[Element | None] = []  # None within a property that is passed over
     roots: list[Element] = []
     declarations: dict[str, str] = {}
     count = 0
 
-    def declare(prefix: str | None, uri: str) -> None:
+    def declare(prefix: str | None, uri: str | None) -> None:
         declarations[prefix or ""] = uri or ""
+
+    def passed_over() -> bool:
+        parent, *above = open_elements[-1:-3:-1] or [None]
+        is_property = bool(above) and above[0] is not None and above[0].name == _OWNER
+        return parent is None or (is_property and parent.name not in properties)
 
     def start(name: str, attributes: dict[str, str]) -> None:
         nonlocal count
+        if len(open_elements) == _MAX_DEPTH:
+            raise NotXmpError(f"expected elements in at most {_MAX_DEPTH} others")
+        if open_elements and passed_over():
+            declarations.clear()
+            open_elements.append(None)
+            return
         count += 1
         if count > _MAX_ELEMENTS:
             raise NotXmpError(f"expected at most {_MAX_ELEMENTS:,} elements")
-        prefixes: Mapping[str, str] = open_elements[-1].prefixes if open_elements else {}
+        parent = open_elements[-1] if open_elements else None
+        prefixes: Mapping[str, str] = parent.prefixes if parent else {}
         if declarations:
             prefixes = {**prefixes, **declarations}
             declarations.clear()
         element = Element(name, attributes, prefixes, parser.CurrentByteIndex)
-        (open_elements[-1].children if open_elements else roots).append(element)
+        (parent.children if parent else roots).append(element)
         open_elements.append(element)
 
     def end(_: str) -> None:
-        open_elements.pop().content_end = parser.CurrentByteIndex
+        if element := open_elements.pop():
+            element.content_end = parser.CurrentByteIndex
 
     def text(characters: str) -> None:
-        open_elements[-1].texts.append(characters)
+        if element := open_elements[-1]:
+            element.texts.append(characters)
 
     def refuse(*_: object) -> None:
         raise NotXmpError("it has a document type, which XMP must not have")

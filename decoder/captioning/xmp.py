@@ -29,6 +29,7 @@ _IMAGE_DESCRIPTION = f"{_TIFF} ImageDescription"  # which Immich writes and read
 _ALT_TEXT = f"{_IPTC} AltTextAccessibility"
 _CAPTION_WRITER = f"{_PHOTOSHOP} CaptionWriter"
 _EXTENSION = f"{_PHOTOSHOP} SidecarForExtension"
+_PROPERTIES = (_DESCRIPTION, _IMAGE_DESCRIPTION, _ALT_TEXT, _CAPTION_WRITER, _EXTENSION)
 
 _NEW = f"""<?xml version="1.0" encoding="UTF-8"?>
 <x:xmpmeta xmlns:x="{_X}" x:xmptk="{WRITER}">
@@ -83,7 +84,7 @@ class Xmp:
 
     def __init__(self, data: bytes) -> None:
         self._bom, self._encoding, self._data = as_utf8(data)
-        root = parse(self._data)
+        root = parse(self._data, _PROPERTIES)
         if root.name in (f"{_X} xmpmeta", f"{_X} xapmeta"):
             rdf = [child for child in root.children if child.name == f"{RDF} RDF"]
         else:

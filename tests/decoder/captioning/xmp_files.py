@@ -1,5 +1,6 @@
 """XMP files as other programs write them, none with a description."""
 
+_PADDING = 80 * " "
 _RDF = 'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"'
 _DC = 'xmlns:dc="http://purl.org/dc/elements/1.1/"'
 
@@ -72,8 +73,8 @@ LIGHTROOM = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
   </rdf:Description>
  </rdf:RDF>
 </x:xmpmeta>
-                                                                                
-                                                                                
+{_PADDING}
+{_PADDING}
 <?xpacket end="w"?>"""
 
 DIGIKAM = f"""<?xpacket begin="\ufeff" id="W5M0MpCehiHzreSzNTczkc9d"?>
