@@ -54,7 +54,8 @@ def caption(options: CaptionOptions) -> int:
     if options.out is not None:
         write_listing(writer, paths, options.out, options.force)
     elif options.sidecar is not None:
-        write_sidecars(writer, paths, options.sidecar, options.force)
+        status = write_sidecars(writer, paths, options.sidecar, options.force)
+        return max(status, writer.report_unreadable())
     else:
         print_captions(writer, paths, options.json)
     return writer.report_unreadable()

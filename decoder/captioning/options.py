@@ -54,9 +54,9 @@ class CaptionOptions:
     out: Path | None = None
     """Write the captions to this file: .csv or .jsonl for pictures (new pictures are added),
     COCO results for --split, the page for --alt."""
-    sidecar: Literal["txt", "xmp"] | None = None
-    """Write each caption beside its picture, as PICTURE.txt or as the description in
-    PICTURE.xmp."""
+    sidecar: Literal["txt", "stem-txt", "xmp"] | None = None
+    """Write each caption beside its picture: txt into photo.jpg.txt, stem-txt into photo.txt, xmp
+    as the description in photo.xmp or photo.jpg.xmp."""
     unsure: float = 0.4
     """Mark captions as unsure that are good with a probability below this; needs an exported
     captioner."""

@@ -1,111 +1,284 @@
-"""A caption beside its picture: PICTURE.txt, or PICTURE.xmp for photo software."""
+"""A caption beside its picture: in a text file, or in an XMP file for photo software."""
 
+import errno
 import sys
-import xml.etree.ElementTree as ET
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, NamedTuple
 
+from decoder.captioning import xmp
+from decoder.captioning.beside import (
+    LeftAloneError,
+    check_writable,
+    digest,
+    locked,
+    read,
+    read_registry,
+    replace_content,
+    write_registry,
+)
+from decoder.captioning.neighbours import Neighbours, is_picture, may_own
 from decoder.captioning.writer import CaptionWriter
-from features.errors import first_few
-from features.files import write_atomically
+from decoder.captioning.xml_places import MAX_BYTES, NotXmpError
+from features.errors import UserError, first_few
 
-_TOOLKIT = "caption-pipeline"
-_X, _DC = "adobe:ns:meta/", "http://purl.org/dc/elements/1.1/"
-_RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
-_MAX_BYTES = 2**20  # a thousand times the size of an XMP file of ours
+Kind = Literal["txt", "stem-txt", "xmp"]
+
+_GROUP = 50  # captions written at once, so that the registry is not rewritten for each of them
 
 
-def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: str, force: bool) -> None:
-    """Write the sidecars that are missing or outdated.
+class _Task(NamedTuple):
+    """A caption to write."""
+
+    picture: Path
+    sidecar: Path
+    text: str
+
+
+@dataclass
+class _Outcome:
+    """What became of the sidecars."""
+
+    written: int = 0
+    kept: dict[Path, Path] = field(default_factory=dict)
+    """The sidecars that were already there, by picture."""
+    left: list[str] = field(default_factory=list)
+    """The sidecars left alone, and why."""
+
+    def leave(self, sidecar: Path, error: Exception) -> None:
+        """Record why a sidecar is left alone; raise the error again if the disk is full."""
+        reason = str(error)
+        if isinstance(error, OSError):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise error
+            reason = error.strerror or reason
+        self.left.append(f"{sidecar} is left alone: {reason}")
+
+
+def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: Kind, force: bool) -> int:
+    """Write the captions that are missing or outdated, and return the exit status.
 
     Args:
         writer: captions the pictures.
         paths: the pictures.
-        kind: txt or xmp.
-        force: replace sidecars that exist, including those of other programs.
+        kind: txt for photo.jpg.txt, stem-txt for photo.txt, xmp for photo.jpg.xmp or photo.xmp.
+        force: replace captions that exist, including those by people and other programs.
+
+    Returns:
+        1 if a sidecar was left alone because it cannot be read or written safely, otherwise 0.
 
     Raises:
-        UserError: a sidecar cannot be written, or see `CaptionWriter.captions`.
+        UserError: the disk is full, or see `CaptionWriter.captions`.
     """
-    missing: list[Path] = []
-    kept: list[Path] = []
-    for path in paths:
-        (missing if force or may_write(path, kind) else kept).append(path)
+    outcome = _Outcome()
+    missing = _missing(paths, kind, force, outcome)
+    write = _write_xmp if kind == "xmp" else _write_texts
+    waiting: list[_Task] = []
     empty: list[str] = []
-    for path, (best, *_) in writer.captions(missing, len(kept)):
-        if best.sentence:
-            write(path, kind, best.hedged)
-        else:
-            empty.append(str(path))
+
+    def write_waiting() -> None:
+        tasks = waiting.copy()
+        waiting.clear()
+        by_folder: dict[Path, list[_Task]] = defaultdict(list)
+        for task in tasks:
+            by_folder[task.sidecar.parent].append(task)
+        for folder, group in by_folder.items():
+            try:
+                with locked(folder):
+                    write(group, force, outcome)
+            except OSError as error:
+                raise UserError(f"cannot write in {folder}: {error.strerror}") from error
+
+    try:
+        for path, (best, *_) in writer.captions(list(missing), len(outcome.kept)):
+            if best.sentence:
+                waiting.append(_Task(path, missing[path], best.hedged))
+            else:
+                empty.append(str(path))
+            if len(waiting) == _GROUP:
+                write_waiting()
+    finally:  # neither an error nor Ctrl-C loses captions
+        write_waiting()
+    _report(outcome, empty, kind)
+    return 1 if outcome.left else 0
+
+
+def _missing(paths: Sequence[Path], kind: Kind, force: bool, outcome: _Outcome) -> dict[Path, Path]:
+    """Return the sidecars to write, by picture."""
+    neighbours = Neighbours()
+    registries: dict[Path, dict[str, str]] = {}
+    missing: dict[Path, Path] = {}
+    for picture in paths:
+        sidecar = picture
+        try:
+            if kind == "xmp":
+                sidecar, other = _xmp_of(picture, neighbours)
+                wanted = _may_describe(_read_xmp(sidecar), picture, sidecar, force)
+                if other and not force and (file := _read_xmp(other)):
+                    wanted = wanted and (not file.described or file.generated)
+            else:
+                sidecar = _text_of(picture, kind, neighbours)
+                folder = sidecar.parent
+                if folder not in registries:
+                    registries[folder] = read_registry(folder)
+                wanted = _may_write_text(picture, sidecar, force, registries[folder])
+            if wanted:
+                check_writable(sidecar)
+                missing[picture] = sidecar
+            else:
+                outcome.kept[picture] = sidecar
+        except (LeftAloneError, OSError) as error:
+            outcome.leave(sidecar, error)
+    return missing
+
+
+def _report(outcome: _Outcome, empty: Sequence[str], kind: Kind) -> None:
     print(
-        f"caption: {writer.written - len(empty)} sidecars written, {len(kept)} already there"
+        f"caption: {outcome.written} sidecars written, {len(outcome.kept)} already there"
         + (f"; no sidecar for {len(empty)} empty captions: {first_few(empty)}" if empty else "")
     )
-    if old := [str(path) for path in kept if is_older(path, kind)]:
+    if old := [str(picture) for picture, each in outcome.kept.items() if is_older(each, picture)]:
+        what = "descriptions" if kind == "xmp" else "sidecars"
         print(
             f"caption: {len(old)} of these are older than their pictures and may not be ours: "
-            f"{first_few(old)}; --force replaces all sidecars",
+            f"{first_few(old)}; --force replaces all {what}",
             file=sys.stderr,
         )
+    for reason in outcome.left:
+        print(f"error: {reason}", file=sys.stderr)
 
 
-def sidecar_of(picture: Path, kind: str) -> Path:
-    """Return the path of the sidecar: photo.jpg.txt or photo.jpg.xmp.
-
-    The picture's suffix is kept, as digiKam and darktable do, because photo.jpg and photo.png may
-    both exist.
-    """
-    return picture.with_name(f"{picture.name}.{kind}")
-
-
-def is_ours(sidecar: Path, kind: str) -> bool:
-    """Whether we wrote a sidecar. A text file shows no author, so it is never taken for ours."""
-    if kind != "xmp":
-        return False
-    try:
-        if not sidecar.is_file() or sidecar.stat().st_size > _MAX_BYTES:
-            return False
-        root = ET.fromstring(sidecar.read_bytes())
-    except (OSError, ET.ParseError, ValueError, LookupError):
-        return False
-    return root.tag == f"{{{_X}}}xmpmeta" and root.get(f"{{{_X}}}xmptk") == _TOOLKIT
-
-
-def may_write(picture: Path, kind: str) -> bool:
-    """Whether there is no sidecar yet, or one of ours that is older than its picture."""
-    sidecar = sidecar_of(picture, kind)
-    if not sidecar.exists() and not sidecar.is_symlink():
-        return True
-    return is_older(picture, kind) and is_ours(sidecar, kind)
-
-
-def is_older(picture: Path, kind: str) -> bool:
+def is_older(sidecar: Path, picture: Path) -> bool:
     """Whether a sidecar was written before its picture was last changed."""
     try:
-        return sidecar_of(picture, kind).stat().st_mtime_ns < picture.stat().st_mtime_ns
+        return sidecar.stat().st_mtime_ns < picture.stat().st_mtime_ns
     except OSError:
         return False
 
 
-def write(picture: Path, kind: str, text: str) -> None:
-    """Write `text` as the sidecar of `picture` atomically, replacing an existing one.
+# Text files
 
-    Raises:
-        UserError: it cannot be written.
+
+def _text_of(picture: Path, kind: Kind, neighbours: Neighbours) -> Path:
+    """Return photo.jpg.txt or photo.txt; the second must not belong to photo.png too."""
+    if kind == "txt":
+        return picture.with_name(f"{picture.name}.txt")
+    if rivals := [name for name in neighbours.of_stem(picture) if is_picture(name)]:
+        raise LeftAloneError(
+            f"{picture.stem}.txt would be the caption of {first_few(rivals)} too; rename one of "
+            "them, or use --sidecar txt"
+        )
+    return picture.with_name(f"{picture.stem}.txt")
+
+
+def _may_write_text(picture: Path, sidecar: Path, force: bool, generated: dict[str, str]) -> bool:
+    """Whether there is no text file yet, or one of ours that is older than its picture."""
+    content = read(sidecar)
+    if content is None or force:
+        return True
+    return is_older(sidecar, picture) and generated.get(sidecar.name) == digest(content)
+
+
+def _write_texts(tasks: Sequence[_Task], force: bool, outcome: _Outcome) -> None:
+    """Write text files of one folder, after their names and contents are in the registry."""
+    folder = tasks[0].sidecar.parent
+    contents: dict[Path, bytes] = {}
+    try:
+        before = read_registry(folder)
+        for picture, sidecar, text in tasks:
+            if _may_write_text(picture, sidecar, force, before):
+                contents[sidecar] = f"{text}\n".encode()
+            else:
+                outcome.kept[picture] = sidecar
+        digests = {sidecar.name: digest(content) for sidecar, content in contents.items()}
+        write_registry(folder, before | digests)
+    except (LeftAloneError, OSError) as error:
+        for task in tasks:
+            outcome.leave(task.sidecar, error)
+        return
+    for sidecar, content in contents.items():
+        try:
+            replace_content(sidecar, content)
+            outcome.written += 1
+        except OSError as error:
+            if sidecar.name in before:  # the old text is still there
+                digests[sidecar.name] = before[sidecar.name]
+                with suppress(OSError):
+                    write_registry(folder, before | digests)
+            outcome.leave(sidecar, error)
+
+
+# XMP files
+
+
+def _xmp_of(picture: Path, neighbours: Neighbours) -> tuple[Path, Path | None]:
+    """Return the XMP file to edit or create, and another one that is about the picture too.
+
+    photo.jpg.xmp (darktable, digiKam) belongs to photo.jpg. photo.xmp (Adobe) may belong to
+    photo.jpg, to photo.raw or to both.
     """
-    content = xmp(text) if kind == "xmp" else f"{text}\n".encode()
-    write_atomically(sidecar_of(picture, kind), content)
+    full = neighbours.file(picture, f"{picture.name}.xmp")
+    short = neighbours.file(picture, f"{picture.stem}.xmp")
+    new = picture.with_name(f"{picture.name}.xmp")
+    if short is None:
+        return full or new, None
+    if extension := _extension(short):
+        belongs = extension == picture.suffix.lower().removeprefix(".")
+    else:
+        rivals = [name for name in neighbours.of_stem(picture) if may_own(name)]
+        belongs = not rivals
+        if rivals and full is None:
+            raise LeftAloneError(
+                f"{short.name} may be about {first_few(rivals)}; rename it to {new.name}, or to "
+                "the name of the other file and .xmp"
+            )
+    if full:
+        return full, short if belongs else None
+    return short if belongs else new, None
 
 
-def xmp(text: str) -> bytes:
-    """Return an XMP file whose description, in the default language, is `text`."""
-    for prefix, name in (("x", _X), ("rdf", _RDF), ("dc", _DC)):
-        ET.register_namespace(prefix, name)
-    root = ET.Element(f"{{{_X}}}xmpmeta", {f"{{{_X}}}xmptk": _TOOLKIT})
-    rdf = ET.SubElement(root, f"{{{_RDF}}}RDF")
-    about = ET.SubElement(rdf, f"{{{_RDF}}}Description", {f"{{{_RDF}}}about": ""})
-    choices = ET.SubElement(ET.SubElement(about, f"{{{_DC}}}description"), f"{{{_RDF}}}Alt")
-    ET.SubElement(choices, f"{{{_RDF}}}li", {_LANG: "x-default"}).text = text
-    ET.indent(root)
-    return ET.tostring(root, encoding="UTF-8", xml_declaration=True) + b"\n"
+def _extension(sidecar: Path) -> str:
+    file = _read_xmp(sidecar)
+    return file.extension if file else ""
+
+
+def _read_xmp(sidecar: Path) -> xmp.Xmp | None:
+    """Read an XMP file; None if there is none."""
+    try:
+        content = read(sidecar, MAX_BYTES + 1)
+        return None if content is None else xmp.Xmp(content)
+    except (NotXmpError, LeftAloneError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise LeftAloneError(f"{sidecar.name}: {reason}") from error
+
+
+def _may_describe(file: xmp.Xmp | None, picture: Path, sidecar: Path, force: bool) -> bool:
+    """Whether there is no description yet, or one of ours that is older than its picture."""
+    if file is None or force:
+        return True
+    if file.described:
+        return file.generated and is_older(sidecar, picture)
+    if file.other_writer:
+        raise LeftAloneError(
+            f"it has no description but names {file.other_writer!r:.60} as its writer; --force "
+            "replaces the name"
+        )
+    return True
+
+
+def _write_xmp(tasks: Sequence[_Task], force: bool, outcome: _Outcome) -> None:
+    """Set descriptions in XMP files, read again because other programs may have changed them."""
+    for picture, sidecar, text in tasks:
+        try:
+            file = _read_xmp(sidecar)
+            if not _may_describe(file, picture, sidecar, force):
+                outcome.kept[picture] = sidecar
+                continue
+            content = file.describe(text, force) if file else xmp.new_file(text)
+            replace_content(sidecar, content)
+            outcome.written += 1
+        except (LeftAloneError, NotXmpError, OSError) as error:
+            outcome.leave(sidecar, error)

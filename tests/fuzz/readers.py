@@ -6,12 +6,13 @@ defect, and so is taking a long time or a lot of memory.
 
 import io
 import json
+import re
 import shutil
 import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,6 +24,8 @@ from PIL import Image as Picture
 
 from decoder import caption, search, train
 from decoder.captioning.listing import Listing, State
+from decoder.captioning.xml_places import NotXmpError
+from decoder.captioning.xmp import Xmp
 from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate
 from decoder.generation.options import GenerateOptions
@@ -50,6 +53,7 @@ from pipeline.download import _unpack
 from pipeline.options import PrepareOptions
 from pipeline.vocabulary import EOS, PAD
 from pipeline.work import RunFolder
+from tests.decoder.captioning.xmp_files import PROGRAMS, languages, with_properties
 from tests.fuzz.mutations import damage_bytes, damage_json, damage_text
 
 
@@ -87,6 +91,19 @@ def of_json_lines(data: bytes, random: Random) -> bytes:
     if lines[line]:
         lines[line] = of_json(lines[line], random)
     return b"\n".join(lines)
+
+
+def of_xmp(data: bytes, random: Random) -> bytes:
+    """Damage the bytes, or move a tag or an attribute to another place."""
+    if random.random() < 0.3:
+        return damage_bytes(data, random)
+    pieces = re.split(rb"(<[^>]*>|\s[\w:]+=\"[^\"]*\")", data)
+    for _ in range(random.randint(1, 4)):
+        piece = random.choice(pieces)
+        pieces.insert(random.randrange(len(pieces)), piece)
+        if random.random() < 0.5:
+            del pieces[random.randrange(len(pieces))]
+    return b"".join(pieces)
 
 
 def of_safetensors(data: bytes, random: Random) -> bytes:
@@ -213,6 +230,13 @@ def archive() -> bytes:
         output.writestr("around/pictures/a.jpg", "a" * 100)
     return file.getvalue()
 
+
+_DESCRIBED = with_properties(
+    languages("dc:description", de="Ein Hund", default="A dog")
+    + languages("i:AltTextAccessibility", default="A dog")
+    + "<dc:description><rdf:Bag><rdf:li>A dog</rdf:li></rdf:Bag></dc:description>",
+    'dc:description="A dog" photoshop:CaptionWriter="Jane"',
+)
 
 _COCO = {
     "images": [{"id": i, "file_name": f"{i}.jpg"} for i in (1, 2)],
@@ -441,6 +465,13 @@ def _of_listings(folder: Path) -> list[Reader]:
     return found
 
 
+def _xmp(path: Path) -> None:
+    """Describe a picture in an XMP file; what was accepted must be edited or refused."""
+    with suppress(NotXmpError):
+        again = Xmp(Xmp(path.read_bytes()).describe("A <dog> & a cat.", force=True))
+        assert again.described
+
+
 def readers(work: Path, folder: Path) -> list[Reader]:
     """Return all readers, with examples from a finished work directory.
 
@@ -469,5 +500,6 @@ def readers(work: Path, folder: Path) -> list[Reader]:
         *(Reader(f"picture {k}", _picture, e, of_bytes) for k, e in pictures().items()),
         *_of_stores(folder),
         *_of_listings(folder),
+        Reader("xmp", _xmp, [*PROGRAMS.values(), _DESCRIBED], of_xmp),
         *_of_run(work, folder),
     ]

@@ -53,6 +53,7 @@ CASES = {
     "ranking.npz": 100,
     "listing .csv": 100,
     "listing .jsonl": 100,
+    "xmp": 200,
 }
 
 

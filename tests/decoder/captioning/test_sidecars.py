@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from decoder import caption
+from tests.decoder.captioning.xmp_files import languages, with_properties
 
 LI = ".//{http://purl.org/dc/elements/1.1/}description/{*}Alt/{*}li"
 LANG = "{http://www.w3.org/XML/1998/namespace}lang"
@@ -79,8 +80,8 @@ def test_an_xmp_file_of_ours_is_replaced_when_its_picture_changed_but_not_others
 ):
     assert write(captioner, "xmp", str(album)) == 0
     ours, other = album / "one.png.xmp", album / "inner" / "é.png.xmp"
-    theirs = '<x:xmpmeta xmlns:x="adobe:ns:meta/" x:xmptk="darktable"/>'
-    other.write_text(theirs)
+    theirs = with_properties(languages("dc:description", default="My own words"))
+    other.write_bytes(theirs)
     shutil.copy(album / "one.webp.png", album / "one.png")
     for file in (ours, other):
         os.utime(file, (1, 1))
@@ -88,7 +89,7 @@ def test_an_xmp_file_of_ours_is_replaced_when_its_picture_changed_but_not_others
     assert write(captioner, "xmp", str(album)) == 0
     assert "1 sidecars written, 2 already there" in capsys.readouterr().out
     assert ours.stat().st_mtime > 1
-    assert other.read_text() == theirs
+    assert other.read_bytes() == theirs
     # It holds the caption of the new picture.
     twin = ET.parse(album / "one.webp.png.xmp").getroot().findall(LI)[0].text
     assert ET.fromstring(ours.read_bytes()).findall(LI)[0].text == twin
