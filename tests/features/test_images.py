@@ -166,7 +166,7 @@ PNG = saved(two_colours().effect_spread(20), "PNG")
     [
         (b"", "the file is empty"),
         (b"this is no picture", "not a picture"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, .* convert it to JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "damaged or truncated HEIC"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (JPEG[: len(JPEG) // 2], "(?i)truncated"),
         (PNG[: len(PNG) // 2], "truncated"),
