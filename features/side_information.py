@@ -57,7 +57,7 @@ def _useful(name: bytes, content: bytes) -> bool:
         inflater.decompress(content.partition(b"\0")[2][1:], PngImagePlugin.MAX_TEXT_CHUNK)
     except zlib.error:
         return False
-    return not inflater.unconsumed_tail
+    return inflater.eof  # complete, and not longer than Pillow accepts
 
 
 def _bare_jpeg(data: bytes) -> bytes:

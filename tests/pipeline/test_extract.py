@@ -125,6 +125,7 @@ def test_unusual_pictures_are_read_correctly_and_broken_ones_marked_with_the_rea
     assert extract(work) == 0
     output = capsys.readouterr().out
     assert "9 pictures stored; 6 failed and are left out: " in output
+    assert len(json.loads((work / "extract.json").read_text())["unreadable"]) == 6
     assert f"{work}/pictures/corrupt.jpg (" in output
     assert "and 3 more" in output
 
