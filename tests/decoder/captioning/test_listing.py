@@ -293,6 +293,7 @@ def test_a_listing_of_version_0_2_is_continued(captioner, tmp_path, kind, monkey
 
     shutil.rmtree(first / "photos")
     as_of_version_0_2(out, second)
+    monkeypatch.chdir(second)
     assert caption.main(command(captioner, second, out)) == 0
     assert len(rows_of(out)) == 2, "the row of a picture that is gone stays"
 
