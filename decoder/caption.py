@@ -17,13 +17,19 @@ from decoder.captioning.writer import CaptionWriter
 from decoder.runs.packaged import packaged_captioner
 from features.devices import choose_device
 from features.errors import UserError
+from features.folders import passed_over_note
+from features.images import PictureError
 from pipeline.command import run as run_command
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder
 
 
 def caption(options: CaptionOptions) -> int:
-    """Write captions for pictures and folders of pictures, a web page, or a split of a data set."""
+    """Write captions for pictures and folders of pictures, a web page, or a split of a data set.
+
+    Returns:
+        The exit status: 0, or 1 if some pictures could not be read.
+    """
     folders = [RunFolder(path) for path in options.run or (packaged_captioner(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     for run in folders:
@@ -50,15 +56,18 @@ def caption(options: CaptionOptions) -> int:
     if options.alt is not None:
         write_page(writer, options.alt, options.out, options.site, options.force)
         return writer.report_unreadable()
-    paths = find_pictures(options.pictures)
+    found = find_pictures(options.pictures)
+    writer.unreadable += [(p, PictureError(e.strerror or str(e))) for p, e in found.closed]
+    status = 0
     if options.out is not None:
-        write_listing(writer, paths, options.out, options.force)
+        write_listing(writer, found.pictures, options.out, options.force)
     elif options.sidecar is not None:
-        status = write_sidecars(writer, paths, options.sidecar, options.force)
-        return max(status, writer.report_unreadable())
+        status = write_sidecars(writer, found.pictures, options.sidecar, options.force)
     else:
-        print_captions(writer, paths, options.json)
-    return writer.report_unreadable()
+        print_captions(writer, found.pictures, options.json)
+    if note := passed_over_note(found.passed_over):
+        print(f"caption: passed over in the folders: {note}", file=sys.stderr)
+    return max(status, writer.report_unreadable())
 
 
 def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:

@@ -5,12 +5,18 @@ import re
 import threading
 import warnings
 from contextlib import nullcontext
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
+
+from features.colours import in_srgb
+from features.kinds import AVIF_SUFFIXES, HEIC_SUFFIXES, LONGEST, is_heic, kind_of, web_address
+from features.side_information import pixels_only
 
 Image.init()
 # Only formats that Pillow decodes by itself; EPS, for example, would start Ghostscript.
@@ -27,20 +33,29 @@ _one_large_at_a_time = threading.Lock()  # bounds the memory of many decoding th
 # No network here has an input larger than 600 x 600. So a JPEG whose shorter side is at least twice
 # this long is decoded at a half, a quarter or an eighth of its size, which is much faster.
 ENOUGH = 640
-_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")  # ISO/IEC 23008-12
+_HEIC_ADVICE = "install pi-heif, or convert it to JPEG"
 _PILLOW = r"PIL\."  # a pattern for Pillow's modules
 
 
 class PictureError(Exception):
-    """A picture that cannot be read; the message is the reason, short and without the path."""
+    """A picture that cannot be read; the message is the reason, short and without the path.
+
+    Attributes:
+        passing: whether the same file may be readable later: it is missing or out of reach now.
+    """
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
-    """Decode a picture (a path, its bytes or an open binary file) as upright 8-bit RGB.
+    """Decode a picture (a path, its bytes or an open binary file) as upright 8-bit sRGB.
 
-    The EXIF orientation is applied, an animation gives its first frame, transparent parts become
-    white, and 16-bit grays keep their upper 8 bits. A large JPEG is decoded at a reduced scale; its
-    shorter side is then at least `ENOUGH`. The colour profile is not applied.
+    The EXIF orientation and the colour profile are applied, an animation gives its first frame,
+    transparent parts become white, and 16-bit grays keep their upper 8 bits. A large JPEG is
+    decoded at a reduced scale; its shorter side is then at least `ENOUGH`. Damaged or oversized
+    text, profiles and other side information is ignored. HEIC needs the package pi-heif.
 
     Raises:
         PictureError: the file is missing, empty, truncated, damaged or not a picture; or it has
@@ -49,39 +64,100 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
     """
     _ignore_pillow_warnings()
     try:
-        with Image.open(_checked(source), formats=FORMATS) as image:
-            pixels = image.width * image.height
-            _check_effort(image, pixels)
-            image.draft(None, (ENOUGH, ENOUGH))
-            # Only a progressive JPEG needs memory for all pixels when it is decoded at a scale.
-            held = pixels if "progressive" in image.info else image.width * image.height
-            with _one_large_at_a_time if held > _LARGE_PIXELS else nullcontext():
-                image.load()
-                _turn_upright(image)
-                return _rgb(image)
+        opened = _checked(source)
+        try:
+            return _decoded(opened)
+        except (PictureError, Image.DecompressionBombError, MemoryError):
+            raise
+        except Exception as error:
+            bare = pixels_only(opened)
+            if bare is None:
+                raise
+            try:
+                return _decoded(io.BytesIO(bare))
+            except Exception:  # the pixels are damaged too
+                raise error from None
     except PictureError:
         raise
     except UnidentifiedImageError as error:
-        raise PictureError(_unknown(source)) from error
+        raise _unknown(source) from error
     except Image.DecompressionBombError as error:
         raise PictureError(f"more than {MAX_JPEG_PIXELS:,} pixels") from error
     except MemoryError as error:
-        raise PictureError("too large for the memory of this machine") from error
+        raise PictureError("too large for the memory of this machine", passing=True) from error
     except OSError as error:
-        raise PictureError(error.strerror or str(error)) from error
+        # Pillow's own errors about damage have no number.
+        raise PictureError(error.strerror or str(error), error.errno is not None) from error
     except Exception as error:  # Pillow's decoders raise anything at all on a damaged file
         raise PictureError(f"damaged ({type(error).__name__}: {error})") from error
 
 
-def _unknown(source: str | Path | bytes | BinaryIO) -> str:
-    """Return why Pillow does not recognise a picture."""
-    start = source[:12] if isinstance(source, bytes) else b""
+def _decoded(source: Path | BinaryIO) -> Image.Image:
+    with _opened(source) as image:
+        pixels = image.width * image.height
+        _check_effort(image, pixels)
+        image.draft(None, (ENOUGH, ENOUGH))
+        # Only a progressive JPEG needs memory for all pixels when it is decoded at a scale.
+        held = pixels if "progressive" in image.info else image.width * image.height
+        with _one_large_at_a_time if held > _LARGE_PIXELS else nullcontext():
+            image.load()
+            _turn_upright(image)
+            return _rgb(image)
+
+
+def _opened(source: Path | BinaryIO) -> ImageFile.ImageFile:
+    try:
+        return Image.open(source, formats=FORMATS)
+    except UnidentifiedImageError:
+        if not is_heic(_start(source)) or not has_heic_reader():
+            raise
+        _register_heic()
+        return Image.open(source, formats=["HEIF"])
+
+
+@cache
+def has_heic_reader() -> bool:
+    """Whether the package that decodes HEIC is installed."""
+    return find_spec("pi_heif") is not None
+
+
+@cache
+def _register_heic() -> None:
+    import pi_heif  # here, because most people have no HEIC
+
+    pi_heif.register_heif_opener(thumbnails=False)
+
+
+def can_read(suffix: str) -> str | None:
+    """Return None if pictures with this suffix can be read here, otherwise the missing reader."""
+    if suffix in HEIC_SUFFIXES and not has_heic_reader():
+        return f"HEIC ({_HEIC_ADVICE})"
+    if suffix in AVIF_SUFFIXES and "AVIF" not in FORMATS:
+        return "AVIF (needs Pillow 11.3 or newer)"
+    return None
+
+
+def _start(source: str | Path | bytes | BinaryIO) -> bytes:
+    """Return the first `LONGEST` bytes of a picture."""
+    if isinstance(source, bytes):
+        return source[:LONGEST]
     if isinstance(source, (str, Path)):
         with Path(source).open("rb") as file:
-            start = file.read(12)
-    if start[4:8] == b"ftyp" and start[8:] in _HEIC:
-        return "HEIC, a format of phones that cannot be read: convert it to JPEG"
-    return "not a picture, or in an unknown format"
+            return file.read(LONGEST)
+    source.seek(0)
+    return source.read(LONGEST)
+
+
+def _unknown(source: str | Path | bytes | BinaryIO) -> PictureError:
+    """Return the error for a picture that Pillow does not recognise: what it is instead."""
+    start = _start(source)
+    if is_heic(start) and not has_heic_reader():
+        return PictureError(f"HEIC, which needs another package: {_HEIC_ADVICE}", passing=True)
+    kind = kind_of(start)
+    if kind is None:
+        return PictureError("not a picture, or in an unknown format")
+    what = kind.name if kind.is_picture else f"not a picture but {kind.name}"
+    return PictureError(f"{what}; {kind.advice}" if kind.advice else what)
 
 
 def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
@@ -93,7 +169,13 @@ def _checked(source: str | Path | bytes | BinaryIO) -> Path | BinaryIO:
         return source
     path = Path(source)
     if not path.exists():
-        raise PictureError("no such file")
+        if address := web_address(str(source)):
+            raise PictureError(
+                f"a web address ({address}), but expected a file: download the picture first"
+            )
+        if path.is_symlink():
+            raise PictureError("a link to a file that is missing", passing=True)
+        raise PictureError("no such file", passing=True)
     if not path.is_file():  # opening a pipe would block for ever
         raise PictureError("not a file but a directory or a device")
     if path.stat().st_size == 0:
@@ -127,15 +209,22 @@ def _turn_upright(image: Image.Image) -> None:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    picture: Image.Image = image
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         # Pillow treats every CMYK JPEG as one by Adobe, with inverted inks.
-        return ImageChops.invert(image).convert("RGB")
-    if image.has_transparency_data:
-        picture = image.convert("RGBA")
-        white = Image.new("RGB", picture.size, "white")
-        white.paste(picture, mask=picture)
-        return white
-    return image.convert("RGB")
+        picture = ImageChops.invert(image)
+    transparent = image.has_transparency_data
+    if transparent:
+        picture = picture.convert("RGBA")
+    elif picture.mode == "P":
+        picture = picture.convert("RGB")
+    if profile := image.info.get("icc_profile"):
+        picture = in_srgb(picture, profile)
+    if not transparent:
+        return picture.convert("RGB")
+    white = Image.new("RGB", picture.size, "white")
+    white.paste(picture, mask=picture)
+    return white
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

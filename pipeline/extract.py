@@ -109,12 +109,16 @@ def extract_features(options: ExtractOptions) -> None:
         }
     else:  # nothing was extracted: keep the figures of the last extraction
         report = {**_previous(report_path), **report}
-    write_json(report_path, report)
+        report.pop("unreadable", None)
+    unreadable = {str(paths[i]): why for i, why in failures.items() if i in paths}
+    write_json(report_path, {**report, "unreadable": unreadable})
     if not stored:
         raise UserError(
             f"none of the {len(paths)} pictures could be read{_failure_note(failures, paths)}"
         )
     print(f"extract: {stored:,} pictures stored{_failure_note(failures, paths)}")
+    if failures:
+        print(f"extract: {report_path} names all pictures that could not be read")
     print(json.dumps(report))
     stamp(failures).write([store_path, report_path])
 

@@ -1,40 +1,31 @@
 """Finding pictures, and printing their captions."""
 
 import json
-import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from decoder.captioning.writer import CaptionWriter
+from features import folders
 from features.errors import UserError
+from features.images import PictureError
 from pipeline.text import CONTROL
 
-PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
-PICTURE_SUFFIXES |= {".heic", ".heif"}  # cannot be read, but must be reported rather than skipped
 
-
-def find_pictures(given: Sequence[Path]) -> list[Path]:
+def find_pictures(given: Sequence[Path]) -> folders.Found:
     """Return the files given, and the pictures in the folders given and below them, each once.
 
     Raises:
         UserError: there are none.
     """
-    paths = list(dict.fromkeys(_pictures(given)))
-    if not paths:
-        raise UserError(f"expected pictures, found none in {', '.join(map(str, given))}")
-    return paths
-
-
-def _pictures(given: Iterable[Path]) -> Iterator[Path]:
-    for path in given:
-        if os.path.isdir(path):  # noqa: PTH112  # Path.is_dir raises for a name that is too long
-            for inside in sorted(path.rglob("*")):
-                picture = inside.suffix.lower() in PICTURE_SUFFIXES and inside.is_file()
-                if picture and not inside.name.startswith("._"):  # metadata written by macOS
-                    yield inside
-        else:
-            yield path
+    found = folders.find_pictures(given)
+    if not found.pictures and not found.closed:
+        note = folders.passed_over_note(found.passed_over)
+        raise UserError(
+            f"expected pictures, found none in {', '.join(map(str, given))}"
+            + (f"; passed over: {note}" if note else "")
+        )
+    return found
 
 
 def check_names(pictures: Iterable[Path], what: str) -> None:
@@ -52,17 +43,19 @@ def check_names(pictures: Iterable[Path], what: str) -> None:
 def print_captions(writer: CaptionWriter, paths: Sequence[Path], json_lines: bool) -> None:
     """Print a line for each caption: path, tab, sentence; or a JSON object for each picture.
 
+    Only JSON has a line for a picture that cannot be read, with the reason as `error`.
+
     Raises:
         UserError: a name would break the lines, or see `CaptionWriter.captions`.
     """
     if not json_lines:
         check_names(paths, "text that is printed")
     # On a terminal the printed lines already show the progress.
-    for path, captions in writer.captions(paths, quiet=sys.stdout.isatty()):
+    for path, result in writer.results(paths, quiet=sys.stdout.isatty()):
         if json_lines:
-            line = {"path": str(path), **writer.as_json(captions)}
+            line = {"path": str(path), **writer.as_json(result)}
             print(json.dumps(line, ensure_ascii=False), flush=True)
-        else:
-            for caption in captions:
+        elif not isinstance(result, PictureError):
+            for caption in result:
                 mark = "\tunsure" if caption.unsure else ""
                 print(f"{path}\t{caption.sentence}{mark}", flush=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
-from decoder.captioning.files import PICTURE_SUFFIXES
 from decoder.captioning.writer import CaptionWriter
 from features.errors import UserError
 from features.files import write_atomically
+from features.kinds import PICTURE_SUFFIXES
 
 MARK = "data-alt-generated"
 # The content of these elements is text, even where it looks like tags.

@@ -1,26 +1,45 @@
 """Captions of thousands of pictures in one CSV or JSONL file that survives interruptions.
 
 A row is appended for each picture as soon as it is captioned, so a killed run loses at most one
-batch. The next run drops an incomplete last line and the rows of pictures that have changed, and
-captions the pictures that have no row. No caption stays in memory.
+batch. The next run drops an incomplete last line and captions the pictures that have no row or
+have changed. No caption stays in memory.
+
+A row belongs to the picture itself: its path has no links and is relative to the folder of the
+listing, so that both can be moved together. Rows of version 0.2 have paths as they were typed,
+relative to a folder that is not known. They are kept as they are unless their picture is located.
 """
 
 import csv
+import errno
 import io
 import json
+import logging
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
+
+import filelock
 
 from decoder.captioning.files import check_names
 from decoder.captioning.writer import CaptionWriter
 from features.errors import UserError
 from features.files import make_folder, write_atomically
+from features.folders import real_path
+from features.images import PictureError
 
-COLUMNS = ("path", "caption", "unsure", "confidence", "bytes", "modified", "writer")
-# A name that is not UTF-8 must be read back as the same bytes: raw in CSV, escaped in JSON.
-_ERRORS = {".csv": "surrogateescape", ".jsonl": "backslashreplace"}
+log = logging.getLogger(__name__)
+
+# Columns of version 0.2. The later ones stand at the end, so that its rows stay as they are: they
+# are shorter than those of this version, which tells the two apart.
+OLD_COLUMNS = ("path", "caption", "unsure", "confidence", "bytes", "modified", "writer")
+COLUMNS = (*OLD_COLUMNS, "error")
+# A name that is not UTF-8 must be read back as the same bytes. JSON holds it escaped instead.
+_ERRORS = "surrogateescape"
+# What a disk without locks answers, such as some network disks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class State(NamedTuple):
@@ -31,42 +50,75 @@ class State(NamedTuple):
     """Nanoseconds since 1970."""
 
 
+_UNKNOWN = State(-1, -1)
+
+
 def state_of(picture: Path) -> State | None:
     """Return the state of a file, None if it cannot be read."""
     try:
         status = picture.stat()
-    except OSError:
+    except (OSError, ValueError):
         return None
     return State(status.st_size, status.st_mtime_ns)
 
 
+class Row(NamedTuple):
+    """What a row says about its picture."""
+
+    path: str
+    state: State
+    writer: str
+    error: str
+    """Why the picture could not be read; empty if it was captioned."""
+    is_old: bool
+    """Whether version 0.2 wrote it."""
+    values: dict[str, Any]
+    """All columns."""
+
+
+class Done(NamedTuple):
+    """The row of a picture that was tried."""
+
+    state: State
+    error: str
+
+
 class Listing:
-    """A file of captions that is being written; a context manager.
+    """A file of captions that is being written, by one process at a time; a context manager.
 
     Args:
         path: its suffix is .csv or .jsonl.
         writer: identity of the weights and options; a file holds the captions of one writer only.
+        captions: number of captions of each picture; each has a column of a CSV file.
         overwrite: start with an empty file.
 
     Raises:
-        UserError: the file holds something else, or captions by another writer, or cannot be read
-            or written.
+        UserError: on entering: another process is writing the file; it holds something else, or
+            captions by another writer; or it cannot be read or written.
     """
 
-    def __init__(self, path: Path, writer: str, overwrite: bool = False) -> None:
+    def __init__(self, path: Path, writer: str, captions: int = 1, overwrite: bool = False) -> None:
         self.path = path
+        self._real = Path(real_path(path))  # a link to a listing must stay a link
         self._writer = writer
+        self._columns = (*COLUMNS, *(f"caption_{i}" for i in range(2, captions + 1)))
+        self._overwrite = overwrite
         self._csv = path.suffix.lower() == ".csv"
-        self._done: dict[str, State] = {}
-        if path.exists() and not overwrite:
-            self._recover()
-        else:
-            write_atomically(path, _csv_line(COLUMNS) if self._csv else "")
+        self._done: dict[str, Done] = {}
+        self._has_outdated_rows = False
 
     def __enter__(self) -> "Listing":
-        make_folder(self.path.parent)
-        errors = _ERRORS[self.path.suffix.lower()]
-        self._file = self.path.open("a", encoding="utf-8", errors=errors, newline="")
+        make_folder(self._real.parent)
+        with ExitStack() as stack:
+            self._lock(stack)
+            if self._real.exists() and not self._overwrite:
+                self._recover()
+            else:
+                write_atomically(self._real, _csv_line(self._columns) if self._csv else "")
+            self._file = stack.enter_context(
+                self._real.open("a", encoding="utf-8", errors=_ERRORS, newline="")
+            )
+            self._open = stack.pop_all()
         return self
 
     def __exit__(
@@ -75,86 +127,168 @@ class Listing:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
+        with self._open:
+            self._file.close()
+            if self._has_outdated_rows and error is None:
+                self._recover()
 
-    def has(self, picture: Path) -> bool:
-        """Whether the picture has a row and has not changed since."""
-        done = self._done.get(str(picture))
-        return done is not None and done == state_of(picture)
+    def path_of(self, picture: Path) -> str:
+        """Return the path that the row of a picture has.
+
+        It is relative to the folder of the listing, unless the two share only the root folder.
+        """
+        real, folder = real_path(picture), str(self._real.parent)
+        try:
+            common = os.path.commonpath([real, folder])
+        except ValueError:  # on two drives of Windows
+            return real
+        inside_root = common == os.path.dirname(common)  # noqa: PTH120
+        if inside_root and common != folder:
+            return real
+        return Path(os.path.relpath(real, folder)).as_posix()
+
+    def find(self, picture: Path) -> Done | None:
+        """Return the row of a picture; None if it has none, or has changed since."""
+        done = self._done.get(real_path(picture))
+        return done if done is not None and done.state == state_of(picture) else None
 
     def add(self, picture: Path, state: State | None, values: dict[str, Any]) -> None:
         """Append the row of a picture.
 
         Args:
             picture: its path.
-            state: its state before it was captioned.
+            state: its state before it was captioned; None if it must be tried again.
             values: its caption and the other columns.
         """
-        kept = state or State(-1, -1)
-        row = {"path": str(picture), **values, **kept._asdict(), "writer": self._writer}
-        self._file.write(self._line(row))
+        kept = state or _UNKNOWN
+        row = {"path": self.path_of(picture), **values, "error": values.get("error")}
+        self._file.write(self._line({**row, **kept._asdict(), "writer": self._writer}))
         self._file.flush()
+        real = real_path(picture)
+        self._has_outdated_rows |= real in self._done
+        self._done[real] = Done(kept, values.get("error") or "")
+
+    def _lock(self, stack: ExitStack) -> None:
+        """Lock the file. The lock of a killed process ends with it."""
+        lock = filelock.FileLock(self._real.with_name(f".{self._real.name}.lock"), timeout=0)
+        try:
+            stack.enter_context(lock)
+        except filelock.Timeout as error:
+            raise UserError(
+                f"another process is writing {self.path}; wait until it ends, or choose another "
+                "--out"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+                raise UserError(f"cannot write to {self._real.parent}: {error.strerror}") from error
+            log.warning(
+                "%s is on a disk without locks (%s); let only one process write it",
+                self.path,
+                error,
+            )
 
     def _line(self, row: dict[str, Any]) -> str:
         if not self._csv:
-            return f"{json.dumps(row, ensure_ascii=False)}\n"
-        return _csv_line(_as_cell(row.get(name)) for name in COLUMNS)
+            text = json.dumps(row, ensure_ascii=False)
+            return text.encode(errors="backslashreplace").decode() + "\n"
+        for i, other in enumerate(row.get("alternatives", ()), 2):
+            row[f"caption_{i}"] = other["caption"]
+        return _csv_line(_as_cell(row.get(name)) for name in self._columns)
 
     def _recover(self) -> None:
-        """Read which pictures are done; drop an incomplete line and outdated rows.
+        """Read which pictures are done; drop an incomplete line and all but the last row of each.
 
-        The file is rewritten only if something is dropped.
+        The file is rewritten only if something changes.
         """
         try:
-            with self.path.open("rb") as file:
+            with self._real.open("rb") as file:
                 lines = list(self._complete_lines(file))
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}") from error
-        header = [_csv_line(COLUMNS)] if self._csv else []
-        if self._csv and lines[:1] != header:
-            if lines:
-                raise self._foreign(1)
-            lines = header
-        kept = list(header)
-        latest = {}
-        for number, line in enumerate(lines[len(header) :], len(header) + 1):
-            path, state, writer = self._parsed(line, number)
-            if writer != self._writer:
+        kept: dict[str, str] = {}
+        columns: tuple[str, ...] = ()
+        if self._csv:
+            header, *lines = lines or [_csv_line(self._columns)]
+            columns = self._header(header)
+            kept["header"] = _csv_line(self._columns)
+        self._done = {}
+        for number, line in enumerate(lines, 1 + self._csv):
+            row = self._parsed(line, number, columns)
+            if row.writer != self._writer:
                 raise UserError(
                     f"{self.path}, line {number}: written by another captioner or with other "
                     "options, so its captions would not be comparable; choose another --out, or "
                     "replace the file with --force"
                 )
-            latest[path] = (state, line)
-        for path, (state, line) in latest.items():
-            if state_of(Path(path)) in (state, None):  # a deleted picture keeps its row
-                self._done[path] = state
-                kept.append(line)
-        text = "".join(kept).encode("utf-8", _ERRORS[".csv"])
-        if text != self.path.read_bytes():
-            write_atomically(self.path, text)
+            real = self._located(row) if row.is_old else self._joined(row.path)
+            if real is None:
+                kept[f"old {line}"] = line
+                continue
+            if row.is_old:  # from now on its path no longer depends on the current folder
+                values = {**row.values, "path": self.path_of(Path(real)), "error": None}
+                line = self._line(values)
+            self._done[real] = Done(row.state, row.error)
+            kept[f"row {real}"] = line  # the last row of a picture, where its first one stood
+        self._has_outdated_rows = False
+        text = "".join(kept.values()).encode("utf-8", _ERRORS)
+        if text != self._real.read_bytes():
+            write_atomically(self._real, text)
+
+    def _joined(self, path: str) -> str:
+        """Return the absolute path of a picture; the path of its row has no links."""
+        return os.path.normpath(os.path.join(self._real.parent, path))  # noqa: PTH118
+
+    def _located(self, row: Row) -> str | None:
+        """Return the absolute path of the picture of an old row, or None if it is not certain.
+
+        A relative path was relative to the folder in which the command ran, here or elsewhere. So
+        only a picture of the same size and time is taken for the one that was captioned.
+        """
+        if os.path.isabs(row.path):  # noqa: PTH117
+            return real_path(Path(row.path))
+        for folder in (Path(), self._real.parent):
+            if state_of(folder / row.path) == row.state:
+                return real_path(folder / row.path)
+        return None
 
     def _complete_lines(self, file: io.BufferedReader) -> Iterator[str]:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return  # a killed run was writing this line
             try:
-                yield line.decode("utf-8", _ERRORS[".csv"])
+                yield line.decode("utf-8", _ERRORS)
             except UnicodeDecodeError as error:
                 raise self._foreign(number) from error
 
-    def _parsed(self, line: str, number: int) -> tuple[str, State, str]:
+    def _header(self, line: str) -> tuple[str, ...]:
+        """Return the columns of the file, which may be those of version 0.2."""
+        for columns in (self._columns, OLD_COLUMNS):
+            if line == _csv_line(columns):
+                return columns
+        if line.startswith(_csv_line(COLUMNS).rstrip("\n")):
+            raise UserError(
+                f"{self.path} holds another number of captions of each picture; choose another "
+                "--out, or replace the file with --force"
+            )
+        raise self._foreign(1)
+
+    def _parsed(self, line: str, number: int, columns: tuple[str, ...]) -> Row:
         try:
             if self._csv:
-                row = dict(zip(COLUMNS, next(csv.reader([line], strict=True)), strict=True))
+                cells = next(csv.reader([line], strict=True))
+                is_old = len(cells) == len(OLD_COLUMNS)
+                values = dict(zip(OLD_COLUMNS if is_old else columns, cells, strict=True))
             else:
-                row = json.loads(line)
-            state = State(int(row["bytes"]), int(row["modified"]))
-            if "\0" in (path := str(row["path"])):
-                raise ValueError("the path contains a null character")
-            return path, state, str(row["writer"])
+                values = json.loads(line)
+                is_old = "error" not in values
+            state = State(int(values["bytes"]), int(values["modified"]))
+            path, error = values["path"], values.get("error") or ""
+            if not isinstance(path, str) or "\0" in path:
+                raise ValueError("expected a path")
+            return Row(path, state, str(values["writer"]), str(error), is_old, values)
         except (
             csv.Error,
+            AttributeError,
             KeyError,
             OverflowError,
             RecursionError,
@@ -174,17 +308,28 @@ class Listing:
 def write_listing(writer: CaptionWriter, paths: Sequence[Path], out: Path, overwrite: bool) -> None:
     """Add the captions of the pictures that `out` does not hold yet.
 
+    A picture that cannot be read has a row with the reason. It is tried again once it has changed.
+
     Raises:
-        UserError: see `Listing`, `check_names` and `CaptionWriter.captions`.
+        UserError: see `Listing`, `check_names` and `CaptionWriter.results`.
     """
     if out.suffix.lower() == ".csv":
-        check_names(paths, "a CSV file")
+        check_names(map(Path, map(real_path, paths)), "a CSV file")
     states = {path: state_of(path) for path in paths}
-    with Listing(out, writer.identity(), overwrite) as listing:
-        missing = [path for path in paths if not listing.has(path)]
-        done = len(paths) - len(missing)
-        for path, captions in writer.captions(missing, done):
-            listing.add(path, states[path], writer.as_json(captions))
+    with Listing(out, writer.identity(), writer.captions_each, overwrite) as listing:
+        missing: list[Path] = []
+        done = 0
+        for path in paths:
+            row = listing.find(path)
+            if row is None:
+                missing.append(path)
+            elif row.error:
+                writer.unreadable.append((path, PictureError(row.error)))
+            else:
+                done += 1
+        for path, result in writer.results(missing, done):
+            passing = isinstance(result, PictureError) and result.passing
+            listing.add(path, None if passing else states[path], writer.as_json(result))
     print(f"caption: {writer.written} captions added to {out}, {done} already there")
 
 

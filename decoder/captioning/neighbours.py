@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from unicodedata import normalize
 
-from decoder.captioning.files import PICTURE_SUFFIXES
+from features.kinds import PICTURE_SUFFIXES
 
 # Files that describe or accompany a picture; any other photo.* may be a picture or a video.
 _COMPANIONS = {

@@ -96,6 +96,17 @@ class CaptionOptions:
             "expected --sidecar or --out, found both; choose one",
         )
         require(self.alt is not None or self.site is None, "--site needs --alt")
+        place = "a sidecar" if self.sidecar is not None else "an alternative text"
+        require(
+            self.generate.captions == 1 or (self.sidecar is None and self.alt is None),
+            f"{place} holds one caption, found --captions {self.generate.captions}; leave it out, "
+            "or write all of them with --out FILE.csv or FILE.jsonl",
+        )
+        require(
+            not self.json or (self.pictures != () and self.out is None and self.sidecar is None),
+            "--json prints the captions of pictures, so it cannot be combined with --out, "
+            "--sidecar, --alt or --split; leave it out, or use --out FILE.jsonl",
+        )
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
         require(
             self.split is None or len(self.run) == 1 or self.out is not None,

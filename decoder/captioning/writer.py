@@ -22,6 +22,8 @@ from features.images import PictureError, read_picture
 from features.views import VIEWS
 from pipeline.text import as_sentence
 
+_KEYS = ("caption", "unsure", "confidence", "log_probability")  # of a caption as JSON
+
 
 class Caption(NamedTuple):
     """A caption as people read it."""
@@ -46,12 +48,8 @@ class Caption(NamedTuple):
     def as_json(self) -> dict[str, Any]:
         """Return the caption as a JSON object."""
         rounded = None if self.confidence is None else round(self.confidence, 3)
-        return {
-            "caption": self.sentence,
-            "unsure": self.unsure,
-            "confidence": rounded,
-            "log_probability": self.log_probability,
-        }
+        values = (self.sentence, self.unsure, rounded, self.log_probability)
+        return dict(zip(_KEYS, values, strict=True))
 
 
 def describe(candidate: Candidate, calibration: Confidence | None, threshold: float) -> Caption:
@@ -76,6 +74,7 @@ class CaptionWriter:
 
     Attributes:
         written: number of pictures captioned so far.
+        captions_each: most captions of a picture.
         unreadable: the pictures that could not be read, and why.
     """
 
@@ -90,6 +89,7 @@ class CaptionWriter:
         device: torch.device,
     ) -> None:
         self.written = 0
+        self.captions_each = options.captions
         self.unreadable: list[tuple[Path, PictureError]] = []
         self._runs = runs
         self._options = options
@@ -101,7 +101,15 @@ class CaptionWriter:
     def captions(
         self, paths: Sequence[Path], done: int = 0, quiet: bool = False
     ) -> Iterator[tuple[Path, list[Caption]]]:
-        """Yield the captions of each picture that can be read, the best first.
+        """Yield the captions of each picture that can be read; otherwise as `results`."""
+        for path, result in self.results(paths, done, quiet):
+            if not isinstance(result, PictureError):
+                yield path, result
+
+    def results(
+        self, paths: Sequence[Path], done: int = 0, quiet: bool = False
+    ) -> Iterator[tuple[Path, list[Caption] | PictureError]]:
+        """Yield each picture's captions, the best first, or why it cannot be read.
 
         A progress bar is shown on standard error if that is a terminal.
 
@@ -126,19 +134,26 @@ class CaptionWriter:
                 bar.update()
                 if isinstance(result, PictureError):
                     self.unreadable.append((path, result))
+                    yield path, result
                     continue
                 yield path, [describe(one, calibration, self._threshold) for one in result]
                 self.written += 1
 
-    def as_json(self, captions: Sequence[Caption]) -> dict[str, Any]:
+    def as_json(self, result: Sequence[Caption] | PictureError) -> dict[str, Any]:
         """Return a picture's captions as a JSON object: the best, and the others as alternatives.
 
-        Without `--captions` there is no list of alternatives.
+        Without `--captions` there is no list of alternatives. A picture that cannot be read has
+        the same keys, without values, and the reason as `error`.
         """
-        best, *others = captions
-        if self._options.captions == 1:
-            return best.as_json()
-        return {**best.as_json(), "alternatives": [other.as_json() for other in others]}
+        if isinstance(result, PictureError):
+            best: dict[str, Any] = dict.fromkeys(_KEYS)
+            others: Sequence[Caption] = ()
+            error = " ".join(str(result).split())
+        else:
+            best, others, error = result[0].as_json(), result[1:], None
+        if self._options.captions > 1:
+            best["alternatives"] = [other.as_json() for other in others]
+        return {**best, "error": error}
 
     def identity(self) -> str:
         """Hash of the weights and options that determine the captions.
@@ -157,10 +172,10 @@ class CaptionWriter:
         return digest.hexdigest()[:12]
 
     def report_unreadable(self) -> int:
-        """Print the pictures that could not be read, and return the exit status."""
+        """Print the pictures that could not be read, and return the exit status: 0, or 1 if any."""
         for path, error in self.unreadable:
             print(f"error: cannot read {path}: {error}", file=sys.stderr)
-        return 2 if self.unreadable else 0
+        return 1 if self.unreadable else 0
 
 
 def caption_pictures(

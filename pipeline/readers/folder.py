@@ -9,13 +9,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from features.errors import UserError, first_few
+from features.folders import find_pictures
 from pipeline.options import PrepareOptions
 from pipeline.readers.files import captions_file, read_text
 from pipeline.readers.records import Reading, merge, split_by_hash, split_name
 
 _NAME_COLUMNS = ("file_name", "image", "file", "path")
 _CAPTION_COLUMNS = ("caption", "captions")
-_PICTURE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
 def read_folder(root: Path, options: PrepareOptions) -> Reading:
@@ -66,9 +66,8 @@ def _pictures(root: Path, work: Path) -> set[str]:
     work = Path(os.path.realpath(work))  # unlike Path.resolve, it accepts circular links
     return {
         path.relative_to(root).as_posix()
-        for path in root.rglob("*")
-        if path.suffix.lower() in _PICTURE_SUFFIXES
-        and work not in Path(os.path.realpath(path)).parents
+        for path in find_pictures([root]).pictures
+        if work not in Path(os.path.realpath(path)).parents
     }
 
 

@@ -450,18 +450,30 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
 def _of_listings(folder: Path) -> list[Reader]:
     """Return the readers of caption lists, which are continued after an interruption."""
     found = []
+    picture = folder / "é.jpg"
+    picture.write_bytes(b"abc")
     for kind, damage in ((".csv", of_text), (".jsonl", of_json_lines)):
         file = folder / f"captions{kind}"
-        with Listing(file, "writer") as listing:
-            for name in ('a, "b".jpg', "é.jpg"):
+        with Listing(file, "writer", captions=2) as listing:
+            for name in ('a, "b".jpg', picture.name):
                 values = {"caption": "A dog runs.", "unsure": False, "confidence": 0.5}
-                listing.add(folder / name, State(3, 4), values)
+                listing.add(folder / name, State(3, 4), {**values, "alternatives": [values]})
+            listing.add(folder / "c.jpg", None, {"caption": None, "error": "no such file"})
+        old = "path,caption,unsure,confidence,bytes,modified,writer\n"
+        old += f"{picture},A,false,,3,{picture.stat().st_mtime_ns},writer\n"
+        if kind == ".jsonl":
+            row = {"path": str(picture), "caption": "A", "bytes": 3, "modified": 4}
+            old = json.dumps({**row, "writer": "writer"}) + "\n"
 
         def read(path: Path, file: Path = file) -> None:
+            """Continue the listing twice: what was accepted must be readable again."""
             shutil.copyfile(path, file)
-            Listing(file, "writer").has(folder / "é.jpg")
+            for _ in range(2):
+                with Listing(file, "writer", captions=2) as listing:
+                    listing.find(picture)
+                    listing.add(picture, State(5, 6), {"caption": "A cat."})
 
-        found.append(Reader(f"listing {kind}", read, [file.read_bytes()], damage))
+        found.append(Reader(f"listing {kind}", read, [file.read_bytes(), old.encode()], damage))
     return found
 
 

@@ -125,6 +125,7 @@ def test_unusual_pictures_are_read_correctly_and_broken_ones_marked_with_the_rea
     assert extract(work) == 0
     output = capsys.readouterr().out
     assert "9 pictures stored; 6 failed and are left out: " in output
+    assert len(json.loads((work / "extract.json").read_text())["unreadable"]) == 6
     assert f"{work}/pictures/corrupt.jpg (" in output
     assert "and 3 more" in output
 
@@ -135,7 +136,7 @@ def test_unusual_pictures_are_read_correctly_and_broken_ones_marked_with_the_rea
     assert "truncated" in reasons.pop("truncated.jpg")
     assert reasons == {
         "empty.jpg": "the file is empty",
-        "text.jpg": "not a picture, or in an unknown format",
+        "text.jpg": "not a picture but a text file",
         "missing.jpg": "no such file",
         "folder.jpg": "not a file but a directory or a device",
     }
