@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Run every stage, from pictures to scored captions and a report:
 #
-#     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--download] [--skip-missing] [--images N]
-#                  [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
+#     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--columns COLUMNS] [--download]
+#                  [--skip-missing] [--images N] [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
 #     ./run_all.sh install        # only install, into .venv
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the
-# folder of its files, FILE its captions (karpathy, folder), and --images N the number of scenes to draw
+# folder of its files, FILE its captions (karpathy, folder), COLUMNS the
+# columns of that table (image=NAME,caption=NAME), and --images N the number of scenes to draw
 # (shapes). Everything is written to WORK, by default work/DATASET. pipeline/presets.sh has the settings
 # for each data set; --preset chooses others (coco_att2in). Options given here override the preset, and
 # options after "--" go to decoder.train. A second run skips finished stages and continues an unfinished
@@ -29,7 +30,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
         --download | --skip-missing) source+=("$1"); shift ;;
-        --root | --captions | --images | --min-count | --max-length | --work | --preset | \
+        --root | --captions | --columns | --images | --min-count | --max-length | --work | --preset | \
             --backbone | --grid | --views | --dtype)
             [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 2; }
             case $1 in

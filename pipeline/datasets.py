@@ -13,7 +13,7 @@ from pipeline.captions import Caption, CaptionTable, Image
 from pipeline.options import PrepareOptions
 from pipeline.readers.cells import is_missing, plain_text
 from pipeline.readers.coco import read_coco
-from pipeline.readers.files import EMPTY, captions_file, unreadable_picture
+from pipeline.readers.files import EMPTY, captions_file, kind_of_file, unreadable_picture
 from pipeline.readers.flickr import read_flickr8k, read_flickr30k
 from pipeline.readers.folder import read_folder
 from pipeline.readers.karpathy import read_karpathy
@@ -49,7 +49,10 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     """
     root = options.root or options.work / "images"
     if options.root is not None and not root.is_dir():
-        raise UserError(f"{root}: expected the folder of {options.dataset}, found no such folder")
+        found = "no such folder"
+        if root.is_file():
+            found = kind_of_file(root) or "a file"
+        raise UserError(f"{root}: expected the folder of {options.dataset}, found {found}")
     reading = READERS[options.dataset](root, options)
     remarks = list(reading.remarks)
     records = [record for record in reading.records if record.split]
@@ -174,10 +177,9 @@ def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> li
             images.append(Image(image_id, record.file_name, str(record.split), kept))
         else:
             without_captions.append(record.file_name)
-    for value in filter(None, missing):
-        _remark(remarks, missing[value], f"of these are {value!r}, which stands for no caption")
     _remark(remarks, escaped, "captions had HTML entities or tags, which became plain text")
-    _remark(remarks, wordless, "captions are empty or have no word, left out")
+    placeholders = (f"{count} are {value!r}" for value, count in missing.items() if value)
+    _remark(remarks, wordless, "captions are empty or have no word, left out", placeholders)
     _remark(remarks, len(without_captions), "images have no caption, left out", without_captions)
     return images
 
@@ -185,7 +187,7 @@ def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> li
 def caption_files(options: PrepareOptions) -> list[Path]:
     """Return the files and folders that determine what `load_table` returns.
 
-    These are the text files in the root and one folder below (for `folder`, in every one below), and
+    These are the text files in the root and one folder below (for `folder`, in all below), and
     those folders themselves: their modification time changes when a picture is added or removed.
     """
     root, work = options.root, options.work.resolve()

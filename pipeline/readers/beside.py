@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from features.errors import UserError, first_few
-from pipeline.readers.cells import captions_in
+from pipeline.readers.cells import captions_in, is_missing
 from pipeline.readers.files import read_json, read_text
 
 # decoder.caption --sidecar txt records here which text files of the folder it wrote, as an object
@@ -24,8 +24,8 @@ REGISTRY = ".captions-generated.json"
 def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (file name, caption) pairs of the pictures that have a text file, and remarks.
 
-    Each line of photo.txt is a caption of photo.jpg; without that file, the "caption" in photo.json
-    is. Files that decoder.caption wrote, and nobody changed, are left out.
+    Each line of photo.txt (or photo.caption) is a caption of photo.jpg; without that file, the
+    "caption" in photo.json is. Files that decoder.caption wrote, and nobody changed, are left out.
 
     Raises:
         UserError: decoder.caption 0.2 may have written a file, a file belongs to two pictures or
@@ -43,6 +43,8 @@ def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, st
     for name in names:
         picture = root / name
         short, long = picture.with_suffix(".txt"), picture.with_name(f"{picture.name}.txt")
+        if not short.is_file():
+            short = picture.with_suffix(".caption")
         texts: list[str] = []
         if short.is_file() and registry.has(short):
             generated.append(short)
@@ -104,7 +106,7 @@ def _metadata_captions(path: Path) -> list[str]:
     if not isinstance(content, dict) or content.get("caption") is None:
         return []
     try:
-        return [text for text in captions_in(content["caption"]) if text]
+        return [text for text in captions_in(content["caption"]) if not is_missing(text)]
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

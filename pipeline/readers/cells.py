@@ -36,13 +36,13 @@ def plain_text(text: str) -> str:
 
 
 def captions_in(value: Any) -> list[str]:
-    """Return the captions of a cell; a missing value gives one empty caption.
+    """Return the captions of a cell; a missing value gives one, such as "" or "nan".
 
     Raises:
         UserError: the value is no text and no list of texts, or a list of single words.
     """
     if is_missing(value):
-        return [""]
+        return [_text_of(value)]
     if isinstance(value, str):
         listed = _written_list(value.strip())
         return captions_in(listed) if listed is not None else [value]
@@ -51,7 +51,11 @@ def captions_in(value: Any) -> list[str]:
     if not isinstance(value, list):
         raise UserError(f"expected a string as caption, found {value!r:.80}")
     texts = [_text_of(item) for item in value]
-    if len(texts) > 2 and all(len(text.split()) < 2 for text in texts) and any(texts):
+    if (
+        len(texts) > 2
+        and all(len(text.split()) < 2 for text in texts)
+        and not all(map(is_missing, texts))
+    ):
         raise UserError(
             f"expected a list of captions, found a list of words: {value!r:.80}; join them to "
             "sentences, or name other columns with --columns"
@@ -60,10 +64,10 @@ def captions_in(value: Any) -> list[str]:
 
 
 def _text_of(item: Any) -> str:
-    if is_missing(item):
-        return ""
     if isinstance(item, str):
         return item
+    if is_missing(item):
+        return "" if item is None else "nan"
     if isinstance(item, dict):
         for key in _TEXT_KEYS:
             if isinstance(item.get(key), str):

@@ -99,6 +99,9 @@ def image_of(row: Row, columns: Columns, path: Path) -> str:
         raise _lacks(where, columns.image or _IMAGE_NAMES[:4], row)
     if isinstance(name, dict):  # Hugging Face's column of images
         name = name.get("path") or name.get("file_name")
+    cells = [row.cells.get(caption) for caption in columns.captions]
+    if _is_image(name) and any(isinstance(c, str) and _is_caption(c) for c in cells):
+        raise UserError(f"{where}: expected a row, found a second header with other columns")
     if type(name) is int:
         name = str(name)
     if not isinstance(name, str) or is_missing(name):
@@ -106,7 +109,8 @@ def image_of(row: Row, columns: Columns, path: Path) -> str:
     if re.match(r"\s*(https?|ftp|s3|gs)://|\s*data:", name):
         raise UserError(
             f"{where}: expected the file name of a picture, found the address "
-            f"{name.strip()!r:.80}; download the pictures first, for example with img2dataset, and name their files"
+            f"{name.strip()!r:.80}; download the pictures first, for example with img2dataset, and "
+            "name their files"
         )
     return name
 
@@ -163,6 +167,14 @@ def _chosen(path: Path, names: list[str], pairs: list[tuple[str, str]]) -> Colum
     )
 
 
+def _is_image(name: object) -> bool:
+    return isinstance(name, str) and column_key(name) in _IMAGE_NAMES
+
+
+def _is_caption(name: str) -> bool:
+    return _stem(column_key(name)) in _CAPTION_NAMES
+
+
 def _stem(key: str) -> str:
     """Return the name without a number and a plural s: captions, caption_2 and caption3."""
     return re.sub(r"(?<=[a-z])s?_?\d*$", "", key)
@@ -191,7 +203,7 @@ def _sentence(value: Any) -> str | None:
 def described(table: Table, columns: Columns, captions: int) -> str:
     """Return the account of a table: rows, captions and columns, for the user."""
     line = (
-        f"{table.path.name}: {len(table.rows)} rows, {captions} captions in "
+        f"{table.name}: {len(table.rows)} rows, {captions} captions in "
         f"{first_few(columns.captions) or 'no column'}"
     )
     if columns.unused:

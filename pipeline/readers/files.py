@@ -61,8 +61,8 @@ def read_text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{path}, line {line}: expected UTF-8, found the byte "
-            f"0x{error.object[error.start]:02x}; convert it, for example with "
-            "iconv -f cp1252 -t utf-8"
+            f"0x{error.object[error.start]:02x}; convert it from its own encoding, for example "
+            "with iconv -f cp1252 -t utf-8 if Excel for Western languages wrote it"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -160,7 +160,7 @@ def kind_of_file(path: Path) -> str | None:
 def unreadable_picture(path: Path) -> str | None:
     """Return why a file cannot be a picture by its first bytes, None if it may be one."""
     kind = kind_of_file(path)
-    return None if kind in ("a JPEG picture", "a PNG picture") else kind
+    return None if kind in (None, "a JPEG picture", "a PNG picture") else kind.partition(";")[0]
 
 
 def read_json(path: Path) -> Any:

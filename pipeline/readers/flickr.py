@@ -116,7 +116,7 @@ def _pairs(path: Path) -> tuple[Iterable[tuple[str, str]], list[str]]:
         return _token_lines(path), []
     if read_text(path).partition("\n")[0].strip() == "image,caption":
         return _kaggle_rows(path), []
-    table = read_table(path)
+    table = read_table(path, path.name)
     columns = choose_columns(table, None)
     pairs = [
         (image_of(row, columns, path), text)

@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from features.errors import UserError, first_few
 from pipeline.options import PrepareOptions
 from pipeline.readers.beside import read_beside
+from pipeline.readers.cells import is_missing
 from pipeline.readers.coco import is_coco, read_coco_file
 from pipeline.readers.columns import captions_of, choose_columns, described, image_of
 from pipeline.readers.files import PICTURE_SUFFIXES, captions_file, kind_of_file, read_json
@@ -85,7 +86,7 @@ def _read_source(
             for r in records
         ]
         return records, remarks, source.split is not None
-    table = read_table(path)
+    table = read_table(path, str(PurePosixPath(source.folder, path.name)))
     columns = choose_columns(table, chosen)
     pairs: list[tuple[str, str]] = []
     splits: dict[str, str | None] = {}
@@ -107,13 +108,13 @@ def _read_source(
     unique = list(dict.fromkeys(pairs))
     remarks = [described(table, columns, len(pairs)), *table.remarks]
     if repeated := len(pairs) - len(unique) - _empty(pairs) + _empty(unique):
-        remarks.append(f"{path.name}: {repeated} captions of a picture are repeated, counted once")
-    kept = [pair for pair in pairs if not pair[1]] + [pair for pair in unique if pair[1]]
+        remarks.append(f"{table.name}: {repeated} captions of a picture are repeated, counted once")
+    kept = [p for p in pairs if is_missing(p[1])] + [p for p in unique if not is_missing(p[1])]
     return merge(kept, splits), remarks, columns.split is not None or source.split is not None
 
 
 def _empty(pairs: Iterable[tuple[str, str]]) -> int:
-    return sum(not text for _, text in pairs)
+    return sum(is_missing(text) for _, text in pairs)
 
 
 def _placed(root: Path, folder: str, name: str) -> str:

@@ -29,14 +29,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """All rows of a file, and remarks about lines that are no rows."""
+    """All rows of a file, its name for the user, and remarks about lines that are no rows."""
 
     path: Path
+    name: str
     rows: list[Row]
     remarks: list[str] = field(default_factory=list)
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path, name: str) -> Table:
     """Read a table: .jsonl, .ndjson and .json as JSON, everything else as CSV.
 
     Raises:
@@ -44,8 +45,9 @@ def read_table(path: Path) -> Table:
     """
     text = read_text(path)
     if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
-        return Table(path, _json_rows(path, text))
-    return _csv_table(path, text)
+        return Table(path, name, _json_rows(path, text))
+    rows, remarks = _csv_rows(path, text)
+    return Table(path, name, rows, [f"{name}: {remark}" for remark in remarks])
 
 
 def column_key(name: str) -> str:
@@ -120,8 +122,8 @@ def _json_objects(path: Path, content: Any) -> list[Row]:
 # CSV
 
 
-def _csv_table(path: Path, text: str) -> Table:
-    """Return the rows of a CSV file.
+def _csv_rows(path: Path, text: str) -> tuple[list[Row], list[str]]:
+    """Return the rows of a CSV file, and remarks.
 
     The separator is the one that Excel's first line `sep=` names, or else whichever of comma,
     semicolon, tab and bar is most frequent in the header. csv.Sniffer also looks at the captions,
@@ -146,7 +148,7 @@ def _csv_table(path: Path, text: str) -> Table:
         else:
             raise
     if not lines:
-        return Table(path, [])
+        return [], []
     names = _header(path, *lines[0])
     return _rows(path, names, lines[1:])
 
@@ -174,9 +176,9 @@ def _parse(path: Path, text: str, separator: str, skipped: int) -> list[tuple[in
 
 
 def _unquoted(path: Path, text: str, separator: str, skipped: int) -> list[tuple[int, list[str]]]:
-    """As `_parse`, with quotes as ordinary characters; every row must fit the header."""
+    """As `_parse`, with quotes as ordinary characters; no row may be longer than the header."""
     lines = [line.rstrip("\r").split(separator) for line in text.split("\n")]
-    if any(len(cells) != len(lines[0]) for cells in lines if cells != [""]):
+    if any(len(cells) > len(lines[0]) for cells in lines):
         return _parse(path, text, separator, skipped)
     return [(skipped + i, cells) for i, cells in enumerate(lines, 1) if cells != [""]]
 
@@ -215,7 +217,9 @@ def _header(path: Path, line: int, cells: list[str]) -> list[str]:
     return _distinct(names)
 
 
-def _rows(path: Path, names: list[str], lines: list[tuple[int, list[str]]]) -> Table:
+def _rows(
+    path: Path, names: list[str], lines: list[tuple[int, list[str]]]
+) -> tuple[list[Row], list[str]]:
     keys = [column_key(name) for name in names]
     rows: list[Row] = []
     counts: Counter[str] = Counter()
@@ -226,6 +230,11 @@ def _rows(path: Path, names: list[str], lines: list[tuple[int, list[str]]]) -> T
         if [column_key(cell) for cell in _distinct(cell.strip() for cell in cells)] == keys:
             counts["rows repeat the header"] += 1
             continue
+        if sorted(map(column_key, cells)) == sorted(keys):
+            raise UserError(
+                f"{path}, line {line}: expected the columns in the order of the first header, found "
+                f"a second header {', '.join(cells)}; make two tables of it"
+            )
         while len(cells) > len(names) and not cells[-1].strip():
             cells = cells[:-1]
         if len(cells) < len(names):
@@ -241,7 +250,7 @@ def _rows(path: Path, names: list[str], lines: list[tuple[int, list[str]]]) -> T
                 f"{_advice(cells)}"
             )
         rows.append(Row(f"line {line}", dict(zip(names, cells, strict=False))))
-    return Table(path, rows, [f"{path.name}: {n} {what}" for what, n in counts.items() if n])
+    return rows, [f"{n} {what}" for what, n in counts.items() if n]
 
 
 def _with_number(keys: list[str], cells: list[str]) -> list[str] | None:
