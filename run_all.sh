@@ -2,14 +2,14 @@
 # Run every stage, from pictures to scored captions and a report:
 #
 #     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--columns COLUMNS] [--download]
-#                  [--skip-missing] [--images N] [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
-#                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
+#                  [--skip-missing] [--images N] [--work WORK] [--preset NAME] [--backbone NAME]
+#                  [--grid N] [--views N] [--dtype TYPE] [--min-count N] [--max-length N]
+#                  [-- TRAINING OPTIONS]
 #     ./run_all.sh install        # only install, into .venv
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the
-# folder of its files, FILE its captions (karpathy, folder), COLUMNS the
-# columns of that table (image=NAME,caption=NAME), and --images N the number of scenes to draw
-# (shapes). Everything is written to WORK, by default work/DATASET. pipeline/presets.sh has the settings
+# folder of its files, FILE its captions (karpathy, folder), COLUMNS the columns of a table with unusual
+# names (image=NAME,caption=NAME), and --images N the number of scenes to draw (shapes). Everything is written to WORK, by default work/DATASET. pipeline/presets.sh has the settings
 # for each data set; --preset chooses others (coco_att2in). Options given here override the preset, and
 # options after "--" go to decoder.train. A second run skips finished stages and continues an unfinished
 # one.

@@ -75,13 +75,12 @@ def _encoding(content: bytes) -> str:
         return "utf-32"
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return "utf-16"
-    # Every second byte of English text in UTF-16 is zero.
-    start = content[:200]
-    if len(start) >= 4 and b"\0" in start:
-        if not any(start[1::2]):
-            return "utf-16-le"
-        if not any(start[::2]):
-            return "utf-16-be"
+    # Nearly every second byte of a header in UTF-16 is zero.
+    even, odd = content[:200:2], content[1:200:2]
+    if odd.count(0) > 0.8 * len(odd):
+        return "utf-16-le"
+    if even.count(0) > 0.8 * len(even):
+        return "utf-16-be"
     return "utf-8-sig"
 
 

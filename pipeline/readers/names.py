@@ -33,14 +33,12 @@ class PictureNames:
 
     def find(self, name: str) -> str | None:
         """Return the file that `name` means, relative to the folder; None if that is not clear."""
-        if self._is_file(name):
+        if self._inside(name) and self._is_file(name):
             return name
-        spellings = list(self._spellings(name))
+        spellings = [spelling for spelling in self._spellings(name) if self._inside(spelling)]
         for spelling in spellings:
             if self._is_file(spelling):
                 return spelling
-        if any(not self._inside(spelling) for spelling in spellings):
-            return None
         files = self._index()
         by_stem, by_base_name = [], []
         for spelling in spellings:
@@ -100,8 +98,9 @@ class PictureNames:
     def _index(self) -> dict[str, list[str]]:
         if self._files is None:
             files = defaultdict(list)
-            for folder, _, names in os.walk(self._root):
-                for name in names:
+            for folder, folders, names in os.walk(self._root):
+                folders.sort()
+                for name in sorted(names):
                     # A file name may hold bytes that are not UTF-8; a table cannot name it.
                     if name.startswith(".") or not name.isprintable():
                         continue

@@ -232,8 +232,8 @@ def _rows(
             continue
         if sorted(map(column_key, cells)) == sorted(keys):
             raise UserError(
-                f"{path}, line {line}: expected the columns in the order of the first header, found "
-                f"a second header {', '.join(cells)}; make two tables of it"
+                f"{path}, line {line}: expected the columns in the first header's order, found a "
+                f"second header {', '.join(cells)}; make two tables of it"
             )
         while len(cells) > len(names) and not cells[-1].strip():
             cells = cells[:-1]
