@@ -52,7 +52,7 @@ def _read_official(folder: Path, image_root: Path, year: str, skip_missing: bool
         path = folder / f"captions_{split}{year}.json"
         read, says = read_coco_file(path, read_json(path), skip_missing)
         for record in read:
-            name = f"{split}{year}/{str(record.file_name).removeprefix(f'{split}{year}/')}"
+            name = f"{split}{year}/{record.file_name.removeprefix(f'{split}{year}/')}"
             records.append(replace(record, file_name=name, split=split))
         remarks += says
     return Reading(image_root, records, remarks)
@@ -85,6 +85,8 @@ def read_coco_file(
         records = []
         for image in content["images"]:
             image_id = _as_number(image["id"])
+            if not isinstance(image["file_name"], str):
+                raise TypeError(f"expected a file name, found {image['file_name']!r:.80}")
             own = tuple(captions.pop(image_id, ()))
             records.append(Record(image["file_name"], None, own, image_id))
     except KeyError as error:

@@ -82,7 +82,7 @@ class PictureNames:
             yield str(path)
             # train2017/x.jpg where the folder itself is train2017
             tail = Path(os.path.realpath(self._root)).parts
-            for count in range(1, len(path.parts)):
+            for count in range(1, min(len(path.parts), len(tail) + 1)):
                 if [*map(_fold, tail[-count:])] == [*map(_fold, path.parts[:count])]:
                     yield str(PurePosixPath(*path.parts[count:]))
 
@@ -124,9 +124,12 @@ def match_names(records: Iterable[Record], root: Path) -> tuple[list[Record], li
     A name that fits no file stays as it is. Records without ids that mean the same file become one.
 
     Raises:
-        UserError: two spellings of a picture are in different splits.
+        UserError: a name is no string, or two spellings of a picture are in different splits.
     """
     names, records = PictureNames(root), list(records)
+    for record in records:
+        if not isinstance(record.file_name, str):
+            raise UserError(f"expected the file name of an image, found {record.file_name!r:.80}")
     found = {r.file_name: names.find(r.file_name) for r in records}
     exact = {name for name, file in found.items() if name == file}
     claims = Counter(file for name, file in found.items() if file and name != file)
