@@ -15,6 +15,8 @@ from features.errors import UserError
 _MISSING = {"", "nan", "null", "none", "n/a", "#n/a", "<na>", "na", "nil", r"\n", "undefined", "-"}
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 _TAG = re.compile(r"</?(?:a|b|br|div|em|font|i|p|span|strong|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
+# Several captions in one text, as some programs join them.
+_JOINT = re.compile(r"\|\|?|###|<sep>|\[SEP\]", re.IGNORECASE)
 # Keys under which data sets store the text of a caption: Karpathy's "raw", COCO's "caption".
 _TEXT_KEYS = ("raw", "caption", "text", "sentence", "value")
 
@@ -39,11 +41,18 @@ def captions_in(value: Any) -> list[str]:
     """Return the captions of a cell; a missing value gives one, such as "" or "nan".
 
     Raises:
-        UserError: the value is no text and no list of texts, or a list of single words.
+        UserError: the value is no text and no list of texts, a list of single words, or a text of
+            several captions.
     """
     if is_missing(value):
         return [_text_of(value)]
     if isinstance(value, str):
+        match = _JOINT.search(value)
+        if match and sum(len(part.split()) > 1 for part in _JOINT.split(value)) > 1:
+            raise UserError(
+                f"expected one caption, found several joined by {match[0]!r}: {value!r:.80}; put "
+                "them in a list or in columns of their own"
+            )
         listed = _written_list(value.strip())
         return captions_in(listed) if listed is not None else [value]
     if isinstance(value, dict):

@@ -215,6 +215,8 @@ def _split_folders(root: Path, parent: Path) -> list[_Source]:
             )
         inside = folder.relative_to(root).as_posix()
         sources += [_Source(path, inside, split) for path in named or tables]
+    if len({source.split for source in sources}) == 1:  # only train/, as many data sets have it
+        return [replace(source, split=None) for source in sources]
     return sources
 
 

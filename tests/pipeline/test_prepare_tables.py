@@ -100,6 +100,8 @@ def test_every_caption_of_json_is_read(
         ),
         ("a.jpg,A dog\ncaption,file_name\nA cat,b.jpg\n", "line 3: expected the columns in the"),
         ("a.jpg,A dog\nimage,text\nb.jpg,A cat\n", "line 3: expected a row, found a second header"),
+        ("a.jpg,A dog runs. | Two dogs\n", "line 2: expected one caption, found several joined by"),
+        ("a.jpg,A dog runs.###Two dogs\n", "line 2: expected one caption, found several joined by"),
         ("https://example.org/a.jpg,A dog\n", "line 2: expected the file name of a picture, found"),
         ("nan,A dog\n", "line 2: expected the file name of a picture, found 'nan'"),
     ],
@@ -198,8 +200,12 @@ def test_imagefolder_of_hugging_face_gives_splits(prepare: Callable, root: Path)
     splits = {"train": "train", "validation": "val", "test": "test"}
     assert outcome.splits == {f"{folder}/1.jpg": split for folder, split in splits.items()}
     assert outcome.texts["validation/1.jpg"] == ["A validation dog"]
-    for folder in splits:
+    for folder in ("validation", "test"):
         (next((root / folder).glob("metadata.*"))).unlink()
+    write(root, {"train/metadata.csv": table.format("train") + "2.jpg,A cat\n"}, "train/2.jpg")
+    assert set(prepare("folder").splits.values()) == {"train", "val"}  # only train/: by hash
+    (root / "train/metadata.csv").unlink()
+    (root / "train/2.jpg").unlink()
     rows = "".join(f"{folder}/1.jpg,A dog\n" for folder in splits)
     write(root, {"metadata.csv": "file_name,text\n" + rows}, "")
     assert prepare("folder").splits == outcome.splits
