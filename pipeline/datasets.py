@@ -11,11 +11,13 @@ from features.errors import UserError, first_few
 from pipeline import captions, shapes
 from pipeline.captions import Caption, CaptionTable, Image
 from pipeline.options import PrepareOptions
+from pipeline.readers.cells import is_missing, plain_text
 from pipeline.readers.coco import read_coco
-from pipeline.readers.files import captions_file
+from pipeline.readers.files import EMPTY, captions_file, kind_of_file, unreadable_picture
 from pipeline.readers.flickr import read_flickr8k, read_flickr30k
 from pipeline.readers.folder import read_folder
 from pipeline.readers.karpathy import read_karpathy
+from pipeline.readers.names import PictureNames, match_names
 from pipeline.readers.records import Reading, Record
 from pipeline.text import CONTROL, tokenize
 
@@ -47,11 +49,16 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     """
     root = options.root or options.work / "images"
     if options.root is not None and not root.is_dir():
-        raise UserError(f"{root}: expected the folder of {options.dataset}, found no such folder")
+        found = "no such folder"
+        if root.is_file():
+            found = kind_of_file(root) or "a file"
+        raise UserError(f"{root}: expected the folder of {options.dataset}, found {found}")
     reading = READERS[options.dataset](root, options)
     remarks = list(reading.remarks)
     records = [record for record in reading.records if record.split]
     _remark(remarks, len(reading.records) - len(records), "images are in no split, left out")
+    records, renamed = match_names(records, reading.image_root)
+    remarks += renamed
     numbered = _numbered(records, options.dataset)
     existing = _existing(numbered, reading.image_root, options.skip_missing, remarks)
     images = _with_captions(existing, remarks)
@@ -102,29 +109,64 @@ def _existing(
 ) -> list[tuple[int, Record]]:
     """Return the records whose picture exists; refuse missing ones, unless `skip_missing`."""
     existing, missing = [], []
+    unreadable: dict[str, str] = {}
     for image_id, record in numbered:
         # Path.is_file raises if the name is too long or the folder is not readable.
         if os.path.isfile(image_root / record.file_name):  # noqa: PTH113
             existing.append((image_id, record))
+            if why := unreadable_picture(image_root / record.file_name):
+                unreadable[record.file_name] = why
         else:
             missing.append(record.file_name)
-    if missing and not skip_missing:
+    useful = any(record.split == "train" and any(record.captions) for _, record in existing)
+    if missing and not (skip_missing and useful):
         raise UserError(
             f"{image_root}: {len(missing)} of {len(numbered)} pictures are missing: "
-            f"{first_few(missing)}; --skip-missing leaves them out"
+            f"{first_few(missing)}; "
+            + ("--skip-missing leaves them out" if useful else "no training picture would be left")
+            + _near_misses(missing, image_root)
         )
     _remark(remarks, len(missing), "pictures are missing, left out", missing)
+    _check_readable(unreadable, len(existing), image_root, remarks)
     return existing
+
+
+def _near_misses(missing: list[str], image_root: Path) -> str:
+    names = PictureNames(image_root)
+    near = ((name, names.nearest(name)) for name in missing[:5])
+    hints = [f"{file!r} for {name!r}" for name, file in near if file]
+    return f"; did you mean {', '.join(hints)}?" if hints else "; check --root and the names"
+
+
+def _check_readable(
+    unreadable: dict[str, str], count: int, image_root: Path, remarks: list[str]
+) -> None:
+    """Name the pictures that cannot be read; UserError if all are the same other kind of file."""
+    kinds = Counter(unreadable.values())
+    if len(unreadable) == count and len(kinds) == 1 and (why := next(iter(kinds))) != EMPTY:
+        raise UserError(
+            f"{image_root}: expected pictures, found in each of the {count} files {why}"
+        )
+    named = (f"{name} ({why})" for name, why in unreadable.items())
+    _remark(
+        remarks, len(unreadable), "pictures cannot be read, pipeline.extract leaves them out", named
+    )
 
 
 def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> list[Image]:
     """Tokenize; leave out captions without a word and images without a caption."""
-    images, without_captions, wordless = [], [], 0
+    images, without_captions, wordless, escaped = [], [], 0, 0
+    missing: Counter[str] = Counter()
     for image_id, record in tqdm(numbered, "tokenizing", unit=" images", leave=False, disable=None):
         parsed = []
         for text in record.captions:
             if not isinstance(text, str):
                 raise UserError(f"{record.file_name}: expected a string as caption, found {text!r}")
+            if is_missing(text):
+                missing[text.strip()] += 1
+                text = ""
+            escaped += (plain := plain_text(text)) != text
+            text = plain
             # Newlines and tabs would break the formats that captions are written to later, escape
             # sequences would control terminals, and a lone surrogate (from JSON) has no UTF-8.
             text = " ".join(CONTROL.sub(" ", text).split()).encode(errors="replace").decode()
@@ -135,7 +177,9 @@ def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> li
             images.append(Image(image_id, record.file_name, str(record.split), kept))
         else:
             without_captions.append(record.file_name)
-    _remark(remarks, wordless, "captions are empty or have no word, left out")
+    _remark(remarks, escaped, "captions had HTML entities or tags, which became plain text")
+    placeholders = (f"{count} are {value!r}" for value, count in missing.items() if value)
+    _remark(remarks, wordless, "captions are empty or have no word, left out", placeholders)
     _remark(remarks, len(without_captions), "images have no caption, left out", without_captions)
     return images
 
@@ -143,17 +187,22 @@ def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> li
 def caption_files(options: PrepareOptions) -> list[Path]:
     """Return the files and folders that determine what `load_table` returns.
 
-    These are the text files in the root and one folder below, and those folders themselves: their
-    modification time changes when a picture is added or removed.
+    These are the text files in the root and one folder below (for `folder`, in all below), and
+    those folders themselves: their modification time changes when a picture is added or removed.
     """
     root, work = options.root, options.work.resolve()
     if root is None or not root.is_dir():
         return []
-    suffixes = {".json", ".jsonl", ".csv", ".txt", ".token"}
+    suffixes = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".token"}
     try:
-        below = sorted(path for path in root.iterdir() if path.is_dir() and path.resolve() != work)
+        folders = root.rglob("*") if options.dataset == "folder" else root.iterdir()
+        below = sorted(path for path in folders if path.is_dir() and not _within(path, work))
         files = [p for folder in (root, *below) for p in folder.iterdir() if p.suffix in suffixes]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     chosen = [captions_file(root, options.captions, ())] if options.captions else []
     return [root, *below, *sorted(files), *chosen]
+
+
+def _within(path: Path, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(folder)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from features.errors import UserError, unknown_name
+from pipeline.readers.columns import parse_columns
 from pipeline.vocabulary import MAX_LENGTH
 
 DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder")
@@ -26,6 +27,7 @@ class PrepareOptions:
         "work",
         "root",
         "captions",
+        "columns",
         "download",
         "skip_missing",
         "min_count",
@@ -43,6 +45,9 @@ class PrepareOptions:
     """The data set's folder; not needed for shapes."""
     captions: Path | None = None
     """The captions file of karpathy or folder, if the root has several."""
+    columns: str | None = None
+    """The columns of folder's table as image=NAME,caption=NAME[,split=NAME]; caption may be
+    repeated."""
     release: Literal["karpathy", "2014", "2017"] | None = None
     """Captions and splits of coco; by default the first of these that the root has."""
     min_count: int = 5
@@ -73,6 +78,10 @@ class PrepareOptions:
             raise UserError(f"--dataset {self.dataset} needs --root, the folder it lies in")
         if self.root is not None and self.root.resolve() == self.work.resolve():
             raise UserError("--work must be another folder than --root; try --work work")
+        if self.columns is not None:
+            parse_columns(self.columns)
+            if self.dataset != "folder":
+                raise UserError(f"--columns is for --dataset folder, found {self.dataset}")
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
             raise UserError(f"--mirror: expected http://... or https://..., found {self.mirror!r}")
         for name in ("min_count", "max_length", "images", "size"):

@@ -10,11 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from features.files import replacing
-
-REGISTRY = ".captions-generated.json"
-"""The text files of a folder that we wrote, so that `pipeline.prepare` never takes them for
-captions by people: their names and the SHA-256 of their contents.
-"""
+from pipeline.readers.beside import REGISTRY
 
 
 class LeftAloneError(Exception):

@@ -3,6 +3,7 @@
 Source: X. Chen et al., "Microsoft COCO Captions: Data Collection and Evaluation Server", 2015.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,23 +50,65 @@ def _read_official(folder: Path, image_root: Path, year: str, skip_missing: bool
     records, remarks = [], []
     for split in ("train", "val"):  # the captions of the official test split are not public
         path = folder / f"captions_{split}{year}.json"
-        content = read_json(path)
-        try:
-            captions: dict[Any, list[str]] = {}
-            for entry in content["annotations"]:
-                captions.setdefault(entry["image_id"], []).append(entry["caption"])
-            for image in content["images"]:
-                name = f"{split}{year}/{image['file_name']}"
-                texts = tuple(captions.pop(image["id"], ()))
-                records.append(Record(name, split, texts, image["id"]))
-        except KeyError as error:
-            raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
-        except TypeError as error:
-            raise UserError(f"{path} is not in COCO's format ({error})") from error
-        if captions:
-            remark = f"{path}: {len(captions)} image ids have captions but no image: "
-            remark += first_few(captions)
-            if not skip_missing:
-                raise UserError(f"{remark}; --skip-missing leaves them out")
-            remarks.append(remark)
+        read, says = read_coco_file(path, read_json(path), skip_missing)
+        for record in read:
+            name = f"{split}{year}/{record.file_name.removeprefix(f'{split}{year}/')}"
+            records.append(replace(record, file_name=name, split=split))
+        remarks += says
     return Reading(image_root, records, remarks)
+
+
+def is_coco(content: Any) -> bool:
+    """Whether the content of a JSON file is in COCO's format of captions."""
+    return isinstance(content, dict) and {"images", "annotations"} <= content.keys()
+
+
+def read_coco_file(
+    path: Path, content: Any, skip_missing: bool = False
+) -> tuple[list[Record], list[str]]:
+    """Return the images of a file of captions, in no split yet, and remarks.
+
+    Ids may be numbers or text. If some are text other than a number, the images get no ids. A
+    caption that an image has twice is counted once.
+
+    Raises:
+        UserError: a key is missing, or captions belong to no image (unless `skip_missing`).
+    """
+    remarks: list[str] = []
+    captions: dict[Any, dict[str, None]] = {}  # the values are ordered sets
+    repeated = 0
+    try:
+        for entry in content["annotations"]:
+            texts = captions.setdefault(_as_number(entry["image_id"]), {})
+            repeated += entry["caption"] in texts
+            texts[entry["caption"]] = None
+        records = []
+        for image in content["images"]:
+            image_id = _as_number(image["id"])
+            if not isinstance(image["file_name"], str):
+                raise TypeError(f"expected a file name, found {image['file_name']!r:.80}")
+            own = tuple(captions.pop(image_id, ()))
+            records.append(Record(image["file_name"], None, own, image_id))
+    except KeyError as error:
+        raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
+    except TypeError as error:
+        raise UserError(f"{path} is not in COCO's format ({error})") from error
+    if captions:
+        remark = f"{path}: {len(captions)} image ids have captions but no image: "
+        remark += first_few(captions)
+        if not skip_missing:
+            raise UserError(f"{remark}; --skip-missing leaves them out")
+        remarks.append(remark)
+    if repeated:
+        remarks.append(f"{path.name}: {repeated} annotations are duplicated, counted once")
+    if any(isinstance(record.id, str) for record in records):
+        records = [replace(record, id=None) for record in records]
+        remarks.append(f"{path.name}: image ids are text; images are numbered by file name")
+    return records, remarks
+
+
+def _as_number(value: Any) -> Any:
+    """Return an id as the number that it spells: "7", "0007" and 7.0 are 7."""
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
+        return int(value) if len(value) < 20 else value
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -2,14 +2,16 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from features.errors import UserError
 from pipeline.options import PrepareOptions
+from pipeline.readers.columns import captions_of, choose_columns, described, image_of
 from pipeline.readers.files import find, read_text
 from pipeline.readers.karpathy import read_karpathy_json
 from pipeline.readers.records import Reading, merge, split_by_hash
+from pipeline.readers.tables import check_swallowed, read_table
 
 _FLICKR8K_SPLITS = {
     "train": "Flickr_8k.trainImages.txt",
@@ -39,7 +41,9 @@ def read_flickr8k(root: Path, options: PrepareOptions) -> Reading:
 
 
 def read_flickr30k(root: Path, options: PrepareOptions) -> Reading:
-    """Read Flickr30k: results_20130124.token and flickr30k-images/.
+    """Read Flickr30k: results_20130124.token and flickr30k-images/, or what Kaggle distributes.
+
+    Kaggle's results.csv has the columns image_name, comment_number and comment, separated by bars.
 
     Source: P. Young, A. Lai, M. Hodosh, J. Hockenmaier, "From image descriptions to visual
     denotations", TACL 2014.
@@ -47,8 +51,8 @@ def read_flickr30k(root: Path, options: PrepareOptions) -> Reading:
     return _read(
         root,
         options,
-        images=("flickr30k-images", "flickr30k_images"),
-        captions=("results_20130124.token",),
+        images=("flickr30k-images", "flickr30k_images", "Images", "images"),
+        captions=("results_20130124.token", "results.csv", "captions.txt"),
         karpathy="dataset_flickr30k.json",
         lists={},
     )
@@ -72,6 +76,8 @@ def _read(
             f"{root}: expected the pictures of {options.dataset} in one of the folders "
             f"{', '.join(images)}, found none"
         )
+    while (image_root / image_root.name).is_dir():  # archives that hold a folder of their own name
+        image_root /= image_root.name
     splits: dict[str, str | None] = {}
     for split, list_name in lists.items():
         path = find(root, (list_name,))
@@ -89,20 +95,35 @@ def _read(
             f"{root}: expected the captions of {options.dataset} in "
             f"{' or '.join((*captions, karpathy))}, there or one folder below, found none"
         )
-    pairs = _kaggle_rows if caption_file.name == "captions.txt" else _token_lines
-    records = merge(
-        ((name, text) for name, text in pairs(caption_file) if name != _NOT_A_PICTURE), splits
-    )
+    pairs, remarks = _pairs(caption_file)
+    records = merge(((name, text) for name, text in pairs if name != _NOT_A_PICTURE), splits)
     if splits:
-        return Reading(image_root, records)
+        return Reading(image_root, records, remarks)
     return Reading(
         image_root,
         split_by_hash(records, options.seed, caption_file),
         [
+            *remarks,
             f"no split lists: split by file name 80:10:10 with --seed {options.seed}; for the "
-            f"published split, add {' or '.join((*lists.values(), karpathy))}"
+            f"published split, add {' or '.join((*lists.values(), karpathy))}",
         ],
     )
+
+
+def _pairs(path: Path) -> tuple[Iterable[tuple[str, str]], list[str]]:
+    """Return the (file name, caption) pairs of a file in any of its three formats, and remarks."""
+    if path.name not in ("captions.txt", "results.csv"):
+        return _token_lines(path), []
+    if read_text(path).partition("\n")[0].strip() == "image,caption":
+        return _kaggle_rows(path), []
+    table = read_table(path, path.name)
+    columns = choose_columns(table, None)
+    pairs = [
+        (image_of(row, columns, path), text)
+        for row in table.rows
+        for text in captions_of(row, columns, path)
+    ]
+    return pairs, [described(table, columns, len(pairs)), *table.remarks]
 
 
 def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
@@ -119,12 +140,13 @@ def _token_lines(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _kaggle_rows(path: Path) -> Iterator[tuple[str, str]]:
-    rows = csv.reader(io.StringIO(read_text(path)))
+    rows, end = csv.reader(io.StringIO(read_text(path))), 0
     try:
-        if next(rows, None) != ["image", "caption"]:
-            raise UserError(f"{path}, line 1: expected image,caption")
-        for row in filter(None, rows):
-            # An unquoted caption with commas is read as more than one field.
-            yield row[0], ",".join(row[1:])
+        for row in rows:
+            first, end = end + 1, rows.line_num
+            check_swallowed(path, first, row, ",")
+            if row and row != ["image", "caption"]:
+                # An unquoted caption with commas is read as more than one field.
+                yield row[0], ",".join(row[1:])
     except csv.Error as error:
         raise UserError(f"{path}, line {rows.line_num}: {error}") from error

@@ -1,64 +1,240 @@
-"""Reader of the data set `folder`: your own pictures with a CSV or JSONL file of captions."""
+"""Reader of the data set `folder`: your own pictures with captions in a table or beside them."""
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from features.errors import UserError, first_few
 from features.folders import find_pictures
+from features.kinds import PICTURE_SUFFIXES
 from pipeline.options import PrepareOptions
-from pipeline.readers.files import captions_file, read_text
-from pipeline.readers.records import Reading, merge, split_by_hash, split_name
+from pipeline.readers.beside import read_beside
+from pipeline.readers.cells import is_missing
+from pipeline.readers.coco import is_coco, read_coco_file
+from pipeline.readers.columns import captions_of, choose_columns, described, image_of
+from pipeline.readers.files import captions_file, kind_of_file, read_json
+from pipeline.readers.names import match_names
+from pipeline.readers.records import Reading, Record, merge, split_by_hash, split_name
+from pipeline.readers.tables import read_table
 
-_NAME_COLUMNS = ("file_name", "image", "file", "path")
-_CAPTION_COLUMNS = ("caption", "captions")
+_TABLES = ("*.csv", "*.tsv", "*.jsonl", "*.ndjson", "captions.txt")
+_SPLIT_WORD = re.compile(
+    r"(?:^|[^a-z])(train|training|val|valid|validation|dev|test|testing)(?:$|[^a-z])"
+)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A table, the folder that its file names start from, and the split of all its rows."""
+
+    path: Path
+    folder: str = ""
+    split: str | None = None
 
 
 def read_folder(root: Path, options: PrepareOptions) -> Reading:
-    """Read `--captions`, or the only .csv or .jsonl file in the root.
+    """Read `--captions`, the only table in the root, one for each split, or files beside pictures.
 
-    The column file_name (or image, file, path) names a picture relative to the root, the column
-    caption holds its caption. A picture with more captions has more rows or, in JSONL, a list. The
-    optional column split is train, val or test; if it is empty, the picture is in no split. Without
-    that column, `split_by_hash` makes the splits.
+    A table names pictures relative to itself or to the root and has one column or more of captions
+    (`choose_columns`); a picture may have more rows than one. The optional column split is train,
+    val or test; if it is empty, the picture is in no split. Without it, folders or tables named
+    train, val and test give the splits, or else `split_by_hash` does.
 
     Raises:
-        UserError: a row lacks a column or is not JSON, or a picture is in two splits.
+        UserError: a table is not understood to the last row, or a picture is in two splits.
     """
-    path = captions_file(root, options.captions, ("*.csv", "*.jsonl"))
-    rows = _jsonl_rows(path) if path.suffix.lower() == ".jsonl" else _csv_rows(path)
+    sources = _sources(root, options.captions)
+    pictures = _pictures(root, options.work)
+    remarks: list[str] = []
+    records: list[Record] = []
+    has_splits = False
+    for source in sources:
+        read, says, gives_splits = _read_source(root, source, options.columns)
+        records += read
+        remarks += says
+        has_splits |= gives_splits
+    if not sources:
+        pairs, remarks = read_beside(root, pictures)
+        if not pairs:
+            raise _nothing(root, remarks if pictures else [])
+        records = merge(pairs)
+    origin = sources[0].path if sources else root
+    records, renamed = match_names(_joined(records, origin), root)
+    remarks += renamed
+    without_row = pictures - {record.file_name for record in records}
+    if without_row and sources:
+        named = first_few(sorted(without_row))
+        where = " and ".join(source.path.name for source in sources)
+        remarks.append(f"{len(without_row)} pictures have no row in {where}: {named}")
+    if has_splits:
+        return Reading(root, records, remarks)
+    if by_folder := _split_by_folder(records):
+        return Reading(root, by_folder, [*remarks, "no column split: split by folder"])
+    remarks.append(f"no column split: split by file name 80:10:10 with --seed {options.seed}")
+    return Reading(root, split_by_hash(records, options.seed, origin), remarks)
+
+
+def _read_source(
+    root: Path, source: _Source, chosen: str | None
+) -> tuple[list[Record], list[str], bool]:
+    """Return the records of a table, remarks, and whether the table gives splits."""
+    path = source.path
+    if path.suffix.lower() == ".json" and is_coco(content := read_json(path)):
+        records, remarks = read_coco_file(path, content)
+        records = [
+            replace(r, file_name=_placed(root, source.folder, r.file_name), split=source.split)
+            for r in records
+        ]
+        return records, remarks, source.split is not None
+    table = read_table(path, str(PurePosixPath(source.folder, path.name)))
+    columns = choose_columns(table, chosen)
     pairs: list[tuple[str, str]] = []
     splits: dict[str, str | None] = {}
-    has_splits = False
-    for line, row in rows:
-        where = f"{path}, line {line}"
-        name = _column(row, _NAME_COLUMNS, where)
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{where}: expected the file name of a picture, found {name!r}")
-        name = str(PurePosixPath(name))  # so that ./a.jpg and a.jpg are one picture
-        captions = _column(row, _CAPTION_COLUMNS, where)
-        pairs += [(name, text) for text in (captions if isinstance(captions, list) else [captions])]
-        has_splits |= "split" in row
+    for row in table.rows:
+        name = _placed(root, source.folder, image_of(row, columns, path))
+        captions = captions_of(row, columns, path)
+        pairs += [(name, text) for text in captions]
+        split = source.split
+        value = row.cells.get(columns.split) if columns.split else None
         try:
-            split = split_name(row["split"]) if row.get("split") else None
+            if value and str(value).strip().lower() not in ("nan", "null", "none"):
+                split = split_name(value)
         except (UserError, AttributeError) as error:
-            raise UserError(f"{where}: {error}") from error
+            raise UserError(f"{path}, {row.where}: {error}") from error
         if splits.setdefault(name, split) != split:
-            raise UserError(f"{where}: {name} is in the split {split} and in {splits[name]}")
-    records = merge(pairs, splits)
-    remarks = []
-    without_captions = _pictures(root, options.work) - splits.keys()
-    if without_captions:
-        named = first_few(sorted(without_captions))
-        remarks.append(f"{len(without_captions)} pictures have no row in {path.name}: {named}")
-    if not has_splits:
-        remarks.append(f"no column split: split by file name 80:10:10 with --seed {options.seed}")
-        records = split_by_hash(records, options.seed, path)
-    return Reading(root, records, remarks)
+            raise UserError(
+                f"{path}, {row.where}: {name} is in the split {split} and in {splits[name]}"
+            )
+    unique = list(dict.fromkeys(pairs))
+    remarks = [described(table, columns, len(pairs)), *table.remarks]
+    if repeated := len(pairs) - len(unique) - _empty(pairs) + _empty(unique):
+        remarks.append(f"{table.name}: {repeated} captions of a picture are repeated, counted once")
+    kept = [p for p in pairs if is_missing(p[1])] + [p for p in unique if not is_missing(p[1])]
+    return merge(kept, splits), remarks, columns.split is not None or source.split is not None
+
+
+def _empty(pairs: Iterable[tuple[str, str]]) -> int:
+    return sum(is_missing(text) for _, text in pairs)
+
+
+def _placed(root: Path, folder: str, name: str) -> str:
+    """Return the name of a picture relative to the root: in the table's folder, if it is there."""
+    # A name with blanks or backslashes stays as it is, for `match_names` to find.
+    plain = str(PurePosixPath(name)) if name.strip() else name
+    if not folder:
+        return plain
+    inside = str(PurePosixPath(folder, plain))
+    if os.path.isfile(root / plain) and not os.path.isfile(root / inside):  # noqa: PTH113
+        return plain
+    return inside
+
+
+def _joined(records: list[Record], origin: Path) -> list[Record]:
+    """Return the records of several tables with one record for each name."""
+    joined: dict[str, Record] = {}
+    for record in records:
+        before = joined.setdefault(record.file_name, record)
+        if before is record:
+            continue
+        if before.split != record.split:
+            raise UserError(
+                f"{origin.parent}: {record.file_name} is in the split {before.split} and in "
+                f"{record.split}"
+            )
+        joined[record.file_name] = replace(before, captions=before.captions + record.captions)
+    return list(joined.values())
+
+
+# Which files hold the captions
+
+
+def _sources(root: Path, chosen: Path | None) -> list[_Source]:
+    """Return the tables to read; none if the captions are beside the pictures."""
+    if chosen is not None:
+        return [_source(root, captions_file(root, chosen, ()))]
+    tables = _matching(root)
+    if len(tables) == 1:
+        return [_Source(tables[0])]
+    if tables:
+        by_split = _tables_by_split(tables)
+        # More than one: the message of `captions_file` asks which.
+        return by_split or [_Source(captions_file(root, None, _TABLES))]
+    for parent in (root, root / "data"):
+        if sources := _split_folders(root, parent):
+            return sources
+    loose = [
+        path
+        for path in sorted(root.glob("*.json"))
+        if not path.name.startswith(".") and not path.name.endswith("_stats.json")
+        if not any(path.with_suffix(suffix).exists() for suffix in PICTURE_SUFFIXES)
+    ]
+    if len(loose) > 1:
+        by_split = _tables_by_split(loose)
+        return by_split or [_Source(captions_file(root, None, ("*.json",)))]
+    return [_Source(path) for path in loose]
+
+
+def _matching(folder: Path) -> list[Path]:
+    paths = {path for pattern in _TABLES for path in folder.glob(pattern)}
+    return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
+
+
+def _source(root: Path, path: Path) -> _Source:
+    try:
+        inside = path.parent.resolve().relative_to(root.resolve())
+    except (ValueError, OSError, RuntimeError):
+        return _Source(path)
+    return _Source(path, "" if inside == Path() else inside.as_posix())
+
+
+def _tables_by_split(tables: list[Path]) -> list[_Source]:
+    """Return train.csv, val.csv and the like with their splits; nothing if that is not clear."""
+    words = [_SPLIT_WORD.findall(path.stem.lower()) for path in tables]
+    if any(len(found) != 1 for found in words):
+        return []
+    splits = [split_name(found[0]) for found in words]
+    if len(set(splits)) < len(splits) or "train" not in splits:
+        return []
+    return [_Source(path, split=split) for path, split in zip(tables, splits, strict=True)]
+
+
+def _split_folders(root: Path, parent: Path) -> list[_Source]:
+    """Return the tables of Hugging Face's imagefolder: train/metadata.csv and so on."""
+    sources = []
+    for folder in sorted(path for path in parent.glob("*") if path.is_dir()):
+        try:
+            split = split_name(folder.name)
+        except UserError:
+            continue
+        tables = _matching(folder)
+        named = [path for path in tables if path.stem == "metadata"]
+        if len(named or tables) > 1:
+            raise UserError(
+                f"{folder}: expected one table of captions, found "
+                f"{first_few(path.name for path in tables)}"
+            )
+        inside = folder.relative_to(root).as_posix()
+        sources += [_Source(path, inside, split) for path in named or tables]
+    if len({source.split for source in sources}) == 1:  # only train/, as many data sets have it
+        return [replace(source, split=None) for source in sources]
+    return sources
+
+
+def _split_by_folder(records: list[Record]) -> list[Record]:
+    """Return the records split by their first folder, if all are in train, val or test folders."""
+    split = []
+    for record in records:
+        first, *rest = PurePosixPath(record.file_name).parts
+        if first == "data" and len(rest) > 1:
+            first = rest.pop(0)
+        try:
+            split.append(replace(record, split=split_name(first if rest else "")))
+        except UserError:
+            return []
+    names = {record.split for record in split}
+    return split if "train" in names and len(names) > 1 else []
 
 
 def _pictures(root: Path, work: Path) -> set[str]:
@@ -71,44 +247,16 @@ def _pictures(root: Path, work: Path) -> set[str]:
     }
 
 
-def _column(row: dict[str, Any], names: tuple[str, ...], where: str) -> Any:
-    for name in names:
-        if row.get(name) is not None:
-            return row[name]
-    filled = [name for name, value in row.items() if value is not None]
-    raise UserError(f"{where}: expected {' or '.join(names)}, found only {', '.join(filled)}")
-
-
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: expected JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{path}, line {number}: expected a JSON object, found {line!r}")
-        yield number, row
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the line number and the columns of each row.
-
-    The separator is whichever of comma, semicolon and tab is most frequent in the header.
-    csv.Sniffer also looks at the captions, and their punctuation misleads it.
-    """
-    text = read_text(path)
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(io.StringIO(text), delimiter=max(",;\t", key=header.count), strict=True)
-    try:
-        reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
-        for row in reader:
-            if None in row:
-                raise UserError(
-                    f"{path}, line {reader.line_num}: expected {len(reader.fieldnames)} "
-                    f"columns, found {len(row) - 1 + len(row[None])}; put the caption in quotes"
-                )
-            yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path}, line {reader.reader.line_num}: {error}") from error
+def _nothing(root: Path, remarks: Iterable[str]) -> UserError:
+    """Return the error for a folder without captions; it names files that may have been meant."""
+    others = []
+    for path in sorted(root.iterdir()):
+        if path.is_file() and path.suffix.lower() not in PICTURE_SUFFIXES:
+            kind = kind_of_file(path)
+            others.append(f"{path.name} ({kind})" if kind else path.name)
+    found = f"found {first_few(others)}" if others else "found none"
+    details = "".join(f"; {remark}" for remark in list(remarks)[1:])
+    return UserError(
+        f"{root}: expected one *.csv or *.jsonl, or a .txt beside each picture, {found}{details}; "
+        "name the table with --captions"
+    )

@@ -4,6 +4,7 @@ A reader gets a file and may read it, raise UserError or raise PictureError. Any
 defect, and so is taking a long time or a lot of memory.
 """
 
+import hashlib
 import io
 import json
 import re
@@ -267,6 +268,9 @@ def _data_sets(folder: Path) -> list[Reader]:
             directory.mkdir(parents=True, exist_ok=True)
         for i in (1, 2, 3):
             (root / image_folder / f"{i}.jpg").touch()
+        if "captions-generated" in file or "/" in file:  # captions beside the pictures
+            for i in (1, 2, 3):
+                (root / image_folder / f"{i}.txt").write_text("A dog runs.\n")
         if dataset == "coco":
             val = root / "annotations" / "captions_val2017.json"
             val.write_text(json.dumps({"images": [], "annotations": []}))
@@ -285,7 +289,21 @@ def _data_sets(folder: Path) -> list[Reader]:
     tokens = "".join(f"{i}.jpg#{n}\tA dog runs .\n" for i in (1, 2, 3) for n in (0, 1))
     kaggle = "image,caption\n" + "".join(f'{i}.jpg,"A dog, runs"\n' for i in (1, 2, 3))
     text = "\n".join(map(json.dumps, lines))
+    lists = (
+        'sep=;\nImage;caption_1;Caption 2\n1.jpg;"[\'A dog\', ""A cat""]";nan\n2.jpg;A &amp; b;\n'
+    )
+    numbered = "".join(f'{i}.jpg| {n}| A "dog" runs\n' for i in (1, 2, 3) for n in (0, 1))
+    numbered = f"image_name| comment_number| comment\n{numbered}2.jpg| 3   A cat\n"
+    metadata = json.dumps({"caption": ["A dog", "A cat"], "key": "2", "status": "success"})
+    generated = json.dumps({"1.txt": "0" * 64, "2.jpg.txt": hashlib.sha256(b"A dog").hexdigest()})
     return [
+        reader("folder", "lists.csv", ".", lists, of_text),
+        reader("folder", "list.json", ".", json.dumps([*lines, lines[0]]), of_json),
+        reader("folder", "coco.json", ".", json.dumps(_COCO), of_json),
+        reader("folder", "beside/1.txt", "beside", "A dog runs.\nA cat\n", of_text),
+        reader("folder", "metadata/2.json", "metadata", metadata, of_json),
+        reader("folder", ".captions-generated.json", ".", generated, of_json),
+        reader("flickr30k", "results.csv", "flickr30k-images", numbered, of_text),
         reader("folder", "x.csv", ".", f"file_name,caption,split\n{rows}", of_text),
         reader("folder", "y.jsonl", ".", text, of_json_lines),
         reader("karpathy", "dataset_x.json", "pictures", json.dumps(_KARPATHY), of_json),

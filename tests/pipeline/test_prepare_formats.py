@@ -244,7 +244,10 @@ def test_error_for_missing_flickr30k_captions_names_the_expected_files(
     (root / "flickr30k-images").mkdir()
     outcome = prepare("flickr30k")
     assert outcome.status == 2
-    assert "results_20130124.token or dataset_flickr30k.json" in outcome.err
+    assert (
+        "results_20130124.token or results.csv or captions.txt or dataset_flickr30k.json"
+        in outcome.err
+    )
 
 
 # COCO
@@ -401,8 +404,8 @@ def test_quoted_caption_may_contain_separators_quotes_and_newlines(
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("x.csv", "a.jpg,A dog\n", "expected 2 pictures or more"),
-        ("x.csv", "file_name,text\na.jpg,A dog\n", "line 2: expected caption or captions"),
+        ("x.csv", "a.jpg,A dog\n", "line 1: expected the names of the columns"),
+        ("x.csv", "file_name,words\na.jpg,A dog\n", "line 2: expected caption or captions"),
         ("x.csv", "name,caption\na.jpg,A dog\n", "line 2: expected file_name or image or file"),
         ("x.csv", "file_name,caption\na.jpg\n", "line 2: expected caption or captions, found only"),
         ("x.csv", "file_name,caption\na.jpg,A dog, big\n", "expected 2 columns, found 3; put"),
@@ -410,7 +413,7 @@ def test_quoted_caption_may_contain_separators_quotes_and_newlines(
         ("x.csv", 'file_name,"caption\n', "line 1: unexpected end of data"),
         ("x.csv", f"file_name,caption\na.jpg,{'A' * 200_000}\n", "line 2: field larger than"),
         ("x.csv", "file_name,caption\n,A dog\n", "line 2: expected the file name of a picture"),
-        ("x.jsonl", '{"file_name": "a.jpg", "caption": 5}\n' * 2, "expected 2 pictures or more"),
+        ("x.jsonl", '{"file_name": "a.jpg", "caption": 5}\n' * 2, "line 1: expected a string"),
         (
             "x.jsonl",
             '{"file_name": ["a"], "caption": "A dog"}\n',
@@ -419,7 +422,7 @@ def test_quoted_caption_may_contain_separators_quotes_and_newlines(
         ("x.jsonl", "\nA dog\n", "line 2: expected JSON"),
         ("x.jsonl", '["a.jpg", "A dog"]\n', "line 1: expected a JSON object"),
         ("x.jsonl", '{"file_name": "a.jpg", "caption": "A", "split": 1}\n', "line 1"),
-        ("x.txt", "", "expected one *.csv or *.jsonl, found none"),
+        ("x.txt", "", "expected one *.csv or *.jsonl, or a .txt beside each picture, found x.txt"),
     ],
 )
 def test_damaged_folder_file_is_refused(
