@@ -20,6 +20,9 @@ class CaptionOptions:
             "holiday/ --out captions.csv"
         ),
         "Add alternative texts to a copy of a web page, page.alt.html": "--alt page.html",
+        "Do so for a web site, and list the texts for review": (
+            "--alt site/ --out copy/ --review texts.csv"
+        ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
@@ -27,6 +30,7 @@ class CaptionOptions:
         "out",
         "sidecar",
         "alt",
+        "review",
         "split",
         "run",
         "generate.captions",
@@ -44,15 +48,18 @@ class CaptionOptions:
     """Pictures, and folders that are searched for pictures, subfolders included."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
-    alt: Path | None = None
-    """Copy this HTML page to PAGE.alt.html and add alternative texts to the images without one."""
+    alt: tuple[Path, ...] = ()
+    """Copy these HTML pages to PAGE.alt.html, or the pages of folders to --out DIR, and add
+    alternative texts to the images without one."""
+    review: Path | None = None
+    """With --alt: list the texts in this CSV file; correct them there and run again to apply."""
     site: Path | None = None
     """With --alt: the folder of the web site, if the page's paths start at /."""
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
     out: Path | None = None
     """Write the captions to this file: .csv or .jsonl for pictures (new pictures are added),
-    COCO results for --split, the page for --alt."""
+    COCO results for --split, the page or a folder of pages for --alt."""
     sidecar: Literal["txt", "xmp"] | None = None
     """Write each caption beside its picture, as PICTURE.txt or as the description in
     PICTURE.xmp."""
@@ -74,7 +81,7 @@ class CaptionOptions:
     """Caption again although nothing changed, and replace files that exist."""
 
     def __post_init__(self) -> None:
-        given = sum((self.split is not None, self.alt is not None, bool(self.pictures)))
+        given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))
         require(
             given == 1,
             "expected the paths of pictures, or --split NAME, or --alt PAGE, found "
@@ -94,7 +101,12 @@ class CaptionOptions:
             self.sidecar is None or self.out is None,
             "expected --sidecar or --out, found both; choose one",
         )
-        require(self.alt is not None or self.site is None, "--site needs --alt")
+        require(self.alt != () or self.site is None, "--site needs --alt")
+        require(self.alt != () or self.review is None, "--review needs --alt")
+        require(
+            self.alt == () or self.generate.captions == 1,
+            "--captions writes one text for each image of a page; leave it out with --alt",
+        )
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
         require(
             self.split is None or len(self.run) == 1 or self.out is not None,
