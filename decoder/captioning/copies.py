@@ -52,11 +52,9 @@ class Copies:
         """Raise UserError if a copy exists and is not ours."""
         foreign = [page.out for page in pages if page.out.exists() and not self._is_ours(page)]
         if foreign:
-            one = len(foreign) == 1
             raise UserError(
-                f"{first_few(foreign)} {'exists and is' if one else 'exist and are'} not a copy made "
-                "by this command, or was changed since; choose another --out, or replace it with "
-                "--force"
+                f"{first_few(foreign)} exists and is not a copy made by this command, or was "
+                "changed since; choose another --out, or replace it with --force"
             )
 
     def _is_ours(self, page: Page) -> bool:

@@ -100,8 +100,8 @@ def write_pages(
     table = Review(review) if review is not None else None
     with TemporaryDirectory() as folder:
         PageWriter(writer, pages, copies, table, Path(folder), force).run()
-    for error in refused:
-        print(f"error: {error}", file=sys.stderr)
+    for one in refused:
+        print(f"error: {one}", file=sys.stderr)
     return max(1 if refused else 0, writer.report_unreadable())
 
 
