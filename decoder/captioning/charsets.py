@@ -3,6 +3,8 @@
 import codecs
 import re
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import accumulate, pairwise
 
 # The labels of the WHATWG Encoding Standard whose meaning differs from Python's. Browsers read each
 # as the superset that real pages use.
@@ -79,22 +81,29 @@ def _is_utf8(content: bytes) -> bool:
     return True
 
 
-def byte_places(content: bytes, codec: str, places: Sequence[int]) -> list[int]:
+def byte_places(content: bytes, text: str, codec: str, places: Sequence[int]) -> list[int]:
     """Return the offset in the bytes of each offset in the text.
 
     Args:
         content: the bytes of the page.
-        codec: as returned by `decode`.
+        text: its text, and
+        codec: its codec, as returned by `decode`.
         places: ascending offsets in the text, each just after an ASCII character.
     """
-    utf16 = codec.startswith("utf-16")
-    decoder = codecs.getincrementaldecoder(codec)("surrogatepass" if utf16 else "surrogateescape")
+    errors = "surrogatepass" if codec.startswith("utf-16") else "surrogateescape"
+    ends = [0, *places, len(text)]
+    with suppress(UnicodeEncodeError):
+        parts = [text[a:b].encode(codec, errors) for a, b in pairwise(ends)]
+        if b"".join(parts) == content:
+            return list(accumulate(map(len, parts)))[:-1]
+    # Several byte sequences mean the same character, or escapes switch between alphabets.
+    decoder = codecs.getincrementaldecoder(codec)(errors)
     found: list[int] = []
     characters = 0
     for number in range(len(content)):
         if len(found) == len(places):
             break
         characters += len(decoder.decode(content[number : number + 1]))
-        while len(found) < len(places) and characters >= places[len(found)]:
+        if characters >= places[len(found)]:
             found.append(number + 1)
     return found

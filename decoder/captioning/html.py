@@ -18,8 +18,8 @@ MARK = "data-alt-generated"
 _CODE = "\ue000"
 _TEMPLATE = re.compile(
     r"<\?(?:php|=|xml|\s).*?(?:\?>|\Z)"  # PHP, and processing instructions of XML
-    r"|<%.*?%>"  # ASP, JSP, ERB, EJS
-    r"|\{([{%#])(?:(?!</?[a-z!]).){,2000}?[}%#]\}"  # Jinja, Twig, Liquid, Handlebars, Vue
+    r"|<%(?:(?!<%).)*?%>"  # ASP, JSP, ERB, EJS
+    r"|\{([{%#])(?:(?!</?[a-z!]|\{[{%#]).){,500}?[}%#]\}"  # Jinja, Twig, Liquid, Handlebars, Vue
     r"|(?<==)\{(?:[^{}]|\{[^{}]*\})*\}",  # JSX, Svelte, Astro
     re.DOTALL | re.IGNORECASE,
 )
@@ -32,7 +32,7 @@ _IS_CODE = re.compile(r"\s*(?:[{@]|\[\[|\$\{)|.*[\ue000]|%[A-Z_]+%", re.DOTALL)
 _IS_XML = re.compile(
     r"\s*<\?xml\s|.{,2000}?(?:http://www\.w3\.org/1999/xhtml|DTD XHTML)", re.DOTALL
 )
-_CDATA = re.compile(r"<!\[CDATA\[.*?\]\]>", re.DOTALL)
+_CDATA = re.compile(r"<!\[CDATA\[(?:(?!<!\[CDATA).)*?\]\]>", re.DOTALL)
 # XML ends these elements here, HTML does not.
 _SELF_CLOSED = re.compile(
     r"<(?!(?:img|image|input|amp-img|source|base|meta|br)\b|\w+:)[a-z][\w-]*"
@@ -42,12 +42,12 @@ _SELF_CLOSED = re.compile(
 _TAG = re.compile(r"<[\w:-]+")
 _SIDES = ("width", "height")
 # The second count.
-_NO_TAGS = re.compile(
-    r"<!--.*?-->|<(script|style|textarea|title|iframe|noembed|noframes|xmp)\b[^>]*(?<!/)>.*?</\1\s*>",
-    re.DOTALL | re.IGNORECASE,
+_OPENS = re.compile(
+    r"<!--|<(script|style|textarea|title|iframe|noembed|noframes|xmp)\b[^<>]*(?<!/)>", re.IGNORECASE
 )
 _PICTURE_TAG = re.compile(
-    r"""<(?:(?:\w+:)?(?:img|image)|amp-img|input(?=\s[^>]*\btype\s*=\s*["']?image\b))(?=[\s/>])[^>]*>""",
+    r"<(?:(?:\w+:)?(?:img|image)|amp-img"
+    r"""|input(?=\s[^<>]*\btype\s*=\s*["']?image\b))(?=[\s/>])""",
     re.IGNORECASE,
 )
 
@@ -207,7 +207,9 @@ class HtmlPage:
                 element in `bare`.
         """
         numbers = sorted(texts)
-        places = byte_places(self._content, self.codec, [self.bare[one].place for one in numbers])
+        places = byte_places(
+            self._content, self._text, self.codec, [self.bare[one].place for one in numbers]
+        )
         codec = self.codec if self.codec.startswith("utf-16") else "ascii"
         parts, last = [], 0
         for number, place in zip(numbers, places, strict=True):
@@ -271,5 +273,20 @@ def _is_foreign(language: str) -> bool:
 
 def _searched(text: str) -> list[int]:
     """Return the offsets of the pictures that a text search finds outside comments and scripts."""
-    shown = _NO_TAGS.sub(lambda part: " " * len(part[0]), text)
-    return [match.start() for match in _PICTURE_TAG.finditer(shown)]
+    parts, last = [], 0
+    unclosed: set[str] = set()
+    while (opening := _OPENS.search(text, last)) is not None:
+        name = (opening[1] or "").lower()
+        parts.append(text[last : opening.end()])
+        last = opening.end()
+        if name in unclosed:
+            continue
+        closing = re.compile(rf"</{name}\s*>" if name else "-->", re.IGNORECASE).search(text, last)
+        if closing is None:
+            unclosed.add(name)
+        else:
+            parts.append(" " * (closing.start() - last))
+            last = closing.start()
+    shown = "".join([*parts, text[last:]])
+    end = shown.rfind(">")  # a tag that never ends is none
+    return [match.start() for match in _PICTURE_TAG.finditer(shown) if match.start() < end]

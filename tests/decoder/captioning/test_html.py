@@ -190,8 +190,9 @@ def test_buttons_drawings_and_other_spellings_of_pictures_are_seen():
         b"<image src=a><input type=IMAGE src=b><input type=text><amp-img src=c></amp-img>"
         b"<template><img src=d></template><noscript><img src=e></noscript>"
         b"<svg><image href=f /><image xlink:href=g></image></svg>"
-        b"<svg role=img aria-label=x><image href=h /></svg><svg>"
-        b'<image href=i><title>x</title></image></svg><input type=image alt="Search" src=j><div aria-hidden=true><img src=k></div>'
+        b"<svg role=img aria-label=x><image href=h /></svg>"
+        b"<svg><image href=i><title>x</title></image></svg>"
+        b"<input type=image alt=Search src=j><div aria-hidden=true><img src=k></div>"
     )
     assert [bare.sources[0] for bare in page.bare] == list("abcdefg")
     assert page.others == 4
