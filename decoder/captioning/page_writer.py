@@ -275,8 +275,7 @@ def _report(page: Page) -> None:
             print(f"{page.file}, line {bare.line}: {shown}: left without a text: {note}")
     if html.unseen:
         print(
-            f"{page.file}: a text search finds {len(html.unseen)} more pictures, which browsers do "
-            "not show because an element or a comment before them is never closed: lines "
-            f"{first_few(html.unseen)}",
+            f"{page.file}: a text search finds pictures in lines {first_few(html.unseen)} that "
+            "browsers do not show, because an element or a comment before them is never closed",
             file=sys.stderr,
         )

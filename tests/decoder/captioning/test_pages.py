@@ -86,6 +86,13 @@ def test_english_texts_in_a_page_of_another_language_say_so(captioner, site):
     assert made.count('data-alt-generated="true" lang="en" src=') == 2
 
 
+def test_pictures_that_a_broken_page_hides_are_named(captioner, site, capsys):
+    page = site / "page.html"
+    page.write_text("<title/>\n<img src=a.png>\n\n<img src=a.png>")
+    assert add_texts(captioner, page) == 0
+    assert "finds pictures in lines 2, 4 that browsers do not show" in capsys.readouterr().err
+
+
 def test_a_site_is_copied_with_one_caption_for_each_picture(captioner, site, capsys, monkeypatch):
     captioned = []
     captions = caption.CaptionWriter.captions
