@@ -8,9 +8,9 @@ import torch
 
 from decoder.captioning.captioner import Captioner, Runs, default_generation, input_files
 from decoder.captioning.files import find_pictures, print_captions
-from decoder.captioning.html import write_page
 from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
+from decoder.captioning.pages import write_pages
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split, name_of
 from decoder.captioning.writer import CaptionWriter
@@ -53,9 +53,10 @@ def caption(options: CaptionOptions) -> int:
         seed=options.seed,
         device=choose_device(options.device),
     )
-    if options.alt is not None:
-        write_page(writer, options.alt, options.out, options.site, options.force)
-        return writer.report_unreadable()
+    if options.alt:
+        return write_pages(
+            writer, options.alt, options.out, options.site, options.review, options.force
+        )
     found = find_pictures(options.pictures)
     writer.unreadable += [(p, PictureError(e.strerror or str(e))) for p, e in found.closed]
     status = 0

@@ -224,6 +224,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         return picture.convert("RGB")
     white = Image.new("RGB", picture.size, "white")
     white.paste(picture, mask=picture)
+    # For `features.content`; a later frame of an animation may be visible.
+    invisible = picture.getchannel("A").getextrema() == (0, 0)
+    white.info["transparent"] = invisible and not getattr(image, "is_animated", False)
     return white
 
 

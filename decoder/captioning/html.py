@@ -1,237 +1,292 @@
-"""Alternative texts for the pictures of an HTML page; every other byte of it stays the same."""
+"""The pictures of an HTML page and alternative texts for them; every other byte stays the same.
 
-import codecs
-from collections.abc import Mapping
+JustHTML parses the page as browsers do (the HTML standard's algorithm) and gives the place of each
+tag. A text search counts the pictures again, so that none is passed over silently.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping
 from html import escape
-from html.parser import HTMLParser
-from pathlib import Path
-from typing import NamedTuple
-from urllib.parse import unquote_to_bytes, urljoin, urlsplit
+from typing import Any, NamedTuple
 
-from decoder.captioning.writer import CaptionWriter
-from features.errors import UserError
-from features.files import write_atomically
-from features.kinds import PICTURE_SUFFIXES
+from decoder.captioning.charsets import byte_places, decode
+from decoder.captioning.sources import joined, noscript_copy, sources_of
 
 MARK = "data-alt-generated"
-# The content of these elements is text, even where it looks like tags.
-_TEXT_ONLY = ("iframe", "noembed", "noframes", "textarea", "title", "xmp")
-_UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}
-_TAG = "<img"
+# Stands for each character of a template's code, so that places stay the same.
+_CODE = "\ue000"
+_TEMPLATE = re.compile(
+    r"<\?(?:php|=|xml|\s).*?(?:\?>|\Z)"  # PHP, and processing instructions of XML
+    r"|<%(?:(?!<%).)*?%>"  # ASP, JSP, ERB, EJS
+    r"|\{([{%#])(?:(?!</?[a-z!]|\{[{%#]).){,500}?[}%#]\}"  # Jinja, Twig, Liquid, Handlebars, Vue
+    r"|(?<==)\{(?:[^{}]|\{[^{}]*\})*\}",  # JSX, Svelte, Astro
+    re.DOTALL | re.IGNORECASE,
+)
+_BOUND_ALT = re.compile(
+    r"(?:(?:v-bind|x-bind|bind)?:|\[(?:attr\.)?|th:|(?:data-)?ng-attr-|bind-)alt(?:-title)?"
+    r"(?:\.\w+)*\]?|(?:v-bind|x-bind|th:attr|data-bind)|.*[{\ue000].*"
+)
+_BOUND_SOURCE = re.compile(r"(?:(?:v-bind|x-bind|bind)?:|\[|(?:data-)?ng-(?:attr-)?|th:)src.*")
+_IS_CODE = re.compile(r"\s*(?:[{@]|\[\[|\$\{)|.*[\ue000]|%[A-Z_]+%", re.DOTALL)
+_IS_XML = re.compile(
+    r"\s*<\?xml\s|.{,2000}?(?:http://www\.w3\.org/1999/xhtml|DTD XHTML)", re.DOTALL
+)
+_CDATA = re.compile(r"<!\[CDATA\[(?:(?!<!\[CDATA).)*?\]\]>", re.DOTALL)
+# XML ends these elements here, HTML does not.
+_SELF_CLOSED = re.compile(
+    r"<(?!(?:img|image|input|amp-img|source|base|meta|br)\b|\w+:)[a-z][\w-]*"
+    r"""(?:[^<>"'/]|/(?!>)|"[^"]*"|'[^']*')*+/>""",
+    re.IGNORECASE,
+)
+_TAG = re.compile(r"<[\w:-]+")
+_SIDES = ("width", "height")
+# The second count.
+_OPENS = re.compile(
+    r"<!--|<(script|style|textarea|title|iframe|noembed|noframes|xmp)\b[^<>]*(?<!/)>", re.IGNORECASE
+)
+_PICTURE_TAG = re.compile(
+    r"<(?:(?:\w+:)?(?:img|image)|amp-img"
+    r"""|input(?=\s[^<>]*\btype\s*=\s*["']?image\b))(?=[\s/>])""",
+    re.IGNORECASE,
+)
 
 
 class Bare(NamedTuple):
-    """An <img> that needs an alternative text."""
+    """A picture that needs an alternative text."""
 
     place: int
     """The offset in the text at which its attributes begin."""
-    source: str | None
-    """Its src, joined to the page's <base>; None if it has no src."""
+    line: int
+    """The line of its tag, from 1."""
+    sources: tuple[str, ...]
+    """The addresses of what it shows, joined to the page's <base>: the likeliest first, and last
+    the src, which may be a placeholder for the others."""
+    attribute: str
+    """What holds the alternative text: alt, or aria-label inside <svg>."""
+    foreign: bool
+    """Whether it is in a language that is not English, so that the text needs lang="en"."""
+    later: bool
+    """Whether a script may replace its src later, so that an empty src is a placeholder."""
+    tiny: bool
+    """Whether its width and height are given as 0 or 1, as those of tracking pixels are."""
+
+
+class Alternative(NamedTuple):
+    """An alternative text to write into a page."""
+
+    text: str
+    unsure: bool = False
+    lang: str = ""
+    """The language of the text, if it is not that of the page."""
+    reviewed: bool = False
+    """Whether a person wrote it."""
 
 
 class HtmlPage:
-    """An HTML page and its <img> elements without alternative text.
+    """An HTML page and its pictures without alternative text.
 
-    Elements with alt="", role="presentation", aria-hidden or aria-label need none and are left
-    alone.
+    Pictures are <img>, <input type="image">, <amp-img>, and <image> inside <svg>. Those with
+    alt="", role="presentation", aria-hidden or aria-label need no text and are left alone. A page
+    that is XHTML is read as XML where the two languages differ.
 
     Args:
         content: the bytes of the page.
 
     Attributes:
-        bare: the elements that need an alternative text, in the order of the page.
-        others: number of <img> elements that need none.
+        bare: the pictures that need an alternative text, in the order of the page.
+        others: number of pictures that need none.
+        templates: number of pictures that are left alone because code provides their text or
+            source: Vue, Angular, PHP, Jinja and similar.
+        unseen: lines of pictures that only a text search finds, because the page is broken before
+            them and browsers do not show them.
+        codec: the Python codec of the page.
 
     Raises:
         UnicodeDecodeError: the page starts as UTF-16 but is not.
     """
 
     def __init__(self, content: bytes) -> None:
-        # Latin-1 maps each byte to one character, and only ASCII is inserted. So every other byte
-        # stays the same in any encoding that extends ASCII.
-        self._encoding = _UTF16.get(content[:2], "latin-1")
-        self._bytes = self._encoding == "latin-1"
-        self._text = content.decode(
-            self._encoding, "surrogatepass" if not self._bytes else "strict"
+        self._content = content
+        self._text, self.codec = decode(content)
+        view = _TEMPLATE.sub(lambda code: _CODE * len(code[0]), self._text)
+        self.templates = max(0, len(_searched(self._text)) - len(_searched(view)))
+        if _IS_XML.match(self._text.lstrip("\ufeff")):
+            view = _CDATA.sub(lambda data: " " * len(data[0]), view)
+            view = _SELF_CLOSED.sub(lambda tag: " " * len(tag[0]), view)
+        self.bare: list[Bare] = []
+        self.others = 0
+        self._seen: set[int] = set()
+        self._line_starts = [match.end() for match in re.finditer(r"\r\n?|\n", self._text)]
+        self._read(view.replace("\ufeff", " ", 1) if view.startswith("\ufeff") else view)
+        self.bare.sort()
+        missed = [place for place in _searched(view) if place not in self._seen]
+        self.unseen = [self._line(place) for place in missed]
+
+    def _line(self, place: int) -> int:
+        return bisect_right(self._line_starts, place) + 1
+
+    def _read(self, view: str) -> None:
+        from justhtml import JustHTML  # takes a quarter of a second
+
+        document = JustHTML(
+            view, track_node_locations=True, sanitize=False, scripting_enabled=False
         )
-        images = _Images(self._text)
-        self.bare, self.others = images.bare, images.others
+        nodes = [node for node in _nodes(document.root) if getattr(node, "attrs", None) is not None]
+        bases = (
+            node.attrs["href"] for node in nodes if node.name == "base" and "href" in node.attrs
+        )
+        base = next(bases, "").strip(" \t\r\n\f")
+        languages = (
+            node.attrs.get("content", "")
+            for node in nodes
+            if node.name == "meta"
+            and node.attrs.get("http-equiv", "").lower() == "content-language"
+        )
+        language = next(languages, "")
+        for node in nodes:
+            self._picture(node, base, language)
 
-    def path_of(self, source: str | None, folder: Path, site: Path) -> Path | None:
-        """Return the file that a src refers to, None if it is on the web or outside the site.
+    def _picture(self, node: Any, base: str, language: str) -> None:
+        name = node.name.rpartition(":")[2]
+        attributes = {key: value or "" for key, value in node.attrs.items()}
+        button = name == "input" and attributes.get("type", "").strip().lower() == "image"
+        drawn = name == "image"  # outside <svg> the parser has renamed it to img
+        place = node.origin_offset
+        if not (name in ("img", "amp-img") or button or drawn) or place is None:
+            return
+        if place in self._seen or not (tag := _TAG.match(self._text, place)):
+            return  # the parser can copy an element
+        self._seen.add(place)
+        ancestors = list(_ancestors(node))
+        if (
+            ("alt" in attributes and not drawn and not _IS_CODE.match(attributes["alt"]))
+            or _named(attributes)
+            or (drawn and any(_names_drawing(one) for one in (node, *ancestors)))
+            or any(
+                (one.attrs.get("aria-hidden") or "").strip().lower() == "true" for one in ancestors
+            )
+        ):
+            self.others += 1
+            return
+        sources = [joined(base, source) for source in sources_of(node, attributes)]
+        if name == "img" and (copy := noscript_copy(node)) is not None:
+            sources[-1:-1] = [joined(base, source) for source in copy]
+        known = tuple(
+            dict.fromkeys(one for one in sources if one is not None and not _IS_CODE.match(one))
+        )
+        dynamic = any(_IS_CODE.match(one) for one in sources if one) or any(
+            map(_BOUND_SOURCE.fullmatch, attributes)
+        )
+        if (
+            ("alt" in attributes and not drawn)
+            or any(map(_BOUND_ALT.fullmatch, attributes))
+            or (dynamic and not known)
+        ):
+            self.templates += 1
+            return
+        own = "lang" in attributes or "xml:lang" in attributes
+        spoken = _language(node, ancestors) or language
+        self.bare.append(
+            Bare(
+                tag.end(),
+                self._line(place),
+                known,
+                "aria-label" if drawn else "alt",
+                foreign=not own and _is_foreign(spoken),
+                later=dynamic or len(known) > 1 or "lazy" in attributes.get("class", "").lower(),
+                tiny=all(attributes.get(side, "").strip() in ("0", "1") for side in _SIDES),
+            )
+        )
 
-        Args:
-            source: as in `Bare`.
-            folder: the folder of the page.
-            site: the folder that "/" stands for.
-        """
-        try:
-            parts = urlsplit(source or "")
-        except ValueError:
-            return None
-        if not parts.path or parts.scheme or parts.netloc:
-            return None
-        try:  # the bytes of the page, or UTF-8 for a character written as &#x4e2d;
-            raw = unquote_to_bytes(parts.path.encode("latin-1" if self._bytes else "utf-8"))
-        except UnicodeEncodeError:
-            raw = unquote_to_bytes(parts.path.encode("utf-8", "replace"))
-        if b"\0" in raw:
-            return None
-        try:
-            name = raw.decode()
-        except UnicodeDecodeError:
-            name = raw.decode("cp1252", "replace")
-        path = site / name.lstrip("/") if name.startswith("/") else folder / name
-        try:
-            inside = path.resolve().is_relative_to(site.resolve())
-        except (OSError, RuntimeError):  # the name is too long, or a link leads to itself
-            return None
-        return path if inside else None
-
-    def with_texts(self, texts: Mapping[int, tuple[str, bool]]) -> bytes:
+    def with_texts(self, texts: Mapping[int, Alternative | tuple[str, bool]]) -> bytes:
         """Return the page with alternative texts.
 
         Args:
-            texts: the text, and whether it is unsure, by the index of an element in `bare`.
+            texts: the alternative text, or its words and whether it is unsure, by the index of an
+                element in `bare`.
         """
-        parts, last = [], 0
-        for number in sorted(texts):
-            text, unsure = texts[number]
-            place = self.bare[number].place
-            value = escape(text).encode("ascii", "xmlcharrefreplace").decode()
-            mark = "unsure" if unsure else "true"
-            parts += [self._text[last:place], f' alt="{value}" {MARK}="{mark}"']
-            last = place
-        parts.append(self._text[last:])
-        return "".join(parts).encode(self._encoding, "strict" if self._bytes else "surrogatepass")
-
-
-class _Images(HTMLParser):
-    """Finds the <img> elements of a page and their offsets."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.bare: list[Bare] = []
-        self.others = 0
-        self._base: str | None = None
-        self._text = text
-        starts = [0]
-        while (end := text.find("\n", starts[-1])) >= 0:
-            starts.append(end + 1)
-        self._line_starts = starts
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Record an <img> or the first <base>; skip elements that hold only text."""
-        if tag in _TEXT_ONLY:
-            self.set_cdata_mode(tag)
-        elif tag == "base" and self._base is None:
-            self._base = dict(attrs).get("href")
-        elif tag == "img":
-            self._image({name: value or "" for name, value in reversed(attrs)})
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Treat <img/> as <img>: HTML ignores the slash, as it does in any other tag."""
-        self.handle_starttag(tag, attrs)
-
-    def _image(self, attributes: dict[str, str]) -> None:
-        line, column = self.getpos()
-        place = self._line_starts[line - 1] + column
-        named = any(attributes.get(name, "").strip() for name in ("aria-label", "aria-labelledby"))
-        hidden = attributes.get("aria-hidden", "").strip().lower() == "true"
-        decorative = attributes.get("role", "").strip().lower() in ("presentation", "none")
-        if "alt" in attributes or named or hidden or decorative:
-            self.others += 1
-        elif self._text[place : place + len(_TAG)].lower() == _TAG:
-            source = attributes.get("src", "").strip() or None
-            if source and self._base:
-                source = _joined(self._base.strip(), source)
-            self.bare.append(Bare(place + len(_TAG), source))
-
-
-def _joined(base: str, source: str) -> str | None:
-    """Resolve a src against a <base>; None if one of them is not a valid address."""
-    try:
-        absolute = [
-            bool(p.scheme or p.netloc or p.path[:1] == "/") for p in map(urlsplit, (base, source))
-        ]
-        if any(absolute):
-            return urljoin(base, source)
-    except ValueError:
-        return None
-    # urljoin would drop a ".." at the start of a relative base.
-    return base[: base.rfind("/") + 1] + source
-
-
-def write_page(
-    writer: CaptionWriter, file: Path, out: Path | None, site: Path | None, force: bool
-) -> None:
-    """Write a copy of an HTML page with alternative texts.
-
-    Args:
-        writer: captions the pictures.
-        file: the page.
-        out: the copy; by default PAGE.alt.html beside the page.
-        site: the root folder of the web site; by default the folder of the page.
-        force: replace `out` even if it is not a copy of ours.
-
-    Raises:
-        UserError: the page cannot be read, `out` must not be replaced or cannot be written, or see
-            `CaptionWriter.captions`.
-    """
-    out = out or file.with_name(f"{file.stem}.alt{file.suffix}")
-    site = site or file.parent
-    if file.suffix.lower() in PICTURE_SUFFIXES:
-        raise UserError(
-            f"--alt expects an HTML page, found {file}; caption a picture without --alt"
+        numbers = sorted(texts)
+        places = byte_places(
+            self._content, self._text, self.codec, [self.bare[one].place for one in numbers]
         )
-    try:
-        content = file.read_bytes()
-        page = HtmlPage(content)
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file} starts as UTF-16, but is not: {error}") from error
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}") from error
-    _check_copy(out, file, content, force)
-    places: dict[Path, list[int]] = {}
-    elsewhere = 0
-    for number, image in enumerate(page.bare):
-        path = page.path_of(image.source, file.parent, site)
-        if path is None:
-            elsewhere += 1
-        else:
-            places.setdefault(path, []).append(number)
-    texts: dict[int, tuple[str, bool]] = {}
-    for path, (best, *_) in writer.captions(list(places)):
-        if best.sentence:  # an empty text would mark the picture as decoration
-            texts |= dict.fromkeys(places[path], (best.hedged, best.unsure))
-    write_atomically(out, page.with_texts(texts))
-    print(
-        f"caption: {len(texts)} alternative texts in {out}; {page.others} images needed none, "
-        f"{elsewhere} are on the web or outside {site} and have none yet"
+        codec = self.codec if self.codec.startswith("utf-16") else "ascii"
+        parts, last = [], 0
+        for number, place in zip(numbers, places, strict=True):
+            text, unsure, lang, reviewed = Alternative(*texts[number])
+            value = escape(text).encode("ascii", "xmlcharrefreplace").decode()
+            mark = "reviewed" if reviewed else "unsure" if unsure else "true"
+            added = f' {self.bare[number].attribute}="{value}" {MARK}="{mark}"'
+            if lang:
+                added += f' lang="{escape(lang)}"'
+            parts += [self._content[last:place], added.encode(codec)]
+            last = place
+        return b"".join([*parts, self._content[last:]])
+
+
+def _nodes(node: Any) -> Iterator[Any]:
+    """Yield a node and all nodes below it, in the order of the page, <template> included."""
+    pending = [node]
+    while pending:
+        one = pending.pop()
+        yield one
+        pending.extend(reversed(getattr(one, "children", None) or ()))
+        if (content := getattr(one, "template_content", None)) is not None:
+            pending.append(content)
+
+
+def _ancestors(node: Any) -> Iterator[Any]:
+    while (node := node.parent) is not None:
+        if getattr(node, "attrs", None) is not None:
+            yield node
+
+
+def _named(attributes: Mapping[str, str]) -> bool:
+    """Whether attributes name a picture or mark it as decoration."""
+    return (
+        any(attributes.get(name, "").strip() for name in ("aria-label", "aria-labelledby"))
+        or attributes.get("aria-hidden", "").strip().lower() == "true"
+        or attributes.get("role", "").strip().lower() in ("presentation", "none")
     )
 
 
-def _check_copy(out: Path, file: Path, content: bytes, force: bool) -> None:
-    """Raise UserError if `out` is the page itself, or exists and is not a copy of ours."""
-    if not out.exists():
-        return
-    if out.samefile(file):
-        raise UserError(f"{out} is the page itself; choose another --out for the copy")
-    if not (force or _is_copy(out, content)):
-        raise UserError(
-            f"{out} exists and is not a copy made by this command; choose another --out, or "
-            "replace it with --force"
-        )
-
-
-def _is_copy(file: Path, page: bytes) -> bool:
-    """Whether a file has alternative texts of ours, or equals the page, which needed none."""
-    try:
-        content = file.read_bytes()
-    except OSError:
+def _names_drawing(node: Any) -> bool:
+    """Whether an element of an SVG names itself: by an attribute or a <title> or <desc>."""
+    if getattr(node, "namespace", None) != "svg" and ":" not in node.name:
         return False
-    if content == page:
-        return True
-    return any(MARK.encode(code) in content for code in ("ascii", "utf-16-le", "utf-16-be"))
+    children = [str(child.name).rpartition(":")[2] for child in node.children or ()]
+    return _named(node.attrs) or "title" in children or "desc" in children
+
+
+def _language(node: Any, ancestors: list[Any]) -> str:
+    for one in (node, *ancestors):
+        for name in ("lang", "xml:lang"):
+            if (value := one.attrs.get(name)) is not None:
+                return str(value)
+    return ""
+
+
+def _is_foreign(language: str) -> bool:
+    primary = re.split(r"[-_,\s]", language.strip().lower())[0]
+    return primary.isalpha() and primary not in ("en", "eng")
+
+
+def _searched(text: str) -> list[int]:
+    """Return the offsets of the pictures that a text search finds outside comments and scripts."""
+    parts, last = [], 0
+    unclosed: set[str] = set()
+    while (opening := _OPENS.search(text, last)) is not None:
+        name = (opening[1] or "").lower()
+        parts.append(text[last : opening.end()])
+        last = opening.end()
+        if name in unclosed:
+            continue
+        closing = re.compile(rf"</{name}\s*>" if name else "-->", re.IGNORECASE).search(text, last)
+        if closing is None:
+            unclosed.add(name)
+        else:
+            parts.append(" " * (closing.start() - last))
+            last = closing.start()
+    shown = "".join([*parts, text[last:]])
+    end = shown.rfind(">")  # a tag that never ends is none
+    return [match.start() for match in _PICTURE_TAG.finditer(shown) if match.start() < end]

@@ -21,6 +21,9 @@ class CaptionOptions:
             "holiday/ --out captions.csv"
         ),
         "Add alternative texts to a copy of a web page, page.alt.html": "--alt page.html",
+        "Do so for a web site, and list the texts for review": (
+            "--alt site/ --out copy/ --review texts.csv"
+        ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
@@ -28,6 +31,7 @@ class CaptionOptions:
         "out",
         "sidecar",
         "alt",
+        "review",
         "split",
         "run",
         "generate.captions",
@@ -45,15 +49,18 @@ class CaptionOptions:
     """Pictures, and folders that are searched for pictures, subfolders included."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
-    alt: Path | None = None
-    """Copy this HTML page to PAGE.alt.html and add alternative texts to the images without one."""
+    alt: tuple[Path, ...] = ()
+    """Copy these HTML pages to PAGE.alt.html, or the pages of folders to --out DIR, and add
+    alternative texts to the images without one."""
+    review: Path | None = None
+    """With --alt: list the texts in this CSV file; correct them there and run again to apply."""
     site: Path | None = None
     """With --alt: the folder of the web site, if the page's paths start at /."""
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
     out: Path | None = None
     """Write the captions to this file: .csv or .jsonl for pictures (new pictures are added),
-    COCO results for --split, the page for --alt."""
+    COCO results for --split, the page or a folder of pages for --alt."""
     sidecar: Literal["txt", "stem-txt", "xmp"] | None = None
     """Write each caption beside its picture: txt into photo.jpg.txt, stem-txt into photo.txt, xmp
     as the description in photo.xmp or photo.jpg.xmp."""
@@ -75,7 +82,7 @@ class CaptionOptions:
     """Caption again although nothing changed, and replace files that exist."""
 
     def __post_init__(self) -> None:
-        given = sum((self.split is not None, self.alt is not None, bool(self.pictures)))
+        given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))
         require(
             given == 1,
             "expected the paths of pictures, or --split NAME, or --alt PAGE, found "
@@ -95,10 +102,11 @@ class CaptionOptions:
             self.sidecar is None or self.out is None,
             "expected --sidecar or --out, found both; choose one",
         )
-        require(self.alt is not None or self.site is None, "--site needs --alt")
+        require(self.alt != () or self.site is None, "--site needs --alt")
+        require(self.alt != () or self.review is None, "--review needs --alt")
         place = "a sidecar" if self.sidecar is not None else "an alternative text"
         require(
-            self.generate.captions == 1 or (self.sidecar is None and self.alt is None),
+            self.generate.captions == 1 or (self.sidecar is None and self.alt == ()),
             f"{place} holds one caption, found --captions {self.generate.captions}; leave it out, "
             "or write all of them with --out FILE.csv or FILE.jsonl",
         )

@@ -17,6 +17,7 @@ from decoder.captioning.confidence import Confidence, confidence_of, mean_log_pr
 from decoder.data.batches import Features
 from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
+from features.content import EmptyPicture, check_content
 from features.errors import UserError
 from features.images import PictureError, read_picture
 from features.views import VIEWS
@@ -75,7 +76,7 @@ class CaptionWriter:
     Attributes:
         written: number of pictures captioned so far.
         captions_each: most captions of a picture.
-        unreadable: the pictures that could not be read, and why.
+        unreadable: the pictures that could not be read or show nothing, and why.
     """
 
     def __init__(
@@ -172,10 +173,18 @@ class CaptionWriter:
         return digest.hexdigest()[:12]
 
     def report_unreadable(self) -> int:
-        """Print the pictures that could not be read, and return the exit status: 0, or 1 if any."""
+        """Print the pictures without caption, and return the exit status: 1 if any is unreadable.
+
+        A picture that shows nothing needs no caption, so it is not an error.
+        """
+        status = 0
         for path, error in self.unreadable:
-            print(f"error: cannot read {path}: {error}", file=sys.stderr)
-        return 1 if self.unreadable else 0
+            if isinstance(error, EmptyPicture):
+                print(f"no caption for {path}: {error}", file=sys.stderr)
+            else:
+                print(f"error: cannot read {path}: {error}", file=sys.stderr)
+                status = 1
+        return status
 
 
 def caption_pictures(
@@ -183,15 +192,17 @@ def caption_pictures(
 ) -> Iterator[tuple[Path, list[Candidate] | PictureError]]:
     """Yield each picture's captions, or why it cannot be read, in the order of `paths`.
 
-    Threads decode a batch of pictures at a time. A picture that cannot be read does not stop the
-    others.
+    Threads decode a batch of pictures at a time. A picture that cannot be read, or shows nothing,
+    does not stop the others.
     """
     backbone = captioner.backbone(len(paths) * captioner.options.views)
     views = VIEWS[: captioner.options.views]
 
     def read(path: Path) -> torch.Tensor | Features | PictureError:
         try:
-            pixels = backbone.views(read_picture(path), views)
+            picture = read_picture(path)
+            check_content(picture)
+            pixels = backbone.views(picture, views)
         except PictureError as error:
             return error
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)

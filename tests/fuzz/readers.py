@@ -24,7 +24,12 @@ import torch
 from PIL import Image as Picture
 
 from decoder import caption, search, train
+from decoder.captioning.charsets import decode
+from decoder.captioning.html import HtmlPage
+from decoder.captioning.kinds import not_html
 from decoder.captioning.listing import Listing, State
+from decoder.captioning.review import Review, Row
+from decoder.captioning.sources import file_of
 from decoder.captioning.xml_places import NotXmpError
 from decoder.captioning.xmp import Xmp
 from decoder.data.batches import Features
@@ -502,6 +507,36 @@ def _xmp(path: Path) -> None:
         assert again.described
 
 
+def _of_pages(folder: Path) -> list[Reader]:
+    """Pages in several encodings, and the table in which their texts are corrected."""
+
+    def read_page(path: Path) -> None:
+        content = path.read_bytes()
+        with suppress(UnicodeDecodeError):  # which the command reports
+            page = HtmlPage(content)
+            added = ' alt="x" data-alt-generated="true"'
+            made = page.with_texts(dict.fromkeys(range(len(page.bare)), ("x", False)))
+            lost = len(made) - len(content) - len(page.bare) * len(added)
+            assert lost >= 0, "a text must not remove anything"
+            not_html(path, content, decode(content)[0])
+            for bare in page.bare:
+                for source in bare.sources:
+                    file_of(source, page.codec, folder, folder)
+
+    text = (
+        '<?xml version="1.0" encoding="{0}"?><html lang="ja"><meta charset="{0}"><title/>'
+        "<picture><source srcset='写.png 2x, b.png'><img src=%E5.png data-src=a.png></picture>"
+        "<svg><image href=写.png /></svg>{{{{ a }}}}<?php x ?><!-- --><img src=写.png></html>"
+    )
+    pages = [text.format(codec).encode(codec) for codec in ("utf-8", "iso-2022-jp", "utf-16")]
+    table = folder / "review.csv"
+    Review(table).write([Row("a.html", "1", "ä.png", "A dog.", "false", "", "", "", "1")], set())
+    return [
+        Reader("page", read_page, pages, of_bytes),
+        Reader("review", Review, [table.read_bytes()], of_bytes),
+    ]
+
+
 def readers(work: Path, folder: Path) -> list[Reader]:
     """Return all readers, with examples from a finished work directory.
 
@@ -531,5 +566,6 @@ def readers(work: Path, folder: Path) -> list[Reader]:
         *_of_stores(folder),
         *_of_listings(folder),
         Reader("xmp", _xmp, [*PROGRAMS.values(), _DESCRIBED], of_xmp),
+        *_of_pages(folder),
         *_of_run(work, folder),
     ]

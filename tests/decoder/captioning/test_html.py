@@ -147,8 +147,149 @@ def test_a_page_that_is_not_utf_16_despite_its_first_bytes_is_refused(captioner,
     assert "starts as UTF-16, but is not" in capsys.readouterr().err
 
 
+XHTML = (
+    '<?xml version="1.0" encoding="UTF-8"?>\n'
+    '<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN" "xhtml1-strict.dtd">\n'
+    '<html xmlns="http://www.w3.org/1999/xhtml">'
+)
+
+
+def bare_sources(text: str) -> list[str]:
+    return [bare.sources[0] for bare in HtmlPage(text.encode()).bare]
+
+
+@pytest.mark.parametrize(
+    "hiding",
+    ["<title/>", '<script src="a.js" />', "<textarea/>", "<iframe src='x>y'/>", "<style/>"],
+)
+def test_an_element_that_xhtml_closes_itself_hides_nothing(hiding):
+    for html in (XHTML, XHTML.split("\n")[0] + "<html>", XHTML.split("\n")[2]):
+        page = HtmlPage(
+            f'{html}<head>{hiding}</head><img src="a"/>\n<img src="b"/></html>'.encode()
+        )
+        assert [bare.sources for bare in page.bare] == [("a",), ("b",)]
+        assert page.unseen == []
+
+
+@pytest.mark.parametrize("hiding", ["<title/>", "<title>", "<!-- a -- >", "<script>", "<textarea>"])
+def test_pictures_hidden_by_a_broken_page_are_counted_with_their_lines(hiding):
+    page = HtmlPage(f"<p>{hiding}</p>\r\n<img src=a>\r\n\r\n<img src=b>".encode())
+    assert page.bare == []
+    assert page.unseen == [2, 4]
+
+
+def test_tags_in_comments_scripts_and_text_are_no_pictures():
+    text = "<!-- <img src=a> --><script>'<img src=b>'</script><title><img src=c></title>"
+    page = HtmlPage(f"{text}<textarea><img src=d></textarea><img src=e>".encode())
+    assert [bare.sources for bare in page.bare] == [("e",)]
+    assert page.unseen == []
+
+
+def test_buttons_drawings_and_other_spellings_of_pictures_are_seen():
+    page = HtmlPage(
+        b"<image src=a><input type=IMAGE src=b><input type=text><amp-img src=c></amp-img>"
+        b"<template><img src=d></template><noscript><img src=e></noscript>"
+        b"<svg><image href=f /><image xlink:href=g></image></svg>"
+        b"<svg role=img aria-label=x><image href=h /></svg>"
+        b"<svg><image href=i><title>x</title></image></svg>"
+        b"<input type=image alt=Search src=j><div aria-hidden=true><img src=k></div>"
+    )
+    assert [bare.sources[0] for bare in page.bare] == list("abcdefg")
+    assert page.others == 4
+    made = page.with_texts({5: ("A dog.", False)})
+    assert b'<image aria-label="A dog." data-alt-generated="true" href=f />' in made
+
+
+@pytest.mark.parametrize(
+    ("tag", "source"),
+    [
+        ("<img src=x.gif data-src=a.png>", "a.png"),
+        ("<img src=x.gif data-original=a.png>", "a.png"),
+        ("<img src=x.gif data-lazy-src=a.png>", "a.png"),
+        ("<img src=x.gif data-lazy=a.png>", "a.png"),
+        ("<img src=x.gif data-echo=a.png>", "a.png"),
+        ("<img src=x.gif data-cfsrc=a.png>", "a.png"),
+        ("<img src=x.gif data-actualsrc=a.png>", "a.png"),
+        ("<img src=x.gif nitro-lazy-src=a.png>", "a.png"),
+        ('<img src=x.gif srcset="b.png 300w, a.png 900w, c.png 600w">', "a.png"),
+        ('<img src=x.gif srcset="b.png, a.png 2x">', "a.png"),
+        ('<img src=x.gif data-srcset="b.png 1x,a,b.png 1.5x">', "a,b.png"),
+        ("<picture><source srcset=a.webp><img src=x.gif></picture>", "a.webp"),
+        ("<picture><source data-srcset='a.webp 9w'><img src=x.gif></picture>", "a.webp"),
+        ("<img src=a.png data-hover-src=b.png data-title=c.png data-url=page/5>", "a.png"),
+        ("<img src=a.png data-src-placeholder=b.png data-fallback-src=c.png>", "a.png"),
+    ],
+)
+def test_the_picture_that_people_see_comes_first(tag, source):
+    assert bare_sources(tag) == [source]
+
+
+def test_a_noscript_copy_shows_what_its_neighbour_will_show():
+    assert bare_sources("<img src=x.gif class=lazy>\n<noscript><img src=a.png></noscript>") == [
+        "a.png",
+        "a.png",
+    ]
+
+
+@pytest.mark.parametrize(
+    "tag",
+    [
+        '<img :alt="title" src=a.png>',
+        '<img v-bind:alt="title" src=a.png>',
+        '<img [alt]="title" src=a.png>',
+        '<img [attr.alt]="title" src=a.png>',
+        '<img th:alt="${title}" src=a.png>',
+        '<img ng-attr-alt="{{title}}" src=a.png>',
+        "<img src={logo} alt={title}>",
+        "<img onClick={() => go({a: 1})} src=a.png alt={title}>",
+        "<img {...props} src=a.png>",
+        '<img src="<?php echo $src ?>">',
+        '<img <?= $attributes ?> src="a.png">',
+        '<?php if ($a > 1) echo "<img src=a.png>"; ?>',
+        '<img src="{{ url_for(x) }}">',
+        '<img src="{% static "a.png" %}">',
+        "<img {{ attributes }} src=a.png>",
+        '<img src="<%= image_path %>">',
+        '<img :src="picture">',
+        '<img src="%PUBLIC_URL%/a.png">',
+    ],
+)
+def test_templates_are_left_alone_and_counted(tag):
+    page = HtmlPage(f"<p>{tag}</p><img src=b.png>".encode())
+    assert [bare.sources for bare in page.bare] == [("b.png",)]
+    assert page.templates == 1
+    assert page.unseen == []
+
+
+def test_code_that_does_not_touch_the_text_does_not_hide_a_picture():
+    assert bare_sources('<img src=a.png class="{{ x }}" style="<?= $s ?>"><p>{{ a }}') == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    ("page", "foreign"),
+    [
+        ("<html lang=de><img src=a>", True),
+        ("<html lang='zh-Hant'><img src=a>", True),
+        ("<html xml:lang=fr><img src=a>", True),
+        ("<meta http-equiv=Content-Language content=es><img src=a>", True),
+        ("<html lang=en><p lang=ja><img src=a>", True),
+        ("<html lang=de><p lang=EN-gb><img src=a>", False),
+        ("<html lang=de><img lang=de src=a>", False),
+        ("<html lang=''><img src=a>", False),
+        ("<html lang='{{ l }}'><img src=a>", False),
+        ("<img src=a>", False),
+    ],
+)
+def test_the_language_of_a_page_is_that_of_the_nearest_element(page, foreign):
+    assert [bare.foreign for bare in HtmlPage(page.encode()).bare] == [foreign]
+
+
 @given(
-    st.lists(st.sampled_from(["<img>", "<img src=a", " alt", ">", "<p>", '"', "é", "<!--", "\n"]))
+    st.lists(
+        st.sampled_from(
+            ["<img>", "<img src=a", " alt", ">", "<p>", '"', "é", "<!--", "\n", "{{", "<?"]
+        )
+    )
 )
 def test_removing_the_texts_gives_back_any_page(parts):
     text = "".join(parts)

@@ -1,0 +1,69 @@
+"""Pictures that show nothing are recognised, and no photograph is taken for one."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from features.content import EmptyPicture, check_content
+from features.images import read_picture
+
+EVERYDAY = Path(__file__).parents[3] / "shared/everyday/images"
+
+
+def reopened(picture: Image.Image, kind: str, **options: object) -> Image.Image:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return read_picture(file.getvalue())
+
+
+def noisy(size: tuple[int, int], scale: float) -> Image.Image:
+    noise = np.random.default_rng(0).normal(128, scale, (size[1], size[0], 3))
+    return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
+
+
+SPACERS = {
+    "one pixel": reopened(Image.new("RGB", (1, 1)), "GIF"),
+    "a hairline": reopened(Image.new("RGB", (600, 2), "red"), "PNG"),
+    "transparent": reopened(Image.new("RGBA", (200, 100), (9, 9, 9, 0)), "PNG"),
+    "transparent palette": reopened(Image.new("P", (50, 50), 0), "GIF", transparency=0),
+}
+PLAIN = {
+    "white": reopened(Image.new("RGB", (300, 200), "white"), "PNG"),
+    "a JPEG": reopened(Image.new("RGB", (300, 200), (10, 90, 200)), "JPEG"),
+    "noise of a camera": reopened(noisy((640, 480), 6), "JPEG"),
+    "a slope": reopened(Image.linear_gradient("L").rotate(90), "PNG"),
+    "16 bits": reopened(Image.fromarray(np.full((90, 90), 40000, np.uint16)), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", [*SPACERS, *PLAIN])
+def test_a_picture_that_shows_nothing_is_recognised(name):
+    with pytest.raises(EmptyPicture) as caught:
+        check_content({**SPACERS, **PLAIN}[name])
+    assert caught.value.spacer == (name in SPACERS)
+
+
+def test_small_things_on_a_plain_ground_are_content():
+    for size, box in (((400, 300), (200, 150, 212, 162)), ((16, 16), (4, 4, 9, 9))):
+        picture = Image.new("RGB", size, "skyblue")
+        ImageDraw.Draw(picture).ellipse(box, fill="black")
+        check_content(reopened(picture, "PNG"))
+    frames = [Image.new("RGBA", (40, 40), (0, 0, 0, 0)), Image.new("RGBA", (40, 40), "red")]
+    animation = io.BytesIO()
+    frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(EmptyPicture) as caught:
+        check_content(read_picture(animation.getvalue()))
+    assert not caught.value.spacer, "a later frame may be visible"
+
+
+def test_no_photograph_is_taken_for_empty():
+    pictures = sorted(EVERYDAY.glob("*.jpg"))[::11][:300]
+    if len(pictures) < 290:
+        pytest.skip(
+            "needs the photographs in ../shared/everyday, which are not part of the project"
+        )
+    for picture in pictures:
+        check_content(read_picture(picture))
