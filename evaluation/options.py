@@ -53,7 +53,7 @@ class ScoreOptions:
     bootstrap: int = 1000
     """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
-    """Seed of the resampling."""
+    """Seed of the bootstrap resampling."""
     time_limit: float = 900.0
     """Seconds that each Java program (tokenizer, METEOR, SPICE) may take."""
     force: bool = False
@@ -91,9 +91,9 @@ class ReportOptions:
     run: Path
     """The run's folder, WORK/runs/NAME."""
     split: str | None = None
-    """The split to show; by default test, val or train, the first that the run has captions of."""
+    """The split to show; by default the first of test, val and train that the run has captioned."""
     images: int = 24
-    """Number of pictures in the gallery: a third each best, middle and worst."""
+    """Number of pictures to show: one third the best, one third average, one third the worst."""
     out: Path | None = None
     """The page to write; by default report.html in the run's folder."""
     force: bool = False
@@ -123,7 +123,7 @@ class RetrieveOptions:
     bootstrap: int = 1000
     """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
-    """Seed of the resampling."""
+    """Seed of the bootstrap resampling."""
 
     def __post_init__(self) -> None:
         if self.bootstrap < 0:

@@ -39,7 +39,7 @@ class CaptionOptions:
 
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
-    captioner in this package; repeat it to average several runs."""
+    included captioner; repeat it to average several runs."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Pictures, and folders that are searched for pictures, subfolders included."""
     split: str | None = None
@@ -47,7 +47,7 @@ class CaptionOptions:
     alt: Path | None = None
     """Copy this HTML page to PAGE.alt.html and add alternative texts to the images without one."""
     site: Path | None = None
-    """With --alt: the folder of the web site, if the page's paths start at /."""
+    """With --alt: the folder of the web site, for paths in the page that start with /."""
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
     out: Path | None = None
@@ -57,7 +57,7 @@ class CaptionOptions:
     """Write each caption beside its picture, as PICTURE.txt or as the description in
     PICTURE.xmp."""
     unsure: float = 0.4
-    """Mark captions as unsure that are good with a probability below this; needs an exported
+    """Mark a caption as unsure if it is good with a probability below this; needs an exported
     captioner."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
@@ -69,9 +69,9 @@ class CaptionOptions:
     seed: int = 1
     """With --sample: seed of the samples."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
-    """Caption again although nothing changed, and replace files that exist."""
+    """Caption again even if nothing changed, and replace existing files."""
 
     def __post_init__(self) -> None:
         given = sum((self.split is not None, self.alt is not None, bool(self.pictures)))
@@ -110,7 +110,7 @@ class DemoOptions:
     """A page in the browser that captions pictures, and searches those of a work directory."""
 
     EXAMPLES: ClassVar[dict[str, str]] = {
-        "Open the page with the captioner in this package": "",
+        "Open the page with the included captioner": "",
         "Add a tab that searches the pictures of a work directory": "--work work",
         "Caption with a run that you trained": "--run work/runs/first",
     }
@@ -118,19 +118,19 @@ class DemoOptions:
 
     run: Path | None = None
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
-    captioner in this package."""
+    included captioner."""
     work: Path | None = None
     """Add a tab that searches the pictures of this work directory."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens the page to the network."""
     port: int = 7860
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 chooses a free one."""
     max_upload: int = 20
     """Largest picture that is accepted, in megabytes."""
     unsure: float = 0.4
-    """Mark captions as unsure that are good with a probability below this."""
+    """Mark a caption as unsure if it is good with a probability below this."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, f"--port must be from 0 to 65535, found {self.port}")

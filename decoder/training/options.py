@@ -22,7 +22,7 @@ class CrossEntropyOptions:
     label_smoothing: float = 0.0
     """Share of the target's probability spread over all words."""
     scheduled_sampling: float = 0.0
-    """Probability at the end that an input word is the model's own; it rises linearly from 0."""
+    """Probability that an input word is the model's own; it rises linearly from 0 to this value."""
     patience: int = 0
     """Stop after this many epochs without a better validation CIDEr; 0 never stops early."""
 
@@ -44,8 +44,8 @@ class ReinforceOptions:
     samples: int = 5
     """Number of captions sampled for each image."""
     baseline: Literal["greedy", "mean"] = "mean"
-    """Reward that is subtracted: the greedy caption's (self-critical), or the mean of the other
-    samples."""
+    """The reward that is subtracted: that of the greedy caption (self-critical), or the mean of the
+    other samples."""
     # At temperature 1 the distribution is so flat, especially after label smoothing, that samples
     # are unlike the captions that a search finds.
     temperature: float = 0.7
@@ -133,17 +133,19 @@ class TrainOptions:
     seed: int = 1
     """Seed of the initial weights, the order of images, dropout and samples."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
     save_minutes: float = 5.0
     """Minutes between saves of the state for --resume; every epoch saves it too."""
     like: Path | None = None
-    """Repeat the run in this folder with its options and work directory; options given here win."""
+    """Repeat the run in this folder with its options and work directory; options given here
+    override them."""
     dry_run: bool = False
     """Estimate time and memory from a few steps, without training."""
     resume: bool = False
     """Continue a stopped run exactly where its state was last saved."""
     force: bool = False
-    """Start again and keep the old run aside; with --resume, only if it cannot be continued."""
+    """Start again and keep the old run as NAME.old; with --resume, do so only if the old run cannot
+    be continued."""
 
     def __post_init__(self) -> None:
         name = Path(self.run)
