@@ -34,7 +34,7 @@ class _Recomputed:
         self.features.update(zip(image_ids, zip(grid, pooled, strict=True), strict=True))
 
     def fail(self, image_id: int, reason: str) -> None:
-        """Keep the reason why a picture cannot be read."""
+        """Record why a picture cannot be read."""
         self.failed[image_id] = reason
 
 

@@ -47,7 +47,9 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     """
     root = options.root or options.work / "images"
     if options.root is not None and not root.is_dir():
-        raise UserError(f"{root}: expected the folder of {options.dataset}, found no such folder")
+        raise UserError(
+            f"--root {root}: there is no such folder; give the folder that holds {options.dataset}"
+        )
     reading = READERS[options.dataset](root, options)
     remarks = list(reading.remarks)
     records = [record for record in reading.records if record.split]

@@ -151,7 +151,10 @@ def download(options: PrepareOptions) -> None:
             _unpack(path, archive.members, root)
             path.unlink()
         except OSError as error:
-            raise UserError(f"cannot download into {root}: {error}") from error
+            raise UserError(
+                f"cannot download into {root}: {error}; run the command again to continue the "
+                "download"
+            ) from error
 
 
 def _fetch(url: str, checksum: str, folder: Path) -> Path:

@@ -184,7 +184,7 @@ def write_page(
     site = site or file.parent
     if file.suffix.lower() in PICTURE_SUFFIXES:
         raise UserError(
-            f"--alt expects an HTML page, found {file}; caption a picture without --alt"
+            f"--alt expects an HTML page, but {file} is a picture; to caption it, leave out --alt"
         )
     try:
         content = file.read_bytes()
@@ -227,7 +227,7 @@ def _check_copy(out: Path, file: Path, content: bytes, force: bool) -> None:
 
 
 def _is_copy(file: Path, page: bytes) -> bool:
-    """Whether a file has alternative texts of ours, or equals the page, which needed none."""
+    """Return whether this command wrote `file`: it holds `MARK`, or equals `page`."""
     try:
         content = file.read_bytes()
     except OSError:

@@ -27,7 +27,10 @@ BEAM_TEMPERATURE = 3.0
 
 
 def by_consensus(candidates: Generated, frequencies: Frequencies, sampled: bool) -> Generated:
-    """Sort the candidates of each image by their consensus; arguments as for `consensus`."""
+    """Sort each image's candidates, best first, by how well each agrees with the others.
+
+    The arguments are those of `consensus`.
+    """
     return candidates.best_first(consensus(candidates, frequencies, sampled))
 
 

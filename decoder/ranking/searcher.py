@@ -122,16 +122,16 @@ class Searcher:
 
     @property
     def captions(self) -> list[tuple[Caption, int]]:
-        """The captions that have a word of the vocabulary, each with its image's place."""
+        """The captions with at least one known word, each with its image's index in `images`."""
         return [
-            (caption, place)
-            for place, image in enumerate(self.images)
+            (caption, index)
+            for index, image in enumerate(self.images)
             for caption in image.captions
             if any(token in self.vocabulary.ids for token in caption.tokens)
         ]
 
     def unknown(self, sentence: str) -> list[str]:
-        """Return the words of a sentence that the search ignores, as the vocabulary lacks them."""
+        """Return the words of a sentence that the vocabulary lacks, which the search ignores."""
         return [word for word in tokenize(sentence) if word not in self.vocabulary.ids]
 
     def find(self, sentence: str, top: int = 10) -> list[Found]:
@@ -146,8 +146,8 @@ class Searcher:
         tokens = self.vocabulary.encode(words)
         if all(token <= UNK for token in tokens[: len(words)]):
             raise UserError(
-                f"none of the words {first_few(words)} is known: they are missing or rare in the "
-                "training captions; try more common words"
+                f"no word of the sentence is known ({first_few(words)}): each is missing or rare "
+                "in the training captions; try more common words"
             )
         ranked, scores = self._rank_images([tokens], self._encode, max(top, CANDIDATES))
         return [

@@ -61,7 +61,10 @@ def _read_official(folder: Path, image_root: Path, year: str, skip_missing: bool
         except KeyError as error:
             raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
         except TypeError as error:
-            raise UserError(f"{path} is not in COCO's format ({error})") from error
+            raise UserError(
+                f"{path} is not in COCO's caption format: expected an object with the lists "
+                f"`images` and `annotations` ({error})"
+            ) from error
         if captions:
             remark = f"{path}: {len(captions)} image ids have captions but no image: "
             remark += first_few(captions)

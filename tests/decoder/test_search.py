@@ -130,7 +130,7 @@ def test_unknown_words_are_named_and_a_query_without_known_words_is_refused(sear
     assert search.main([*known, "xylophone", *run]) == 0
     assert "ignored unknown words: xylophone" in capsys.readouterr().err
     assert search.main(["xylophone quokka", *run]) == 2
-    assert "none of the words xylophone, quokka is known" in capsys.readouterr().err
+    assert "no word of the sentence is known (xylophone, quokka)" in capsys.readouterr().err
     assert search.main(["?!", *run]) == 2
     assert "found no word" in capsys.readouterr().err
     assert search.main(run) == 2
