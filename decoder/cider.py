@@ -1,4 +1,4 @@
-"""CIDEr-D of token ids: the reward of REINFORCE, and the likeness of candidate captions.
+"""CIDEr-D of token ids: the reward of REINFORCE, and the similarity of candidate captions.
 
 No strings and no Java: the references are prepared once as tensors of n-gram numbers, and a batch
 of samples is scored by a few tensor operations on the device that the samples are on.
@@ -208,7 +208,7 @@ class References:
         )
 
     def _find(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the place of each n-gram in the ascending keys, and whether it is one of them."""
+        """Return each n-gram's index among the ascending keys, and whether it is one of them."""
         buckets, last = len(self._first_B), len(self._key) - 1
         number = self._first_B.take((key >> _shift(buckets)).add_(buckets // 2)).long()
         for _ in range(self._fullest):
@@ -252,7 +252,7 @@ def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hash of the n-gram that starts at each place, and whether there is one.
+    """Return the hash of the n-gram that starts at each position, and whether there is one.
 
     Args:
         tokens: int64 [B, T].
@@ -359,7 +359,9 @@ class CiderD:
         return (10 * total_S).float()
 
     def likeness(self, image_ids: Tensor, samples: Tensor, eos: int) -> tuple[Tensor, Tensor]:
-        """Compare samples with each reference of their images; arguments and errors as above.
+        """Compare samples with each reference of their images.
+
+        See `__call__` for the arguments and errors.
 
         Returns:
             float64 [B * K, M] from 0 to 1; and a mask of real references, as images may have fewer

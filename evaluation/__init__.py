@@ -1,1 +1,1 @@
-"""From captions to scores and pictures of them: the official toolkit and the report."""
+"""From captions to scores: the official toolkit, confidence intervals, tables and the report."""

@@ -1,4 +1,4 @@
-"""Which pictures a report shows, and how a page holds them: as data URIs, without other files."""
+"""Choosing the pictures of a report, and embedding them in its page as data URIs."""
 
 import base64
 import io

@@ -68,11 +68,11 @@ class ScoreOptions:
         if self.markdown and not self.table:
             raise UserError("--markdown needs --table")
         if self.bootstrap < 0:
-            raise UserError(f"expected --bootstrap of 0 or more, found {self.bootstrap}")
+            raise UserError(f"--bootstrap must not be negative, found {self.bootstrap}")
         if self.seed < 0:
-            raise UserError(f"expected --seed of 0 or more, found {self.seed}")
+            raise UserError(f"--seed must not be negative, found {self.seed}")
         if not self.time_limit > 0:
-            raise UserError(f"expected --time-limit above 0 seconds, found {self.time_limit:g}")
+            raise UserError(f"--time-limit must be positive, found {self.time_limit:g}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class ReportOptions:
     def __post_init__(self) -> None:
         _check_split(self.split)
         if self.images < 1:
-            raise UserError(f"expected --images of 1 or more, found {self.images}")
+            raise UserError(f"--images must be at least 1, found {self.images}")
 
 
 @dataclass(frozen=True)
@@ -127,9 +127,9 @@ class RetrieveOptions:
 
     def __post_init__(self) -> None:
         if self.bootstrap < 0:
-            raise UserError(f"expected --bootstrap of 0 or more, found {self.bootstrap}")
+            raise UserError(f"--bootstrap must not be negative, found {self.bootstrap}")
         if self.seed < 0:
-            raise UserError(f"expected --seed of 0 or more, found {self.seed}")
+            raise UserError(f"--seed must not be negative, found {self.seed}")
 
 
 def _check_split(split: str | None) -> None:

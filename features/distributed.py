@@ -1,4 +1,4 @@
-"""Several processes of one command, started by torchrun; with one process these do nothing."""
+"""Processes of one command that torchrun started; with one process these functions do nothing."""
 
 import os
 from collections.abc import Iterator

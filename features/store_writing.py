@@ -1,4 +1,4 @@
-"""Writing a store: what exists already, the parts that processes write, and merging them.
+"""Writing a store: each process writes a part of it, and at the end the parts are merged.
 
 An extraction takes the lock (`only_writer`), finds what it continues (`resume`), prepares the parts
 folder (`begin`), lets each process write a part (`features.parts`) with its share of the `pending`

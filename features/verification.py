@@ -64,7 +64,7 @@ def recompute(
     description = {**backbone.description, "dtype": store.description["dtype"]}
     if description != store.description:
         raise UserError(
-            f"{store.path} was made by another {store.description['backbone']}: "
+            f"{store.path} was made by a different {store.description['backbone']}: "
             f"{differences(description, store.description)}; install the version that made it, or "
             "extract again with --force"
         )

@@ -169,7 +169,7 @@ def _fetch(url: str, checksum: str, folder: Path) -> Path:
         )
     except ValueError as error:  # pooch has removed the file
         raise UserError(
-            f"{url}: expected a file with the checksum {checksum}, found another and removed it; "
+            f"{url}: expected a file with the checksum {checksum}, found another and deleted it; "
             "the source has changed or is damaged, or a proxy answered instead"
         ) from error
 
@@ -267,7 +267,7 @@ def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
                 source.rename(target)
     except _DAMAGED as error:
         raise UserError(
-            f"{archive} cannot be unpacked ({error}); delete it and run again"
+            f"{archive} cannot be unpacked ({error}); delete it and run the command again"
         ) from error
     except OSError as error:  # also from a damaged archive with impossible names
         raise UserError(f"cannot unpack {archive} into {root}: {error}") from error

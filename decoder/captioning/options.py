@@ -98,7 +98,7 @@ class CaptionOptions:
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
         require(
             self.split is None or len(self.run) == 1 or self.out is not None,
-            "captions by several runs belong to none of their folders: name their file with --out",
+            "with --split and more than one --run, name the file to write with --out",
         )
         require(self.seed >= 0, "--seed must not be negative")
         require(self.batch_size > 0, "--batch-size must be positive")

@@ -56,7 +56,7 @@ class SplitReader:
         return len(self.images)
 
     def features(self, places: Sequence[int], views: Sequence[int] | None = None) -> Features:
-        """Read the features of the images at `places`.
+        """Read the features of the images with the indices `places`.
 
         Args:
             places: indices of `images`.
@@ -162,7 +162,7 @@ class TrainingReader(SplitReader):
         yield from _read_ahead(read, starts)
 
     def batch(self, places: Sequence[int], views: Sequence[int] | None = None) -> Batch:
-        """Read the images at `places` with all their captions; `views` as in `features`."""
+        """Read images with all their captions; see `features` for the arguments."""
         captions = [self.captions[place] for place in places]
         counts = [len(of_image) for of_image in captions]
         return Batch(

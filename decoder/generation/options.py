@@ -65,7 +65,7 @@ class GenerateOptions:
         require(self.length_penalty >= 0, "--length-penalty must not be negative")
         require(self.temperature > 0, "--temperature must be positive")
         require(self.top_k >= 0, "--top-k must not be negative")
-        require(0 < self.top_p <= 1, "--top-p must be in (0, 1]")
+        require(0 < self.top_p <= 1, "--top-p must be above 0 and at most 1")
         drawn = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
         require(self.sample or not drawn, "--temperature, --top-k and --top-p need --sample")
         require(self.sample or self.samples == 0, "--samples needs --sample")
@@ -77,8 +77,10 @@ class GenerateOptions:
                 f"--captions {self.captions} needs --samples of at least {self.captions}, found "
                 f"{self.samples}",
             )
-            require(self.groups == 1, "--groups is for the beam search, not for --sample")
-            require(self.beam is None, "--beam is for the search, not for --sample; see --samples")
+            require(
+                self.groups == 1, "--groups is for the beam search, so leave it out with --sample"
+            )
+            require(self.beam is None, "--beam is for the search; with --sample, use --samples")
         else:
             require(
                 self.captions <= self.width,

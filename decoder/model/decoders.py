@@ -47,7 +47,7 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         require(min(self.hidden, self.attention) > 0, "--hidden and --attention must be positive")
-        require(0 <= self.dropout < 1, f"--dropout must be in [0, 1), found {self.dropout}")
+        require(0 <= self.dropout < 1, f"--dropout must be from 0 to below 1, found {self.dropout}")
 
 
 class Memory(NamedTuple):
@@ -81,7 +81,7 @@ class Memory(NamedTuple):
     def rows(self, count: int) -> Rows:
         """Map each of `count` captions to its image.
 
-        The captions stand image by image, the same number for each image.
+        The captions of an image are contiguous, and each image has the same number of them.
         """
         return Rows.evenly(self.images, count, self.gates_IG.device)
 

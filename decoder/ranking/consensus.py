@@ -131,7 +131,6 @@ def load_frequencies(path: Path) -> Frequencies:
             raise ValueError(f"expected ascending n-grams, each of 2 to {images} images")
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not hold document frequencies ({error!r}); copy it again from where it "
-            "came from"
+            f"{path} does not hold document frequencies ({error!r}); copy the original file again"
         ) from error
     return Frequencies(key_U, images_U, images)

@@ -72,7 +72,7 @@ def load_or_train(
             return embedding
         raise UserError(
             f"{run.embedding} belongs to another run: its vocabulary or features differ; copy the "
-            "whole folder again from where it came from"
+            "whole original folder again"
         )
     source = run.work if run.work.captions.exists() else work
     no_captions = UserError(

@@ -1,4 +1,4 @@
-"""The CIDEr-D that a caption can expect from what people would write about a picture.
+"""The expected CIDEr-D of a caption against what people would write about its picture.
 
 Except for its penalty on length, CIDEr-D is the mean cosine between the n-grams of a caption and
 those of each reference. It is linear in the references, so its expectation follows from the
@@ -209,8 +209,8 @@ class ReducedExpectation:
             return ReducedExpectation(checkpoints.dequantize(tensors), frequencies)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} does not fit ({error!r:.200}); copy the whole folder again from where it "
-                "came from"
+                f"{path} does not belong to this captioner ({error!r:.200}); copy the whole "
+                "original folder again"
             ) from error
 
 

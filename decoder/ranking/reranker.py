@@ -109,7 +109,7 @@ class Reranker:
     def __call__(
         self, candidates: Generated, features: Features, views: int, sampled: bool
     ) -> Generated:
-        """Return the candidates of each image, the best first; arguments as for `scores`."""
+        """Return the candidates of each image, the best first; see `scores` for the arguments."""
         consensus_IK, expectation_IK, cosine_IK = self.scores(candidates, features, views, sampled)
         return candidates.best_first(
             consensus_IK + EXPECTATION_WEIGHT * expectation_IK + EMBEDDING_WEIGHT * cosine_IK

@@ -44,5 +44,5 @@ class ExportOptions:
     def __post_init__(self) -> None:
         require(
             not (self.rerank and self.no_frequencies),
-            "--rerank needs what --no-frequencies leaves out; give one",
+            "--rerank needs what --no-frequencies leaves out; give only one of them",
         )

@@ -28,8 +28,8 @@ class CrossEntropyOptions:
 
     def __post_init__(self) -> None:
         _check_phase("xe", self.epochs, self.learning_rate)
-        require(0 <= self.label_smoothing < 1, "--xe.label-smoothing must be in [0, 1)")
-        require(0 <= self.scheduled_sampling <= 1, "--xe.scheduled-sampling must be in [0, 1]")
+        require(0 <= self.label_smoothing < 1, "--xe.label-smoothing must be from 0 to below 1")
+        require(0 <= self.scheduled_sampling <= 1, "--xe.scheduled-sampling must be from 0 to 1")
         require(self.patience >= 0, "--xe.patience must not be negative")
 
 
@@ -61,7 +61,7 @@ class ReinforceOptions:
         if self.baseline == "mean":
             require(self.samples > 1, "--rl.baseline mean needs --rl.samples of at least 2")
         require(self.temperature > 0, "--rl.temperature must be positive")
-        require(0 <= self.bleu_weight <= 1, "--rl.bleu-weight must be in [0, 1]")
+        require(0 <= self.bleu_weight <= 1, "--rl.bleu-weight must be from 0 to 1")
         require(self.patience >= 0, "--rl.patience must not be negative")
 
 
@@ -154,11 +154,14 @@ class TrainOptions:
             f"--run must be a plain name such as 'updown', found {self.run!r}",
         )
         require(self.batch_size > 0, "--batch-size must be positive")
-        require(0 <= self.warmup <= 1, "--warmup must be in [0, 1]")
+        require(0 <= self.warmup <= 1, "--warmup must be from 0 to 1")
         require(self.clip > 0, "--clip must be positive")
-        require(0 <= self.average < 1, "--average must be in [0, 1)")
+        require(0 <= self.average < 1, "--average must be from 0 to below 1")
         require(self.beam > 0, "--beam must be positive")
         require(self.length_penalty >= 0, "--length-penalty must not be negative")
         require(self.save_minutes >= 0, "--save-minutes must not be negative")
         require(self.seed >= 0, "--seed must not be negative")
-        require(self.xe.epochs + self.rl.epochs > 0, "--xe.epochs and --rl.epochs are both 0")
+        require(
+            self.xe.epochs + self.rl.epochs > 0,
+            "--xe.epochs and --rl.epochs are both 0, so there is nothing to train; raise one",
+        )
