@@ -98,7 +98,7 @@ def _rank_split(searcher: Searcher, split: str, out: Path) -> None:
     np.savez_compressed(
         file,
         image_id=image_ids,
-        caption_image_id=image_ids[[place for _, place in captions]],
+        caption_image_id=image_ids[[index for _, index in captions]],
         images_first=for_captions.first.astype(np.int32),
         images_second=for_captions.second.astype(np.int32),
         captions_first=for_images.first.astype(np.int32),

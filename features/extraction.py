@@ -36,8 +36,8 @@ def versions() -> dict[str, str]:
 
 def spread(items: Sequence[T], count: int) -> list[T]:
     """Return `count` evenly spaced `items`, or all if there are fewer."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items)))
-    return [items[place] for place in places.round().astype(int)]
+    indices = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[index] for index in indices.round().astype(int)]
 
 
 class Writer(Protocol):

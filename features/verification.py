@@ -22,7 +22,7 @@ class _Recomputed:
 
     Attributes:
         features: float32 [views, regions, channels] and [views, channels] for each image.
-        failed: why pictures cannot be read any more, by image id.
+        failed: why pictures can no longer be read, by image id.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ def recompute(
 
     Returns:
         What is wrong with each image whose features differ, and the number of images compared.
-        Pictures that are missing or cannot be read any more are not compared.
+        Pictures that are missing or can no longer be read are not compared.
 
     Raises:
         UserError: `backbone` is not the CNN that made the store.

@@ -94,7 +94,7 @@ def fit(mean_log_probabilities: Sequence[float], ciders: Sequence[float]) -> Con
 
 
 def load(folder: Path) -> Confidence | None:
-    """Read the confidence estimate in `folder`/captioner.json; None if there is no file or estimate.
+    """Read the confidence estimate in `folder`/captioner.json; None if no file or estimate exists.
 
     Raises:
         UserError: the file is broken.

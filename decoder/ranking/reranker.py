@@ -158,6 +158,6 @@ def fit_expectation(
     with_captions = [image for image in table.split("train") if image.captions]
     encoded = all_words_encoded(with_captions, vocabulary)
     reader = SplitReader(store, table, "train", grid=False)
-    places = [place for place, image in enumerate(reader.images) if image.captions]
-    captions = [encoded[reader.images[place].id] for place in places]
-    return Expectation(reader.pooled(places), captions, frequencies)
+    indices = [index for index, image in enumerate(reader.images) if image.captions]
+    captions = [encoded[reader.images[index].id] for index in indices]
+    return Expectation(reader.pooled(indices), captions, frequencies)
