@@ -209,7 +209,7 @@ class ReducedExpectation:
             return ReducedExpectation(checkpoints.dequantize(tensors), frequencies)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} does not belong to this captioner ({error!r:.200}); copy the whole "
+                f"{path} does not fit this captioner ({error!r:.200}); copy the whole "
                 "original folder again"
             ) from error
 

@@ -21,7 +21,7 @@ class ExportOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "out", "int8", "rerank", "search", "onnx")
 
     run: Path
-    """The run's folder, WORK/runs/NAME. If the run has been scored, the model card shows its
+    """The run's folder, WORK/runs/NAME; if the run has been scored, the model card shows its
     scores."""
     out: Path
     """The folder to write; an exported captioner in it is replaced."""
@@ -33,7 +33,7 @@ class ExportOptions:
     """Store the decoder's matrices in 8 bits instead of 16, which halves their size."""
     rerank: bool = False
     """Include what --rerank needs (5 MB): a regression that predicts caption n-grams from a
-    picture. It does not need the training pictures."""
+    picture, without the training pictures."""
     search: bool = False
     """Include the joint embedding of pictures and captions (3 MB), which searches work directories
     without captions."""

@@ -361,7 +361,7 @@ def test_images_without_features_are_left_out_and_counted(tmp_path, capsys):
         (["--run", "a/b"], "plain name"),
         (["--seed", "-1"], "--seed must not be negative"),
         (["--xe.epochs", "0", "--rl.epochs", "0"], "are both 0"),
-        (["--device", "gpu9"], "take cpu, or auto"),
+        (["--device", "gpu9"], "use cpu, or auto"),
     ],
 )
 def test_wrong_options_end_with_status_2_and_what_to_do(options, expected, work, capsys):
