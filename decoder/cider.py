@@ -1,4 +1,4 @@
-"""CIDEr-D of token ids: the reward of REINFORCE, and the likeness of candidate captions.
+"""CIDEr-D of token ids: the reward of REINFORCE, and the similarity of candidate captions.
 
 No strings and no Java: the references are prepared once as tensors of n-gram numbers, and a batch
 of samples is scored by a few tensor operations on the device that the samples are on.
@@ -6,7 +6,7 @@ of samples is scored by a few tensor operations on the device that the samples a
 Shape suffixes: S samples, T tokens, N orders (n-grams of 1 to 4 tokens), I images, M references and
 W distinct n-grams of an image (the largest numbers of any image), C all reference captions, U
 distinct n-grams of all captions, D those of each caption and E those of each image, one after the
-other, X places of an image's samples.
+other, X positions of an image's samples.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,15 @@ class Compared(NamedTuple):
 
     length_S: Tensor
     count_SNT: Tensor
-    """uint8, number of occurrences of the n-gram that starts at a place, 0 if none starts there."""
+    """uint8, number of occurrences of the n-gram that starts at each position, 0 if none does."""
     share_SNT: Tensor
-    """float64, 1 / count, or 0: weighted by it, a sum over places is one over distinct n-grams."""
+    """float64, 1 / count, or 0; with these weights, sums over positions count each n-gram once."""
     idf_SNT: Tensor
     """float64"""
     reference_length_SM: Tensor
     is_reference_SM: Tensor
     reference_count_SNTM: Tensor
-    """uint8, number of occurrences in each reference of the n-gram at a place of the sample."""
+    """uint8, number of occurrences in each reference of the n-gram at each position of a sample."""
     reference_norm_SNM: Tensor
     """float64, norm of each reference's vector of n-grams, weighted by count and idf."""
 
@@ -77,8 +77,8 @@ class Frequencies(NamedTuple):
         """Return the number of images for each n-gram of `key`, 1 if it is not listed."""
         if len(self.key_U) == 0:
             return torch.ones_like(key)
-        place = torch.searchsorted(self.key_U, key).clamp(max=len(self.key_U) - 1)
-        return torch.where(self.key_U[place] == key, self.images_U[place], 1)
+        index = torch.searchsorted(self.key_U, key).clamp(max=len(self.key_U) - 1)
+        return torch.where(self.key_U[index] == key, self.images_U[index], 1)
 
 
 class References:
@@ -208,7 +208,7 @@ class References:
         )
 
     def _find(self, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the place of each n-gram in the ascending keys, and whether it is one of them."""
+        """Return each n-gram's index among the ascending keys, and whether it is one of them."""
         buckets, last = len(self._first_B), len(self._key) - 1
         number = self._first_B.take((key >> _shift(buckets)).add_(buckets // 2)).long()
         for _ in range(self._fullest):
@@ -252,7 +252,7 @@ def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hash of the n-gram that starts at each place, and whether there is one.
+    """Return the hash of the n-gram that starts at each position, and whether there is one.
 
     Args:
         tokens: int64 [B, T].
@@ -261,14 +261,14 @@ def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         int64 [B, N, T], 0 where no n-gram starts (a hash of 0 is not to be expected); bool.
     """
-    place = torch.arange(tokens.shape[1], device=tokens.device)
+    position = torch.arange(tokens.shape[1], device=tokens.device)
     keys, real = [], []
     for n in range(1, ORDERS + 1):
         key = torch.full_like(tokens, n)
         for i in range(n):
             key = key * HASH + tokens.roll(-i, dims=1) + 1
         keys.append(key)
-        real.append(place + n <= length[:, None])
+        real.append(position + n <= length[:, None])
     is_real = torch.stack(real, 1)
     return torch.stack(keys, 1).mul_(is_real), is_real
 
@@ -359,7 +359,9 @@ class CiderD:
         return (10 * total_S).float()
 
     def likeness(self, image_ids: Tensor, samples: Tensor, eos: int) -> tuple[Tensor, Tensor]:
-        """Compare samples with each reference of their images; arguments and errors as above.
+        """Compare samples with each reference of their images.
+
+        See `__call__` for the arguments and errors.
 
         Returns:
             float64 [B * K, M] from 0 to 1; and a mask of real references, as images may have fewer

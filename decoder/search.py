@@ -29,7 +29,7 @@ def search(options: SearchOptions) -> None:
     """
     run = RunFolder(options.run or packaged_captioner())
     if options.work is None and not run.work.captions.exists():
-        raise UserError(f"{run.path} is in no work directory; name one to search with --work")
+        raise UserError(f"{run.path} is not in a work directory; give one to search with --work")
     work = run.work if options.work is None else WorkFolder(options.work)
     if options.weights is None:
         weights = run.best_xe if run.best_xe.exists() else run.best
@@ -98,7 +98,7 @@ def _rank_split(searcher: Searcher, split: str, out: Path) -> None:
     np.savez_compressed(
         file,
         image_id=image_ids,
-        caption_image_id=image_ids[[place for _, place in captions]],
+        caption_image_id=image_ids[[index for _, index in captions]],
         images_first=for_captions.first.astype(np.int32),
         images_second=for_captions.second.astype(np.int32),
         captions_first=for_images.first.astype(np.int32),

@@ -147,12 +147,11 @@ def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
                 raise
             reason = str(error)
     elif not force:
-        how = "continue it with --resume" if run.state.exists() else "it has no state to continue"
+        how = "continue it with --resume, start" if run.state.exists() else "start"
         raise UserError(
-            f"{run.path} already has a run; {how}, start again with --force, or choose another "
-            "--run"
+            f"{run.path} already has a run; {how} again with --force, or choose another --run"
         )
-    print(f"train: starting again, the old run is kept in {move_aside(run)} ({reason})")
+    print(f"train: starting again; the old run is kept in {move_aside(run)} ({reason})")
     return False
 
 

@@ -1,4 +1,4 @@
-"""From captions to scores and pictures of them: the official toolkit and the report."""
+"""From captions to scores: the official toolkit, confidence intervals, tables and the report."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Which pictures a report shows, and how a page holds them: as data URIs, without other files."""
+"""Choosing the pictures of a report, and embedding them in its page as data URIs."""
 
 import base64
 import io
@@ -28,8 +28,8 @@ def best_middle_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
 
 def evenly_spaced(images: Sequence[int], count: int) -> list[int]:
     """Return `count` of the `images`, evenly spaced, including the first and the last."""
-    places = np.linspace(0, len(images) - 1, min(count, len(images)))
-    return [images[int(place)] for place in places]
+    indices = np.linspace(0, len(images) - 1, min(count, len(images)))
+    return [images[int(index)] for index in indices]
 
 
 def picture(path: Path, size: int) -> str:

@@ -59,7 +59,7 @@ class ScoreOptions:
     bootstrap: int = 1000
     """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
-    """Seed of the resampling."""
+    """Seed of the bootstrap resampling."""
     time_limit: float = 900.0
     """Seconds that each Java program (tokenizer, METEOR, SPICE) may take."""
     force: bool = False
@@ -74,11 +74,11 @@ class ScoreOptions:
         if self.markdown and not self.table:
             raise UserError("--markdown needs --table")
         if self.bootstrap < 0:
-            raise UserError(f"expected --bootstrap of 0 or more, found {self.bootstrap}")
+            raise UserError(f"--bootstrap must not be negative, found {self.bootstrap}")
         if self.seed < 0:
-            raise UserError(f"expected --seed of 0 or more, found {self.seed}")
+            raise UserError(f"--seed must not be negative, found {self.seed}")
         if not self.time_limit > 0:
-            raise UserError(f"expected --time-limit above 0 seconds, found {self.time_limit:g}")
+            raise UserError(f"--time-limit must be positive, found {self.time_limit:g}")
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class ReportOptions:
     run: Path
     """The run's folder, WORK/runs/NAME."""
     split: str | None = None
-    """The split to show; by default test, val or train, the first that the run has captions of."""
+    """The split to show; by default the first of test, val and train that the run has captioned."""
     images: int = 24
-    """Number of pictures in the gallery: a third each best, middle and worst."""
+    """Number of pictures to show: one third the best, one third average, one third the worst."""
     out: Path | None = None
     """The page to write; by default report.html in the run's folder."""
     force: bool = False
@@ -108,7 +108,7 @@ class ReportOptions:
     def __post_init__(self) -> None:
         _check_split(self.split)
         if self.images < 1:
-            raise UserError(f"expected --images of 1 or more, found {self.images}")
+            raise UserError(f"--images must be at least 1, found {self.images}")
 
 
 @dataclass(frozen=True)
@@ -129,13 +129,13 @@ class RetrieveOptions:
     bootstrap: int = 1000
     """Number of resamples for the 95 % intervals; 0 for no intervals."""
     seed: int = 0
-    """Seed of the resampling."""
+    """Seed of the bootstrap resampling."""
 
     def __post_init__(self) -> None:
         if self.bootstrap < 0:
-            raise UserError(f"expected --bootstrap of 0 or more, found {self.bootstrap}")
+            raise UserError(f"--bootstrap must not be negative, found {self.bootstrap}")
         if self.seed < 0:
-            raise UserError(f"expected --seed of 0 or more, found {self.seed}")
+            raise UserError(f"--seed must not be negative, found {self.seed}")
 
 
 def _check_split(split: str | None) -> None:

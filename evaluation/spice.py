@@ -1,4 +1,4 @@
-"""SPICE, the only score of the toolkit whose package is not complete."""
+"""SPICE, the only score of the toolkit that needs another download."""
 
 import json
 import tempfile

@@ -43,7 +43,7 @@ class Backbone:
 
     @property
     def one_by_one(self) -> bool:
-        """Whether each picture is computed on one core, so threads should pass one at a time."""
+        """Whether one core computes each picture, so that threads should pass one picture each."""
         return self.backend in ONE_BY_ONE
 
     def views(self, picture: Image.Image, names: Sequence[str]) -> np.ndarray:
@@ -91,12 +91,12 @@ def load_backbone(
         name: one of `names()`, or several joined by +; see `load_network`.
         grid: height and width of the grid to which the last feature map is averaged.
         device: the device to run on.
-        backend: what runs the network; see `features.backends.choose`. For fewer than a few dozen
-            pictures take "eager", which starts fastest.
+        backend: what runs the network; see `features.backends.choose`. For a few dozen pictures
+            or fewer, use "eager", which starts fastest.
         batch_size: number of pictures in a batch.
 
     Raises:
-        UserError: as `load_network`, or the backend does not work here.
+        UserError: see `load_network`; or the backend does not work here.
     """
     network, description = load_network(name, grid, device)
     height, width = description["transform"]["size"]
@@ -121,7 +121,7 @@ def load_network(name: str, grid: int, device: torch.device) -> tuple[nn.Module,
             if one not in names():
                 raise unknown_name("backbone", one, names())
     if len(set(each)) < len(each):
-        raise UserError(f"--backbone {name}: expected different networks, found one of them twice")
+        raise UserError(f"--backbone {name}: expected different networks, found the same one twice")
     pretrained = [_pretrained(one) for one in each]
     transform = _joint_transform([one.transform for one in pretrained])
     networks = [

@@ -98,7 +98,11 @@ class Joint(nn.Module):
 
 
 def _averaging(size: int, regions: int) -> Tensor:
-    """Return weights [regions, size] that average as `adaptive_avg_pool`: regions may overlap."""
+    """Return weights [regions, size] that average one axis.
+
+    They average as `torch.nn.functional.adaptive_avg_pool1d` does: neighbouring regions may
+    overlap.
+    """
     weights = torch.zeros(regions, size)
     for i in range(regions):
         start, end = i * size // regions, math.ceil((i + 1) * size / regions)

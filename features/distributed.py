@@ -1,4 +1,4 @@
-"""Several processes of one command, started by torchrun; with one process these do nothing."""
+"""Processes of one command that torchrun started; with one process these functions do nothing."""
 
 import os
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def broadcast(value: Value) -> Value:
     """
     values = [value]
     if world_size() > 1:
-        with lost_processes_named():
+        with explain_lost_processes():
             dist.broadcast_object_list(values)
     return values[0]
 
@@ -69,7 +69,7 @@ def barrier() -> None:
         UserError: another process stopped.
     """
     if world_size() > 1:
-        with lost_processes_named():
+        with explain_lost_processes():
             dist.barrier()
 
 
@@ -81,12 +81,12 @@ def own_device(device: torch.device) -> torch.device:
 
 
 @contextmanager
-def lost_processes_named() -> Iterator[None]:
+def explain_lost_processes() -> Iterator[None]:
     """Turn the error of a lost connection into a UserError that explains how to continue."""
     try:
         yield
     except RuntimeError as error:  # from gloo, when a connection closes
         raise UserError(
             "another process of this command stopped; its message says why. What was saved is "
-            "kept: run the same command again to continue, a training with --resume"
+            "kept: to continue, run the same command again; for training, add --resume"
         ) from error

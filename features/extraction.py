@@ -36,8 +36,8 @@ def versions() -> dict[str, str]:
 
 def spread(items: Sequence[T], count: int) -> list[T]:
     """Return `count` evenly spaced `items`, or all if there are fewer."""
-    places = np.linspace(0, len(items) - 1, min(count, len(items)))
-    return [items[place] for place in places.round().astype(int)]
+    indices = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return [items[index] for index in indices.round().astype(int)]
 
 
 class Writer(Protocol):
@@ -47,7 +47,7 @@ class Writer(Protocol):
         """Store float32 [n, views, regions, channels] and [n, views, channels]."""
 
     def fail(self, image_id: int, reason: str) -> None:
-        """Store the reason why a picture cannot be read."""
+        """Record why a picture cannot be read."""
 
 
 class Extracted(NamedTuple):
@@ -237,7 +237,7 @@ def _in_batches(
 
 
 def _ahead(started: Iterable[T], count: int) -> Iterator[T]:
-    """Yield the items of a lazy iterator, each after the next `count` of them have been started."""
+    """Yield the items of a lazy iterator, and keep the next `count` of them started meanwhile."""
     waiting: deque[T] = deque()
     for item in started:
         waiting.append(item)

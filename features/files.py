@@ -98,7 +98,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write `content` to `path`, atomically (see `replacing`); its folder is made if need be.
+    """Write `content` to `path`, atomically (see `replacing`); its folder is made if it is missing.
 
     Raises:
         UserError: it cannot be written, or is a folder or a device, which must not be replaced.

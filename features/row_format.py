@@ -94,7 +94,7 @@ class RowFormat:
         return len(self.views) * (self.packed_bytes[1] + 2 * self.channels)
 
     def described(self) -> dict[str, Any]:
-        """Return, as JSON-able values, all that the rows of one file share, except the scale."""
+        """Return all that the rows of one file share, except the scale, as values for JSON."""
         views = {"views": list(self.views), "compression": self.compression}
         return {**self.description, **views}
 
@@ -115,8 +115,8 @@ class RowFormat:
     def pack(self, grid: np.ndarray) -> bytes:
         """Encode a grid [regions, channels] of the stored type as a chunk of the file.
 
-        Float16 is deflated at the fastest level. Int8 is deflated by Huffman codes alone, which are
-        smaller than with a search for repetitions, and faster to read.
+        Float16 is deflated at the fastest level. Int8 is deflated with Huffman coding alone:
+        searching for repetitions as well makes the result larger and slower to read.
         """
         if self.compression == "none":
             return grid.tobytes()

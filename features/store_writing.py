@@ -1,4 +1,4 @@
-"""Writing a store: what exists already, the parts that processes write, and merging them.
+"""Writing a store: each process writes a part of it, and at the end the parts are merged.
 
 An extraction takes the lock (`only_writer`), finds what it continues (`resume`), prepares the parts
 folder (`begin`), lets each process write a part (`features.parts`) with its share of the `pending`
@@ -41,7 +41,7 @@ _COPIES = 2
 
 
 def parts_folder(store: Path) -> Path:
-    """Return the folder of the parts of the store at the path `store`."""
+    """Return the folder of the parts: what an unfinished extraction has written for `store`."""
     return store.with_suffix(".parts")
 
 
@@ -122,7 +122,10 @@ def begin(store: Path, row_format: RowFormat, old: FeatureStore | None) -> Path:
 def pending(
     store: Path, row_format: RowFormat, old: FeatureStore | None, image_ids: Sequence[int]
 ) -> list[int]:
-    """Return the `image_ids` whose features are neither in `old` nor in the parts, in order."""
+    """Return those of `image_ids`, in their order, whose features are not stored yet.
+
+    They are stored if they are in `old` or in the parts folder of an unfinished extraction.
+    """
     done = {i for i, place in scan(parts_folder(store), row_format).items() if place.stored}
     if old is not None:
         done.update(old.image_ids[old.status == STORED].tolist())
@@ -248,7 +251,7 @@ def write_store(
 
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
-    """Turn what h5py raises while it writes `path` into a UserError."""
+    """Turn the errors of h5py while it writes `path` into a UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises both, with errno only in the text

@@ -101,7 +101,9 @@ def _download(url: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), digits)
     except RuntimeError as error:  # from torch.hub: invalid hash value
-        raise UserError(f"what {url} sent is damaged ({error}); try again, or {by_hand}") from error
+        raise UserError(
+            f"the file downloaded from {url} is damaged ({error}); try again, or {by_hand}"
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise UserError(f"cannot download {url} ({error}); {by_hand}") from error
     with reading(path):

@@ -22,7 +22,7 @@ class _Recomputed:
 
     Attributes:
         features: float32 [views, regions, channels] and [views, channels] for each image.
-        failed: why pictures cannot be read any more, by image id.
+        failed: why pictures can no longer be read, by image id.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class _Recomputed:
         self.features.update(zip(image_ids, zip(grid, pooled, strict=True), strict=True))
 
     def fail(self, image_id: int, reason: str) -> None:
-        """Keep the reason why a picture cannot be read."""
+        """Record why a picture cannot be read."""
         self.failed[image_id] = reason
 
 
@@ -56,7 +56,7 @@ def recompute(
 
     Returns:
         What is wrong with each image whose features differ, and the number of images compared.
-        Pictures that are missing or cannot be read any more are not compared.
+        Pictures that are missing or can no longer be read are not compared.
 
     Raises:
         UserError: `backbone` is not the CNN that made the store.
@@ -64,7 +64,7 @@ def recompute(
     description = {**backbone.description, "dtype": store.description["dtype"]}
     if description != store.description:
         raise UserError(
-            f"{store.path} was made by another {store.description['backbone']}: "
+            f"{store.path} was made by a different {store.description['backbone']}: "
             f"{differences(description, store.description)}; install the version that made it, or "
             "extract again with --force"
         )

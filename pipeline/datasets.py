@@ -49,10 +49,10 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     """
     root = options.root or options.work / "images"
     if options.root is not None and not root.is_dir():
-        found = "no such folder"
+        found = "there is no such folder"
         if root.is_file():
-            found = kind_of_file(root) or "a file"
-        raise UserError(f"{root}: expected the folder of {options.dataset}, found {found}")
+            found = f"it is {kind_of_file(root) or 'a file'}"
+        raise UserError(f"--root {root}: {found}; give the folder that holds {options.dataset}")
     reading = READERS[options.dataset](root, options)
     remarks = list(reading.remarks)
     records = [record for record in reading.records if record.split]

@@ -151,7 +151,10 @@ def download(options: PrepareOptions) -> None:
             _unpack(path, archive.members, root)
             path.unlink()
         except OSError as error:
-            raise UserError(f"cannot download into {root}: {error}") from error
+            raise UserError(
+                f"cannot download into {root}: {error}; run the command again to continue the "
+                "download"
+            ) from error
 
 
 def _fetch(url: str, checksum: str, folder: Path) -> Path:
@@ -166,7 +169,7 @@ def _fetch(url: str, checksum: str, folder: Path) -> Path:
         )
     except ValueError as error:  # pooch has removed the file
         raise UserError(
-            f"{url}: expected a file with the checksum {checksum}, found another and removed it; "
+            f"{url}: expected a file with the checksum {checksum}, found another and deleted it; "
             "the source has changed or is damaged, or a proxy answered instead"
         ) from error
 
@@ -264,7 +267,7 @@ def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
                 source.rename(target)
     except _DAMAGED as error:
         raise UserError(
-            f"{archive} cannot be unpacked ({error}); delete it and run again"
+            f"{archive} cannot be unpacked ({error}); delete it and run the command again"
         ) from error
     except OSError as error:  # also from a damaged archive with impossible names
         raise UserError(f"cannot unpack {archive} into {root}: {error}") from error

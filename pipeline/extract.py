@@ -165,7 +165,8 @@ def _extract_share(
     if own != row_format.described():
         raise UserError(
             f"process {rank()} would write other features than process 0: "
-            f"{differences(row_format.described(), own)}"
+            f"{differences(row_format.described(), own)}; start all processes with the same "
+            "options and library versions"
         )
     share = [(image_id, paths[image_id]) for image_id in todo[rank() :: world_size()]]
     if share:

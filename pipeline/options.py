@@ -42,14 +42,15 @@ class PrepareOptions:
     work: Path
     """The work directory; captions.json and vocabulary.json are written to it."""
     root: Path | None = None
-    """The data set's folder; not needed for shapes."""
+    """The folder that holds the data set; not for shapes."""
     captions: Path | None = None
-    """The captions file of karpathy or folder, if the root has several."""
+    """With --dataset karpathy or folder: the captions file, if there is more than one in --root."""
     columns: str | None = None
     """The columns of folder's table as image=NAME,caption=NAME[,split=NAME]; caption may be
     repeated."""
     release: Literal["karpathy", "2014", "2017"] | None = None
-    """Captions and splits of coco; by default the first of these that the root has."""
+    """With --dataset coco: the captions and splits to use; by default the first of these found in
+    --root."""
     min_count: int = 5
     """Words that occur less often in the training captions become unknown."""
     max_length: int = 20
@@ -57,15 +58,15 @@ class PrepareOptions:
     skip_missing: bool = False
     """Leave out captions without a picture instead of stopping."""
     seed: int = 1
-    """Seed of the scenes of shapes, and of splits that the data set does not define."""
+    """Seed of the scenes that shapes draws, and of splits that the data set does not define."""
     images: int = 2000
-    """Number of pictures of shapes to draw."""
+    """With --dataset shapes: number of pictures to draw."""
     size: int = 224
-    """Height and width of a picture of shapes, in pixels."""
+    """With --dataset shapes: height and width of the pictures in pixels."""
     download: bool = False
-    """Download what is missing in the root (coco and flickr8k)."""
+    """Download the files that --root lacks; only for coco and flickr8k."""
     mirror: str | None = None
-    """Download the archives from below this address."""
+    """With --download: address from which to fetch the archives instead."""
     force: bool = False
     """Run even if nothing changed."""
 
@@ -73,9 +74,12 @@ class PrepareOptions:
         if self.dataset not in DATASETS:
             raise unknown_name("data set", self.dataset, DATASETS)
         if self.dataset == "shapes" and self.root is not None:
-            raise UserError("--root: shapes are drawn into the work directory, leave it out")
+            raise UserError(
+                "leave out --root: it has no use with --dataset shapes, which draws its pictures "
+                "into the work directory"
+            )
         if self.dataset != "shapes" and self.root is None:
-            raise UserError(f"--dataset {self.dataset} needs --root, the folder it lies in")
+            raise UserError(f"--dataset {self.dataset} needs --root, the folder that holds it")
         if self.root is not None and self.root.resolve() == self.work.resolve():
             raise UserError("--work must be another folder than --root; try --work work")
         if self.columns is not None:
@@ -124,14 +128,14 @@ class ExtractOptions:
     batch_size: int = 32
     """Number of pictures that go through the network together."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
     backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "auto"
-    """What runs the network; auto takes the fastest one installed for the device."""
+    """The runtime of the network; auto uses the fastest one installed for the device."""
     workers: int | None = None
     """Number of threads that decode pictures; by default the number of cores."""
     views: int = 1
-    """Number of stored views of each picture (the picture, its mirror image, crops), for
-    augmentation."""
+    """Number of views of each picture to store, for augmentation: the picture, its mirror image,
+    crops."""
     dtype: Literal["float16", "int8"] = "float16"
     """Type of the stored grid; int8, with a scale for each channel, takes half the space."""
     compression: Literal["deflate", "none"] = "deflate"
@@ -143,7 +147,7 @@ class ExtractOptions:
     verify: bool = False
     """Check every row of features.h5 and recompute some, without extracting."""
     force: bool = False
-    """Start again even if nothing changed."""
+    """Extract all features again, even if nothing changed."""
 
     def __post_init__(self) -> None:
         for name in ("grid", "batch_size", "workers", "views"):

@@ -43,7 +43,10 @@ def tokenize(caption: str) -> list[str]:
 
 
 def detokenize(tokens: Iterable[str]) -> str:
-    """Join tokens into lower-case text with clitics attached: the form that is scored."""
+    """Join lower-case tokens into the text that is scored.
+
+    Endings such as "'s" and "n't" are attached to the word before.
+    """
     text = ""
     for token in tokens:
         text += token if token in _CLITICS or not text else f" {token}"

@@ -81,7 +81,7 @@ class Captioner:
             self._reranker = Reranker.of(self.run, self.vocabulary, self.config["features"])
 
     def caption(self, features: Features) -> list[Candidate]:
-        """Return the best caption of each image of a batch; the arguments are as for `captions`."""
+        """Return the best caption of each image of a batch; see `captions` for the arguments."""
         return [candidates[0] for candidates in self.captions(features)]
 
     def captions(self, features: Features) -> list[list[Candidate]]:
@@ -134,7 +134,7 @@ class Captioner:
         whole picture: the regions of a crop lie elsewhere.
 
         Args:
-            features: as for `captions`.
+            features: see `captions`.
             captions: one caption for each image.
 
         Returns:

@@ -24,7 +24,7 @@ LEAST = 50
 
 @dataclass(frozen=True)
 class Confidence:
-    """The probability that a caption is good, by its mean log-probability."""
+    """The probability that a caption is good, as a function of its mean log-probability."""
 
     slope: float
     intercept: float
@@ -55,7 +55,7 @@ def is_comparable(captioner: Captioner) -> bool:
 
 
 def confidence_of(captioner: Captioner) -> Confidence | None:
-    """Return the confidence estimate of a captioner, None if it has none or it would not hold.
+    """Return the confidence estimate of a captioner, None if it has none or it does not apply.
 
     Raises:
         UserError: see `load`.
@@ -94,7 +94,7 @@ def fit(mean_log_probabilities: Sequence[float], ciders: Sequence[float]) -> Con
 
 
 def load(folder: Path) -> Confidence | None:
-    """Read the confidence estimate in `folder`/captioner.json; None if it has none or is missing.
+    """Read the confidence estimate in `folder`/captioner.json; None if no file or estimate exists.
 
     Raises:
         UserError: the file is broken.
@@ -120,7 +120,7 @@ def load(folder: Path) -> Confidence | None:
 def table(
     confidence: Confidence, captions: Sequence[tuple[float, float]]
 ) -> list[dict[str, float]]:
-    """Tabulate how good captions are by their confidence, in five bins of equal width.
+    """Tabulate how many captions are good at each confidence, in five bins of equal width.
 
     Args:
         confidence: the estimate to check.

@@ -44,7 +44,7 @@ class CaptionOptions:
 
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
-    captioner in this package; repeat it to average several runs."""
+    included captioner; repeat it to average several runs."""
     pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
     """Pictures, and folders that are searched for pictures, subfolders included."""
     split: str | None = None
@@ -55,7 +55,7 @@ class CaptionOptions:
     review: Path | None = None
     """With --alt: list the texts in this CSV file; correct them there and run again to apply."""
     site: Path | None = None
-    """With --alt: the folder of the web site, if the page's paths start at /."""
+    """With --alt: the folder of the web site, for paths in the page that start with /."""
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
     out: Path | None = None
@@ -65,7 +65,7 @@ class CaptionOptions:
     """Write each caption beside its picture: txt into photo.jpg.txt, stem-txt into photo.txt, xmp
     as the description in photo.xmp or photo.jpg.xmp."""
     unsure: float = 0.4
-    """Mark captions as unsure that are good with a probability below this; needs an exported
+    """Mark a caption as unsure if it is good with a probability below this; needs an exported
     captioner."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
@@ -77,9 +77,9 @@ class CaptionOptions:
     seed: int = 1
     """With --sample: seed of the samples."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
-    """Caption again although nothing changed, and replace files that exist."""
+    """Caption again even if nothing changed, and replace existing files."""
 
     def __post_init__(self) -> None:
         given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))
@@ -118,7 +118,7 @@ class CaptionOptions:
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
         require(
             self.split is None or len(self.run) == 1 or self.out is not None,
-            "captions by several runs belong to none of their folders: name their file with --out",
+            "with --split and more than one --run, name the file to write with --out",
         )
         require(self.seed >= 0, "--seed must not be negative")
         require(self.batch_size > 0, "--batch-size must be positive")
@@ -130,7 +130,7 @@ class DemoOptions:
     """A page in the browser that captions pictures, and searches those of a work directory."""
 
     EXAMPLES: ClassVar[dict[str, str]] = {
-        "Open the page with the captioner in this package": "",
+        "Open the page with the included captioner": "",
         "Add a tab that searches the pictures of a work directory": "--work work",
         "Caption with a run that you trained": "--run work/runs/first",
         "Open it to other machines, with the password in a file": (
@@ -149,13 +149,13 @@ class DemoOptions:
 
     run: Path | None = None
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
-    captioner in this package."""
+    included captioner."""
     work: Path | None = None
     """Add a tab that searches the pictures of this work directory."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens the page to the network and needs a password."""
     port: int = 7860
-    """Port to listen on; 0 takes a free one."""
+    """Port to listen on; 0 chooses a free one."""
     password_file: Path | None = None
     """File that only you can read, whose first line is the password of the page; DEMO_PASSWORD in
     the environment is another way."""
@@ -166,9 +166,9 @@ class DemoOptions:
     max_queue: int = 50
     """Number of pictures and searches that may wait; further ones are refused as busy."""
     unsure: float = 0.4
-    """Mark captions as unsure that are good with a probability below this."""
+    """Mark a caption as unsure if it is good with a probability below this."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
 
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, f"--port must be from 0 to 65535, found {self.port}")

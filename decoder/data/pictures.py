@@ -34,7 +34,7 @@ def backbone_of(wanted: dict[str, Any], device: torch.device, pictures: int = 1)
     found = {**backbone.description, "dtype": wanted["dtype"]}
     if fingerprint(found) != fingerprint(wanted):
         raise UserError(
-            f"the run was trained on features of another {wanted['backbone']}: "
+            f"the run was trained on features of a different {wanted['backbone']}: "
             f"{differences(wanted, found)}; install the version that made them"
         )
     return backbone

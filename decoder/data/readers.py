@@ -55,17 +55,17 @@ class SplitReader:
     def __len__(self) -> int:
         return len(self.images)
 
-    def features(self, places: Sequence[int], views: Sequence[int] | None = None) -> Features:
-        """Read the features of the images at `places`.
+    def features(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Features:
+        """Read the features of some images.
 
         Args:
-            places: indices of `images`.
+            indices: indices of `images`.
             views: the view of each of these images; by default the first.
 
         Returns:
             The features; the grid is empty, [I, 0, C], if this reader does not read it.
         """
-        rows = self._rows[np.asarray(places)]
+        rows = self._rows[np.asarray(indices)]
         pooled = self._store.pooled(rows, views)
         if self._reads_grid:
             grid = self._store.grid(rows, views)
@@ -73,9 +73,9 @@ class SplitReader:
             grid = np.empty((len(rows), 0, pooled.shape[1]), np.float32)
         return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
 
-    def pooled(self, places: Sequence[int]) -> Tensor:
+    def pooled(self, indices: Sequence[int]) -> Tensor:
         """Read only the pooled features of the first view, float32 [I, C]."""
-        return torch.from_numpy(self._store.pooled(self._rows[np.asarray(places)])).float()
+        return torch.from_numpy(self._store.pooled(self._rows[np.asarray(indices)])).float()
 
     def batches(self, size: int, views: int = 1) -> Iterator[tuple[list[Image], Features]]:
         """Yield all images in order with their features, and read the next batch meanwhile.
@@ -84,13 +84,13 @@ class SplitReader:
             size: images in a batch.
             views: number of views to read of each image; they are neighbours in the features.
         """
-        places = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
+        indices = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
 
         def read(chosen: range) -> Features:
             every_view = np.tile(np.arange(views), len(chosen))
             return self.features(np.repeat(chosen, views).tolist(), every_view.tolist())
 
-        for chosen, features in zip(places, _read_ahead(read, places), strict=True):
+        for chosen, features in zip(indices, _read_ahead(read, indices), strict=True):
             yield [self.images[i] for i in chosen], features
 
 
@@ -161,15 +161,15 @@ class TrainingReader(SplitReader):
 
         yield from _read_ahead(read, starts)
 
-    def batch(self, places: Sequence[int], views: Sequence[int] | None = None) -> Batch:
-        """Read the images at `places` with all their captions; `views` as in `features`."""
-        captions = [self.captions[place] for place in places]
+    def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Batch:
+        """Read images with all their captions; see `features` for the arguments."""
+        captions = [self.captions[index] for index in indices]
         counts = [len(of_image) for of_image in captions]
         return Batch(
-            image_ids=torch.tensor([self.images[place].id for place in places]),
-            features=self.features(places, views),
+            image_ids=torch.tensor([self.images[index].id for index in indices]),
+            features=self.features(indices, views),
             tokens_BT=pad([caption for of_image in captions for caption in of_image]),
-            image_B=torch.from_numpy(np.repeat(np.arange(len(places)), counts)),
+            image_B=torch.from_numpy(np.repeat(np.arange(len(indices)), counts)),
         )
 
 

@@ -17,7 +17,7 @@ from pipeline.vocabulary import EOS, PAD, Vocabulary
 def constraints(
     options: GenerateOptions, vocabulary: Vocabulary, max_length: int
 ) -> Forbidden | None:
-    """Combine the constraints that `options` ask for; None if there are none.
+    """Combine the constraints that `options` choose, or return None if they choose none.
 
     A caption for which every word is forbidden may end where it is. This can happen only if the
     vocabulary has fewer words that may end a caption than a caption has places.
@@ -66,10 +66,10 @@ def no_repeated_ngram(n: int, words: int) -> Forbidden:
 
 
 def no_repeated_phrase(joining: int | None, words: int) -> Forbidden:
-    """Forbid the words that would repeat the phrase just before, as in "a hat a hat".
+    """Forbid the word that would complete an immediate repetition, as in "a hat a hat".
 
     Args:
-        joining: the id of a word that may come between the two ("a hat and a hat"), if any.
+        joining: id of a word, such as "and", that may stand between the phrase and its repetition.
         words: size of the vocabulary, special words included.
     """
 

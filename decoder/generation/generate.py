@@ -73,7 +73,7 @@ class Generated(NamedTuple):
         return self.reordered(score_IK.argsort(dim=1, descending=True, stable=True))
 
     def reordered(self, order_IK: Tensor) -> "Generated":
-        """Return caption `order_IK[i, k]` of each image i at place k."""
+        """Return the captions in another order: `order_IK[i, k]` of each image i at position k."""
         order_IKT = order_IK[:, :, None].expand_as(self.tokens_IKT)
         return Generated(
             self.tokens_IKT.gather(1, order_IKT), self.log_probability_IK.gather(1, order_IK)
@@ -336,7 +336,7 @@ def _choose(ranked_LKC: Tensor, words_LKC: Tensor, groups: int, diversity: float
 
 
 def _best_of_each_group_first(beams: Generated, length_penalty: float, groups: int) -> Generated:
-    """Order beams by their place in their group, and those at the same place by their score."""
+    """Order beams by their rank in their group, and those of the same rank by their score."""
     length_IK = (beams.tokens_IKT != PAD).sum(2)
     ranked_IK = beams.log_probability_IK / length_IK**length_penalty
     ranked_IGK = ranked_IK.unflatten(1, (groups, -1))
@@ -352,12 +352,12 @@ def _expect_numbers(values: Tensor) -> None:
 
 
 def _unfinished(state: State, going: Tensor) -> State:
-    """Return the state of the captions of those images that are going on."""
+    """Return the state of the captions of the images that are not finished."""
     return tuple(t.unflatten(0, (len(going), -1))[going].flatten(0, 1) for t in state)
 
 
 def _reorder(state: State, parent_LK: Tensor, going: Tensor) -> State:
-    """Return the state of each beam's parent, for those images that are going on."""
+    """Return the state of each beam's parent, for the images that are not finished."""
     images, width = parent_LK.shape
     first_row_L1 = torch.arange(images, device=parent_LK.device)[:, None] * width
     rows = (first_row_L1 + parent_LK)[going].flatten()

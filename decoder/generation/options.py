@@ -23,10 +23,10 @@ class GenerateOptions:
     temperature: float = 1.0
     """With --sample: softmax temperature; above 1 flattens the distribution."""
     top_k: int = 0
-    """With --sample: sample among the N most probable words only; 0 allows all."""
+    """With --sample: sample only among the N most probable words; 0 allows all."""
     top_p: float = 1.0
-    """With --sample: sample among the fewest words that hold this probability (nucleus
-    sampling)."""
+    """With --sample: sample only among the fewest words whose probabilities add up to this
+    (nucleus sampling)."""
     samples: int = 0
     """With --sample: number of samples per image, of which --captions are written; 0 draws
     --captions."""
@@ -35,7 +35,7 @@ class GenerateOptions:
     groups: int = 1
     """Number of groups of a diverse beam search; each avoids the words of the groups before it."""
     diversity: float = 0.5
-    """With --groups: cost in log-probability of a word that an earlier group has at this
+    """With --groups: log-probability subtracted from a word that an earlier group chose at the same
     position."""
     consensus: bool = False
     """Choose the candidate with the highest expected CIDEr-D against the other candidates."""
@@ -45,13 +45,13 @@ class GenerateOptions:
     repeat_phrases: bool = False
     """Allow immediate repetitions such as "a hat and a hat"."""
     no_repeat_ngram: int = 0
-    """Suppress repeated n-grams of this many words within a caption; 0 allows them."""
+    """Never repeat a sequence of N words within a caption; 0 allows repetition."""
     no_bad_endings: bool = False
     """Never end a caption in an article, a preposition or a conjunction."""
     views: int = 1
-    """Number of stored views of each image whose word probabilities are averaged."""
+    """Number of views of each image whose word probabilities are averaged."""
     max_length: int = 0
-    """Longest caption in words; 0 takes the longest in training."""
+    """Largest number of words in a caption; 0 uses the limit of the training."""
 
     @property
     def width(self) -> int:
@@ -65,7 +65,7 @@ class GenerateOptions:
         require(self.length_penalty >= 0, "--length-penalty must not be negative")
         require(self.temperature > 0, "--temperature must be positive")
         require(self.top_k >= 0, "--top-k must not be negative")
-        require(0 < self.top_p <= 1, "--top-p must be in (0, 1]")
+        require(0 < self.top_p <= 1, "--top-p must be above 0 and at most 1")
         drawn = (self.temperature, self.top_k, self.top_p) != (1.0, 0, 1.0)
         require(self.sample or not drawn, "--temperature, --top-k and --top-p need --sample")
         require(self.sample or self.samples == 0, "--samples needs --sample")
@@ -77,8 +77,10 @@ class GenerateOptions:
                 f"--captions {self.captions} needs --samples of at least {self.captions}, found "
                 f"{self.samples}",
             )
-            require(self.groups == 1, "--groups is for the beam search, not for --sample")
-            require(self.beam is None, "--beam is for the search, not for --sample; see --samples")
+            require(
+                self.groups == 1, "--groups is for the beam search, so leave it out with --sample"
+            )
+            require(self.beam is None, "--beam is for the search; with --sample, use --samples")
         else:
             require(
                 self.captions <= self.width,

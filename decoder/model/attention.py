@@ -42,13 +42,13 @@ class Rows(NamedTuple):
 
     @staticmethod
     def grouped(image_B: Tensor, images: int) -> "Rows":
-        """Return the rows of `images` images, given image by image."""
+        """Return the rows of `images` images, given in the order of the images."""
         counts = image_B.bincount(minlength=images).tolist() if image_B.is_cpu else []
         return Rows(image_B, None, counts)
 
     @staticmethod
     def evenly(images: int, rows: int, device: torch.device) -> "Rows":
-        """Return `rows` rows, image by image, the same number for each image."""
+        """Return `rows` rows in the order of the images, the same number for each image."""
         each = rows // images
         image_B = torch.arange(images, device=device).repeat_interleave(each)
         return Rows(image_B, None, [each] * images)

@@ -47,11 +47,11 @@ class ModelOptions:
 
     def __post_init__(self) -> None:
         require(min(self.hidden, self.attention) > 0, "--hidden and --attention must be positive")
-        require(0 <= self.dropout < 1, f"--dropout must be in [0, 1), found {self.dropout}")
+        require(0 <= self.dropout < 1, f"--dropout must be from 0 to below 1, found {self.dropout}")
 
 
 class Memory(NamedTuple):
-    """What the decoder keeps of each image during a caption; every tensor has the images first."""
+    """The encoded images, as each step reads them; the first axis of every tensor is the image."""
 
     images: int
     """The number of images, I."""
@@ -81,7 +81,7 @@ class Memory(NamedTuple):
     def rows(self, count: int) -> Rows:
         """Map each of `count` captions to its image.
 
-        The captions stand image by image, the same number for each image.
+        The captions of an image are contiguous, and each image has the same number of them.
         """
         return Rows.evenly(self.images, count, self.gates_IG.device)
 
@@ -149,7 +149,7 @@ class Decoder(nn.Module, ABC):
         nn.init.normal_(self.word_embedding.weight, std=0.1)
 
     def train(self, mode: bool = True) -> Self:
-        """Enter training or evaluation mode; to be called after weights have changed."""
+        """Enter training or evaluation mode; call this whenever weights have changed."""
         self._word_table.clear()
         return super().train(mode)
 
@@ -161,7 +161,7 @@ class Decoder(nn.Module, ABC):
 
     @abstractmethod
     def initial_state(self, memory: Memory, image_B: Tensor) -> State:
-        """Return the state before any word, of a caption for each of the images `image_B`."""
+        """Return the state before the first word of a caption for each of the images `image_B`."""
 
     @abstractmethod
     def step(
@@ -194,7 +194,10 @@ class Decoder(nn.Module, ABC):
         return Memory(len(gates_IG), gates_IG, shared_regions(regions_IRH), keys)
 
     def start(self, memory: Memory, rows: int) -> State:
-        """Return the state before any word, of `rows` captions that stand image by image."""
+        """Return the state before the first word, for `rows` captions, equally many for each image.
+
+        The captions of an image are contiguous.
+        """
         return self.initial_state(memory, memory.rows(rows).image_B)
 
     def attend(self, state_BH: Tensor, memory: Memory, rows: Rows) -> tuple[Tensor, Tensor]:
@@ -204,7 +207,7 @@ class Decoder(nn.Module, ABC):
         return self.operations.attend(query_BA, keys, regions, score_A, rows)
 
     def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
-        """Return what is known before the loop of the first cell's gates, [n, G].
+        """Return the part of the first cell's gates that does not depend on the state, [n, G].
 
         Args:
             words: int64 [n].
@@ -228,7 +231,7 @@ class Decoder(nn.Module, ABC):
         return logits_PV.float() if logits_PV.dtype == torch.bfloat16 else logits_PV
 
     def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
-        """Yield the results of each step of reading the captions, without those that have ended."""
+        """Read the captions step by step; yield the results of those that have not ended yet."""
         gates_PG = self.gates_of(words.inputs_P, memory, words.image_P)
         with self.summed_gradients():
             state = self.initial_state(memory, words.image_B)

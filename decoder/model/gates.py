@@ -22,7 +22,8 @@ def plain_lstm(
         gates_BG: the sum of all inputs to the gates, in the order input, forget, output, candidate.
         bias_G: added to `gates_BG`.
         cell_BH: the old cell.
-        maxout: whether the candidate is the larger of its two halves, instead of a tanh.
+        maxout: whether the candidate is the elementwise maximum of two halves of its inputs, rather
+            than a tanh.
     """
     size = cell_BH.shape[1]
     input_BH, forget_BH, output_BH, *candidates = (gates_BG + bias_G).split(size, 1)

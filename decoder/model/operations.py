@@ -55,7 +55,7 @@ PLAIN = Operations(plain_lstm, plain_gru, plain_keys, _plain_attend)
 
 
 def compiled(device: torch.device) -> Operations:
-    """Return operations fused by torch's compiler, after a trial that it works here.
+    """Return operations fused by torch's compiler, after a test that the compiler works here.
 
     On a CPU the attention is not compiled: it goes image by image there.
 
@@ -112,9 +112,10 @@ def _compile(formula: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _worth_compiling(rows_BH: Tensor) -> bool:
-    """Return whether a gradient is wanted, of more than one caption, after the first step.
+    """Return whether to use the compiled kernel.
 
-    A single row, the zeros before any word, and generation without gradients would each need a
-    kernel of their own, which takes seconds to compile. They are computed without the compiler.
+    It is used only in training, with more than one caption, and after the first step, whose state
+    is all zeros. Each other case would need a kernel of its own, which takes seconds to compile;
+    these cases run uncompiled.
     """
     return torch.is_grad_enabled() and len(rows_BH) > 1 and rows_BH.stride() != (0, 0)

@@ -36,7 +36,7 @@ class Tape:
         return self.sum
 
     def pop_gradient(self) -> Tensor | None:
-        """Return the gradient recorded so far, None if there is none, and clear the tape."""
+        """Clear the tape and return the gradient recorded so far, or None if there is none."""
         if not self.pairs:
             total, self.sum = self.sum, None
             return total

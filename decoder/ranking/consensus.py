@@ -27,7 +27,10 @@ BEAM_TEMPERATURE = 3.0
 
 
 def by_consensus(candidates: Generated, frequencies: Frequencies, sampled: bool) -> Generated:
-    """Sort the candidates of each image by their consensus; arguments as for `consensus`."""
+    """Sort each image's candidates, best first, by how well each agrees with the others.
+
+    The arguments are those of `consensus`.
+    """
     return candidates.best_first(consensus(candidates, frequencies, sampled))
 
 
@@ -128,7 +131,6 @@ def load_frequencies(path: Path) -> Frequencies:
             raise ValueError(f"expected ascending n-grams, each of 2 to {images} images")
     except (KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
-            f"{path} does not hold document frequencies ({error!r}); copy it again from where it "
-            "came from"
+            f"{path} does not hold document frequencies ({error!r}); copy the original file again"
         ) from error
     return Frequencies(key_U, images_U, images)

@@ -91,7 +91,9 @@ def train_embedding(
     """
     images, views, channels = pooled_NVC.shape
     if images < 2:
-        raise UserError(f"expected at least 2 training images to train a search on, found {images}")
+        raise UserError(
+            f"expected at least 2 images with captions to train the search on, found {images}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         random = np.random.default_rng(seed)

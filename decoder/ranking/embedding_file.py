@@ -72,7 +72,7 @@ def load_or_train(
             return embedding
         raise UserError(
             f"{run.embedding} belongs to another run: its vocabulary or features differ; copy the "
-            "whole folder again from where it came from"
+            "whole original folder again"
         )
     source = run.work if run.work.captions.exists() else work
     no_captions = UserError(
@@ -103,7 +103,7 @@ def load_or_train(
 
 
 def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
-    """Load an embedding, or return None if there is no file or it is of another provenance.
+    """Load an embedding, or return None if there is no file or it belongs to another run.
 
     Raises:
         UserError: the file is damaged.
@@ -122,8 +122,8 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
             raise ValueError(f"features of {tuple(grid.shape)} and {tuple(pooled.shape)}")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"{file} is damaged ({error!r:.200}); copy it again from where it came from, or delete "
-            "it to train it again"
+            f"{file} is damaged ({error!r:.200}); copy the original file again, or delete this "
+            "one: the next search trains a new one"
         ) from error
     return Embedding(model.eval(), Features(grid, pooled), file)
 

@@ -1,4 +1,4 @@
-"""The CIDEr-D that a caption can expect from what people would write about a picture.
+"""The expected CIDEr-D of a caption against what people would write about its picture.
 
 Except for its penalty on length, CIDEr-D is the mean cosine between the n-grams of a caption and
 those of each reference. It is linear in the references, so its expectation follows from the
@@ -65,9 +65,9 @@ class Expectation:
         vectors = ngram_vectors([one for of_image in captions for one in of_image], frequencies)
         self._key_W, number = vectors.key.unique(return_inverse=True)
         image = image_of_caption[vectors.caption]
-        pair, place = (number * images + image).unique(return_inverse=True)
+        pair, index = (number * images + image).unique(return_inverse=True)
         share = vectors.value / captions_N[image]
-        self._value_P = torch.zeros(len(pair)).index_add_(0, place, share.float())
+        self._value_P = torch.zeros(len(pair)).index_add_(0, index, share.float())
         self._image_P = pair % images
         starts = torch.arange(len(self._key_W) + 1) * images
         self._first_W = torch.searchsorted(pair, starts)
@@ -101,8 +101,8 @@ class Expectation:
         """
         share_NI = self.shares(pooled_IC).T.contiguous()
 
-        def predict(place_U: Tensor) -> Tensor:
-            return self._sums(place_U, share_NI)
+        def predict(index_U: Tensor) -> Tensor:
+            return self._sums(index_U, share_NI)
 
         return _expected_cider(candidates, self._frequencies, self._key_W, predict)
 
@@ -114,11 +114,11 @@ class Expectation:
             ngrams: W, the number of n-grams kept, those in the most training images.
         """
         images, known = len(self._scaled_NC), len(self._key_W)
-        place_U = self._first_W.diff().topk(min(ngrams, known)).indices.sort().values
-        low_rank = reduced_rank(self._factor_CC, self._sums(place_U, self._scaled_NC).T, rank)
+        index_U = self._first_W.diff().topk(min(ngrams, known)).indices.sort().values
+        low_rank = reduced_rank(self._factor_CC, self._sums(index_U, self._scaled_NC).T, rank)
         tensors = {
-            "key": self._key_W[place_U],
-            "mean": self._sums(place_U, torch.full((images, 1), 1 / images)).squeeze(1),
+            "key": self._key_W[index_U],
+            "mean": self._sums(index_U, torch.full((images, 1), 1 / images)).squeeze(1),
             "words": low_rank.words_WK * low_rank.strength_K.sqrt(),
             "directions": (low_rank.directions_CK * low_rank.strength_K.sqrt()).T.contiguous(),
             "feature_mean": self._mean_C,
@@ -126,15 +126,15 @@ class Expectation:
         }
         return ReducedExpectation(tensors, self._frequencies)
 
-    def _sums(self, place_U: Tensor, of_image_NX: Tensor) -> Tensor:
-        """Return, for the n-grams at `place_U`, the sum of `of_image_NX` over the images.
+    def _sums(self, index_U: Tensor, of_image_NX: Tensor) -> Tensor:
+        """Return, for the n-grams at `index_U`, the sum of `of_image_NX` over the images.
 
         Images are weighted by the n-gram's value in their captions.
         """
-        count_U = self._first_W[place_U + 1] - self._first_W[place_U]
+        count_U = self._first_W[index_U + 1] - self._first_W[index_U]
         offset_U = count_U.cumsum(0) - count_U
         entries = torch.arange(int(count_U.sum()))
-        entries += (self._first_W[place_U] - offset_U).repeat_interleave(count_U)
+        entries += (self._first_W[index_U] - offset_U).repeat_interleave(count_U)
         return F.embedding_bag(
             self._image_P[entries],
             of_image_NX,
@@ -182,8 +182,8 @@ class ReducedExpectation:
         centred_IC = _power_normalised(pooled_IC) - tensors["feature_mean"]
         picture_RI = tensors["directions"] @ (centred_IC / tensors["feature_deviation"]).T
 
-        def predict(place_U: Tensor) -> Tensor:
-            return tensors["words"][place_U] @ picture_RI + tensors["mean"][place_U, None]
+        def predict(index_U: Tensor) -> Tensor:
+            return tensors["words"][index_U] @ picture_RI + tensors["mean"][index_U, None]
 
         return _expected_cider(candidates, self._frequencies, tensors["key"], predict)
 
@@ -209,8 +209,8 @@ class ReducedExpectation:
             return ReducedExpectation(checkpoints.dequantize(tensors), frequencies)
         except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
-                f"{path} does not fit ({error!r:.200}); copy the whole folder again from where it "
-                "came from"
+                f"{path} does not fit this captioner ({error!r:.200}); copy the whole "
+                "original folder again"
             ) from error
 
 
@@ -226,17 +226,17 @@ def _expected_cider(
         candidates: captions of each image.
         frequencies: the number of training images in which each n-gram occurs.
         key_W: the n-grams that can be predicted, in ascending order.
-        predict: returns the value of n-grams, given by their places in `key_W`, for each image,
+        predict: returns the value of n-grams, given by their indices in `key_W`, for each image,
             float32 [U, I].
     """
     tokens_IKT = candidates.tokens_IKT.cpu()
     images, count, _ = tokens_IKT.shape
     vectors = ngram_vectors(whole_captions(tokens_IKT.flatten(0, 1)), frequencies)
-    place_X = torch.searchsorted(key_W, vectors.key).clamp(max=len(key_W) - 1)
-    known_X = key_W[place_X] == vectors.key
-    place_U, number_X = place_X[known_X].unique(return_inverse=True)
+    index_X = torch.searchsorted(key_W, vectors.key).clamp(max=len(key_W) - 1)
+    known_X = key_W[index_X] == vectors.key
+    index_U, number_X = index_X[known_X].unique(return_inverse=True)
     caption_X = vectors.caption[known_X]
-    agreement_X = vectors.value[known_X] * predict(place_U)[number_X, caption_X // count]
+    agreement_X = vectors.value[known_X] * predict(index_U)[number_X, caption_X // count]
     total_B = torch.zeros(images * count, dtype=torch.float64)
     total_B.index_add_(0, caption_X, agreement_X)
     return 10 / ORDERS * total_B.view(images, count)

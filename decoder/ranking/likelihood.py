@@ -18,7 +18,7 @@ def log_likelihood(model: Decoder, memory: Memory, tokens_BT: Tensor, image_B: T
         model: in evaluation mode.
         memory: the encoded images, from `Decoder.encode`.
         tokens_BT: int64, each row a caption that ends with EOS (or is cut off), then PAD.
-        image_B: int64, the place in `memory` of each caption's image.
+        image_B: int64, the index in `memory` of each caption's image.
 
     Returns:
         float32 [B].

@@ -33,9 +33,9 @@ class SearchOptions:
     """What to look for; prints path and score of the pictures that fit best."""
     run: Path | None = None
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
-    captioner in this package."""
+    included captioner."""
     work: Path | None = None
-    """The work directory to search; by default the run's."""
+    """The work directory to search; by default that of the run."""
     image: Path | None = None
     """Print the captions that fit this picture best."""
     split: str | None = None
@@ -43,7 +43,7 @@ class SearchOptions:
     for evaluation.retrieve."""
     top: int = 10
     """Number of results."""
-    # REINFORCE makes better captions, but costs some of the sense for what other people write.
+    # REINFORCE improves captions, but the weights before it rank captions written by people better.
     weights: Literal["best", "best_xe"] | None = None
     """The best weights of all, or those before REINFORCE. (default: best_xe if the run has it)"""
     out: Path | None = None
@@ -51,7 +51,7 @@ class SearchOptions:
     json: bool = False
     """Print a JSON object for each result."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
     """Rank the split again although nothing changed."""
 

@@ -109,7 +109,7 @@ class Reranker:
     def __call__(
         self, candidates: Generated, features: Features, views: int, sampled: bool
     ) -> Generated:
-        """Return the candidates of each image, the best first; arguments as for `scores`."""
+        """Return the candidates of each image, the best first; see `scores` for the arguments."""
         consensus_IK, expectation_IK, cosine_IK = self.scores(candidates, features, views, sampled)
         return candidates.best_first(
             consensus_IK + EXPECTATION_WEIGHT * expectation_IK + EMBEDDING_WEIGHT * cosine_IK
@@ -158,6 +158,6 @@ def fit_expectation(
     with_captions = [image for image in table.split("train") if image.captions]
     encoded = all_words_encoded(with_captions, vocabulary)
     reader = SplitReader(store, table, "train", grid=False)
-    places = [place for place, image in enumerate(reader.images) if image.captions]
-    captions = [encoded[reader.images[place].id] for place in places]
-    return Expectation(reader.pooled(places), captions, frequencies)
+    indices = [index for index, image in enumerate(reader.images) if image.captions]
+    captions = [encoded[reader.images[index].id] for index in indices]
+    return Expectation(reader.pooled(indices), captions, frequencies)

@@ -107,31 +107,31 @@ class Searcher:
         )
         self._embedding = load_or_train(run, work, self.vocabulary, self._store.fingerprint)
         stored = image_vectors(work, self._store, self._embedding)
-        place = {int(image_id): n for n, image_id in enumerate(stored.image_ids)}
+        index = {int(image_id): n for n, image_id in enumerate(stored.image_ids)}
         images = self._table.images if split is None else self._table.split(split)
-        self.images: list[Image] = [image for image in images if image.id in place]
+        self.images: list[Image] = [image for image in images if image.id in index]
         if not self.images:
             raise UserError(
                 f"expected images with features to search, found none among the {len(images)} "
                 f"images of {work.path}; extract their features with {EXTRACT} --work {work.path}"
             )
-        self._image_ND = stored.vectors_ND[[place[image.id] for image in self.images]]
+        self._image_ND = stored.vectors_ND[[index[image.id] for image in self.images]]
         self._rows = self._store.rows([image.id for image in self.images])
         with torch.inference_mode():
             self._background = self._model.encode(self._embedding.background.to(device))
 
     @property
     def captions(self) -> list[tuple[Caption, int]]:
-        """The captions that have a word of the vocabulary, each with its image's place."""
+        """The captions with at least one known word, each with its image's index in `images`."""
         return [
-            (caption, place)
-            for place, image in enumerate(self.images)
+            (caption, index)
+            for index, image in enumerate(self.images)
             for caption in image.captions
             if any(token in self.vocabulary.ids for token in caption.tokens)
         ]
 
     def unknown(self, sentence: str) -> list[str]:
-        """Return the words of a sentence that the search ignores, as the vocabulary lacks them."""
+        """Return the words of a sentence that the vocabulary lacks, which the search ignores."""
         return [word for word in tokenize(sentence) if word not in self.vocabulary.ids]
 
     def find(self, sentence: str, top: int = 10) -> list[Found]:
@@ -146,8 +146,8 @@ class Searcher:
         tokens = self.vocabulary.encode(words)
         if all(token <= UNK for token in tokens[: len(words)]):
             raise UserError(
-                f"none of the words {first_few(words)} is known: they are missing or rare in the "
-                "training captions; try more common words"
+                f"no word of the sentence is known ({first_few(words)}): each is missing or rare "
+                "in the training captions; try more common words"
             )
         ranked, scores = self._rank_images([tokens], self._encode, max(top, CANDIDATES))
         return [
@@ -162,7 +162,7 @@ class Searcher:
             UserError: there are no captions.
             PictureError: the picture cannot be read.
         """
-        distinct = {caption.text: (caption, place) for caption, place in self.captions}
+        distinct = {caption.text: (caption, index) for caption, index in self.captions}
         captions = list(distinct.values())
         if not captions:
             raise UserError(
@@ -190,23 +190,23 @@ class Searcher:
             progress: called with the number of queries finished since the last call.
 
         Returns:
-            For each of `captions` the best places in `images`, and for each of `images` the best
-            places in `captions`.
+            For each of `captions` the indices of the best `images`, and for each of `images` the
+            indices of the best `captions`.
         """
         tokens = [self.vocabulary.encode(caption.tokens) for caption, _ in self.captions]
         blocks = np.array_split(np.arange(len(self.images)), -(-len(self.images) // _IMAGES))
         memory = Memory.joined([self._encode(block) for block in blocks])
 
-        def encoded(places: np.ndarray) -> Memory:
-            return memory.select(torch.from_numpy(places).to(self._device))
+        def encoded(indices: np.ndarray) -> Memory:
+            return memory.select(torch.from_numpy(indices).to(self._device))
 
         images, _ = self._rank_images(tokens, encoded, CANDIDATES, progress)
         captions, _ = self._rank_captions(tokens, self._image_ND, encoded, CANDIDATES, progress)
         return images, captions
 
     @torch.inference_mode()
-    def _encode(self, places: np.ndarray) -> Memory:
-        rows = self._rows[places]
+    def _encode(self, indices: np.ndarray) -> Memory:
+        rows = self._rows[indices]
         features = Features(
             torch.from_numpy(self._store.grid(rows)), torch.from_numpy(self._store.pooled(rows))
         )
@@ -227,9 +227,9 @@ class Searcher:
         queries = max(1, _PAIRS // nearest.index_QK.shape[1])
         for block in torch.arange(len(tokens)).split(queries):
             index_QK = nearest.index_QK[block]
-            places, image_B = np.unique(index_QK.flatten().numpy(), return_inverse=True)
+            indices, image_B = np.unique(index_QK.flatten().numpy(), return_inverse=True)
             captions = [tokens[query] for query in block.tolist() for _ in index_QK[0]]
-            given_B = self._log_likelihood(encode(places), captions, torch.from_numpy(image_B))
+            given_B = self._log_likelihood(encode(indices), captions, torch.from_numpy(image_B))
             evidence_QK[block] = given_B.view(index_QK.shape)
             progress(len(block))
         return _second_pass(nearest, evidence_QK)

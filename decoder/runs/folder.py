@@ -1,9 +1,10 @@
 """Writing to a run's folder: one training at a time, and an old run kept aside."""
 
 import hashlib
-import shutil
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 from features.errors import UserError
@@ -12,7 +13,10 @@ from pipeline.work import RunFolder
 
 
 def move_aside(run: RunFolder) -> Path:
-    """Rename the folder to NAME.old, replacing an older NAME.old, and create an empty one.
+    """Rename the folder to NAME.old and create an empty one.
+
+    If there is a NAME.old already, the new name is NAME.2.old, NAME.3.old and so on: no run is ever
+    deleted. Every such name ends in ".old", by which other commands recognise an old run.
 
     Returns:
         The renamed folder.
@@ -20,8 +24,9 @@ def move_aside(run: RunFolder) -> Path:
     Raises:
         UserError: it cannot be renamed.
     """
-    old = run.path.with_name(f"{run.path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    name = run.path.name
+    names = (f"{name}.old" if number == 1 else f"{name}.{number}.old" for number in count(1))
+    old = next(path for path in map(run.path.with_name, names) if not os.path.lexists(path))
     try:
         run.path.rename(old)
     except OSError as error:

@@ -49,7 +49,8 @@ def load_decoder(
     if digest(vocabulary.words) != wanted:
         raise UserError(
             f"{run.vocabulary} is not the vocabulary that the run was trained with: its words or "
-            "their order differ; copy it from the same run as config.json and the weights"
+            "their order differ; replace it with the vocabulary.json of the run that config.json "
+            "and the weights came from"
         )
     checkpoints.load_weights(model, weights, device)
     return model, vocabulary, config

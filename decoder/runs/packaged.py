@@ -11,12 +11,12 @@ def packaged_captioner() -> Path:
     """Return the folder of the included captioner, which `decoder.export` wrote.
 
     Raises:
-        UserError: this build of the package includes none.
+        UserError: this installation includes none.
     """
     folder = Path(str(resources.files("decoder") / "trained"))
     if not (folder / "config.json").is_file():
         raise UserError(
-            "this build of the package comes without a trained captioner; name a run of yours with "
-            f"--run WORK/runs/NAME (create one with {TRAIN}, or from pictures on with ./run_all.sh)"
+            "this installation includes no captioner; give a run of your own with --run "
+            f"WORK/runs/NAME (create one with {TRAIN}, or run all stages with ./run_all.sh)"
         )
     return folder

@@ -1,4 +1,4 @@
-"""How often captions name something that the references of their picture name, too."""
+"""How often captions name something that the references of their picture also name."""
 
 from collections.abc import Mapping
 

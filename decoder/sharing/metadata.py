@@ -30,7 +30,7 @@ def damaged(run: RunFolder, error: Exception) -> UserError:
     """Return the error for a captioner.json whose content is not what decoder.export writes."""
     return UserError(
         f"{run.captioner} is not what decoder.export writes ({error!r:.200}); copy the whole "
-        "folder again from where it came from"
+        "original folder again"
     )
 
 

@@ -117,7 +117,7 @@ def write_onnx(run: RunFolder, folder: Path) -> None:
     network, found = load_network(wanted["backbone"], wanted["grid"][0], _CPU)
     if fingerprint({**found, "dtype": wanted["dtype"]}) != fingerprint(wanted):
         raise UserError(
-            f"the run was trained on features of another {wanted['backbone']}: "
+            f"the run was trained on features of a different {wanted['backbone']}: "
             f"{differences(wanted, found)}; install the version that computed them"
         )
     height, width = wanted["transform"]["size"]

@@ -9,7 +9,7 @@ from features.errors import require
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Make a captioner of a trained run: a folder that stands alone, with a model card."""
+    """Export a trained run as a captioner: a folder that works on its own, with a model card."""
 
     EXAMPLES: ClassVar[dict[str, str]] = {
         "Export a run as a captioner with a model card": "--run work/runs/first --out captioner",
@@ -21,7 +21,8 @@ class ExportOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "out", "int8", "rerank", "search", "onnx")
 
     run: Path
-    """The run's folder, WORK/runs/NAME; the model card shows the scores that it has."""
+    """The run's folder, WORK/runs/NAME; if the run has been scored, the model card shows its
+    scores."""
     out: Path
     """The folder to write; an exported captioner in it is replaced."""
     weights: Literal["best", "best_xe"] = "best"
@@ -29,17 +30,19 @@ class ExportOptions:
     no_frequencies: bool = False
     """Leave out the n-gram counts of the training captions that --consensus needs."""
     int8: bool = False
-    """Store the decoder's matrices in 8 bits, at half the size."""
+    """Store the decoder's matrices in 8 bits instead of 16, which halves their size."""
     rerank: bool = False
-    """Include the reranker (5 MB): a regression from pictures to caption n-grams, without
-    training pictures."""
+    """Include what --rerank needs (5 MB): a regression that predicts caption n-grams from a
+    picture, without the training pictures."""
     search: bool = False
-    """Include the search index (3 MB), to search work directories without captions."""
+    """Include the joint embedding of pictures and captions (3 MB), which searches work directories
+    without captions."""
     onnx: bool = False
-    """Write the CNN and the decoder as ONNX too, in float32, with a README that shows the loop."""
+    """Also write the CNN and the decoder as ONNX in float32, with a README that shows the loop over
+    words."""
 
     def __post_init__(self) -> None:
         require(
             not (self.rerank and self.no_frequencies),
-            "--rerank needs what --no-frequencies leaves out; give one",
+            "--rerank needs what --no-frequencies leaves out; give only one of them",
         )

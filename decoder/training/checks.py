@@ -40,7 +40,7 @@ def report_few_steps(steps: int, images: int) -> None:
     if 0 < steps < FEW_STEPS:
         log.warning(
             "%d training images give %d steps of cross-entropy in all, too few to learn to write "
-            "sentences. Train longer, such as with --batch-size 10 --xe.epochs %d, and on more "
+            "sentences. Train longer, for example with --batch-size 10 --xe.epochs %d, and on more "
             "pictures if you can. To caption pictures with the included captioner, run "
             "%s without --run",
             images,

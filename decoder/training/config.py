@@ -116,7 +116,10 @@ def differences(old: Any, new: Any, ignored: Iterable[str] = (), name: str = "")
 
 
 def with_former_options(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a run's config with what was in effect of the options that are newer than the run."""
+    """Return a run's config, completed with options that did not exist when it was trained.
+
+    They get the values that were in effect then.
+    """
     machine = {"compile": False, **config.get("machine", {})}
     return {**config, "options": {**_FORMER_OPTIONS, **config["options"]}, "machine": machine}
 

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from decoder.training.objectives import Loss
-from features.distributed import lost_processes_named, world_size
+from features.distributed import explain_lost_processes, world_size
 
 Value = TypeVar("Value")
 
@@ -61,7 +61,7 @@ def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss
     # Recurrent weights get no gradient from captions of one word, which may be all of a share.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([figures.to(gradients[0]), *(g.flatten() for g in gradients)])
-    with lost_processes_named():
+    with explain_lost_processes():
         dist.all_reduce(flat)
     figures, flat = flat[: len(figures)], flat[len(figures) :].div_(flat[0])
     for parameter, summed in zip(
@@ -86,6 +86,6 @@ def gather(values: list[Value]) -> list[Value]:
     if world_size() == 1:
         return values
     by_rank: list[list[Value]] = [[] for _ in range(world_size())]
-    with lost_processes_named():
+    with explain_lost_processes():
         dist.all_gather_object(by_rank, values)
     return [own[i] for i in range(len(by_rank[0])) for own in by_rank if i < len(own)]

@@ -20,7 +20,7 @@ SECONDS = 15.0  # after which no further step is measured
 
 
 def estimate(trainer: Trainer) -> str:
-    """Measure a few steps of each phase and a part of a validation, and return a table of figures.
+    """Measure a few steps of each phase and part of a validation, and return a table of figures.
 
     Nothing is written to the disk. The times of REINFORCE and validation are upper bounds, because
     an untrained decoder rarely ends a caption.

@@ -47,7 +47,7 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     pooled_NC = training.pooled(chosen)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
-    shares_WN = _shares([training.captions[place] for place in chosen], len(count_V) - 1)
+    shares_WN = _shares([training.captions[index] for index in chosen], len(count_V) - 1)
     directions_CK = predictive_directions(pooled_NC, shares_WN, -(-model.hidden // 2))
     if directions_CK is None:
         return

@@ -22,14 +22,14 @@ class CrossEntropyOptions:
     label_smoothing: float = 0.0
     """Share of the target's probability spread over all words."""
     scheduled_sampling: float = 0.0
-    """Probability at the end that an input word is the model's own; it rises linearly from 0."""
+    """Probability that an input word is the model's own; it rises linearly from 0 to this value."""
     patience: int = 0
     """Stop after this many epochs without a better validation CIDEr; 0 never stops early."""
 
     def __post_init__(self) -> None:
         _check_phase("xe", self.epochs, self.learning_rate)
-        require(0 <= self.label_smoothing < 1, "--xe.label-smoothing must be in [0, 1)")
-        require(0 <= self.scheduled_sampling <= 1, "--xe.scheduled-sampling must be in [0, 1]")
+        require(0 <= self.label_smoothing < 1, "--xe.label-smoothing must be from 0 to below 1")
+        require(0 <= self.scheduled_sampling <= 1, "--xe.scheduled-sampling must be from 0 to 1")
         require(self.patience >= 0, "--xe.patience must not be negative")
 
 
@@ -44,8 +44,8 @@ class ReinforceOptions:
     samples: int = 5
     """Number of captions sampled for each image."""
     baseline: Literal["greedy", "mean"] = "mean"
-    """Reward that is subtracted: the greedy caption's (self-critical), or the mean of the other
-    samples."""
+    """The reward that is subtracted: that of the greedy caption (self-critical), or the mean of the
+    other samples."""
     # At temperature 1 the distribution is so flat, especially after label smoothing, that samples
     # are unlike the captions that a search finds.
     temperature: float = 0.7
@@ -61,7 +61,7 @@ class ReinforceOptions:
         if self.baseline == "mean":
             require(self.samples > 1, "--rl.baseline mean needs --rl.samples of at least 2")
         require(self.temperature > 0, "--rl.temperature must be positive")
-        require(0 <= self.bleu_weight <= 1, "--rl.bleu-weight must be in [0, 1]")
+        require(0 <= self.bleu_weight <= 1, "--rl.bleu-weight must be from 0 to 1")
         require(self.patience >= 0, "--rl.patience must not be negative")
 
 
@@ -133,17 +133,19 @@ class TrainOptions:
     seed: int = 1
     """Seed of the initial weights, the order of images, dropout and samples."""
     device: str = "auto"
-    """cpu or cuda; auto takes a GPU if there is one."""
+    """cpu or cuda; auto uses a GPU if there is one."""
     save_minutes: float = 5.0
     """Minutes between saves of the state for --resume; every epoch saves it too."""
     like: Path | None = None
-    """Repeat the run in this folder with its options and work directory; options given here win."""
+    """Repeat the run in this folder with its options and work directory; options given here
+    override them."""
     dry_run: bool = False
     """Estimate time and memory from a few steps, without training."""
     resume: bool = False
     """Continue a stopped run exactly where its state was last saved."""
     force: bool = False
-    """Start again and keep the old run aside; with --resume, only if it cannot be continued."""
+    """Start again and keep the old run as NAME.old; with --resume, do so only if the old run cannot
+    be continued."""
 
     def __post_init__(self) -> None:
         name = Path(self.run)
@@ -152,11 +154,14 @@ class TrainOptions:
             f"--run must be a plain name such as 'updown', found {self.run!r}",
         )
         require(self.batch_size > 0, "--batch-size must be positive")
-        require(0 <= self.warmup <= 1, "--warmup must be in [0, 1]")
+        require(0 <= self.warmup <= 1, "--warmup must be from 0 to 1")
         require(self.clip > 0, "--clip must be positive")
-        require(0 <= self.average < 1, "--average must be in [0, 1)")
+        require(0 <= self.average < 1, "--average must be from 0 to below 1")
         require(self.beam > 0, "--beam must be positive")
         require(self.length_penalty >= 0, "--length-penalty must not be negative")
         require(self.save_minutes >= 0, "--save-minutes must not be negative")
         require(self.seed >= 0, "--seed must not be negative")
-        require(self.xe.epochs + self.rl.epochs > 0, "--xe.epochs and --rl.epochs are both 0")
+        require(
+            self.xe.epochs + self.rl.epochs > 0,
+            "--xe.epochs and --rl.epochs are both 0, so there is nothing to train; raise one",
+        )

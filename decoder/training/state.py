@@ -200,16 +200,18 @@ class TrainingState:
     def last_good(self) -> str:
         """Return where the state saved last is, for an error message."""
         if not self.run.state.exists():
-            return "no state was saved yet"
+            return "no state has been saved yet"
         return f"the last good state is in {self.run.state}"
 
     @contextmanager
     def naming_last_good(self) -> Iterator[None]:
-        """Add to an error of writing, such as a full disk, where the run can be continued."""
+        """Add to an error of writing, such as a full disk, how the run can be continued."""
         try:
             yield
         except UserError as error:
-            raise UserError(f"{error}; {self.last_good()}; --resume continues there") from error
+            saved = self.run.state.exists()
+            how = ", and --resume continues from it" if saved else ", so run the command again"
+            raise UserError(f"{error}; {self.last_good()}{how}") from error
 
     def non_finite_error(self, what: str, image_ids: Tensor, features: Features) -> UserError:
         """Build the error for a non-finite value, naming the step, the images and the last state.

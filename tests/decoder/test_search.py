@@ -130,7 +130,7 @@ def test_unknown_words_are_named_and_a_query_without_known_words_is_refused(sear
     assert search.main([*known, "xylophone", *run]) == 0
     assert "ignored unknown words: xylophone" in capsys.readouterr().err
     assert search.main(["xylophone quokka", *run]) == 2
-    assert "none of the words xylophone, quokka is known" in capsys.readouterr().err
+    assert "no word of the sentence is known (xylophone, quokka)" in capsys.readouterr().err
     assert search.main(["?!", *run]) == 2
     assert "found no word" in capsys.readouterr().err
     assert search.main(run) == 2
@@ -155,7 +155,7 @@ def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_p
     alone = tmp_path / "alone"
     assert export.main(["--run", str(run_of(searched)), "--out", str(alone)]) == 0
     assert search.main(["a red circle", "--run", str(alone)]) == 2
-    assert "name one to search with --work" in capsys.readouterr().err
+    assert "give one to search with --work" in capsys.readouterr().err
     sentence = table_of(searched)["annotations"][0]["caption"]
     assert printed(capsys, sentence, "--run", str(alone), "--work", str(searched))
 
@@ -220,5 +220,5 @@ def test_an_embedding_learns_which_words_match_which_picture():
     assert calls[-1] == (len(calls), len(calls))
     again = train_embedding(pooled.half(), captions, 17)
     assert torch.equal(again.picture.weight, model.picture.weight), "a seed fixes it"
-    with pytest.raises(UserError, match="2 training images"):
+    with pytest.raises(UserError, match="2 images with captions"):
         train_embedding(pooled[:1].half(), captions[:1], 17)

@@ -135,6 +135,18 @@ def test_starting_again_moves_the_old_run_aside_with_all_its_results(work, capsy
     assert (work / "runs" / "small.old" / "best.safetensors").read_bytes() == before
 
 
+def test_starting_again_twice_keeps_both_old_runs(work, capsys):
+    options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
+    kept = []
+    for seed in range(3):
+        assert run_train(work, *options, "--seed", str(seed), "--force") == 0
+        kept.append((work / "runs" / "small" / "best.safetensors").read_bytes())
+    printed = capsys.readouterr().out
+    for name, before in zip(("small.old", "small.2.old"), kept[:2], strict=True):
+        assert (work / "runs" / name / "best.safetensors").read_bytes() == before
+        assert f"the old run is kept in {work / 'runs' / name} (" in printed
+
+
 def test_a_file_that_is_no_state_is_refused_and_never_deleted(work, capsys):
     options = [*SMALL, "--xe.epochs", "1", "--rl.epochs", "0"]
     assert run_train(work, *options) == 0
@@ -349,7 +361,7 @@ def test_images_without_features_are_left_out_and_counted(tmp_path, capsys):
         (["--run", "a/b"], "plain name"),
         (["--seed", "-1"], "--seed must not be negative"),
         (["--xe.epochs", "0", "--rl.epochs", "0"], "are both 0"),
-        (["--device", "gpu9"], "take cpu, or auto"),
+        (["--device", "gpu9"], "use cpu, or auto"),
     ],
 )
 def test_wrong_options_end_with_status_2_and_what_to_do(options, expected, work, capsys):

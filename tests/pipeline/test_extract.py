@@ -331,7 +331,7 @@ def test_verify_needs_a_store_and_the_network_that_made_it(
     assert extract(work) == 0
     monkeypatch.setitem(efficientnet_lite.VARIANTS, "efficientnet_lite0", Variant(1.0, 1.0, 256))
     assert extract(work, "--verify") == 2
-    assert "made by another efficientnet_lite0: transform" in capsys.readouterr().err
+    assert "made by a different efficientnet_lite0: transform" in capsys.readouterr().err
 
 
 def test_removed_images_are_kept_until_pruned(tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_unknown_option_suggests_the_nearest(
 def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
     outcome = prepare(dataset, root=tmp_path / "nowhere")
     assert outcome.status == 2
-    assert f"nowhere: expected the folder of {dataset}, found no such folder" in outcome.err
+    assert f"nowhere: there is no such folder; give the folder that holds {dataset}" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path
     [
         (["--dataset", "flickr8k", "--work", "w"], "flickr8k needs --root"),
         (["--dataset", "folder", "--work", "w", "--root", "w"], "another folder than --root"),
-        (["--dataset", "shapes", "--work", "w", "--root", "r"], "leave it out"),
+        (["--dataset", "shapes", "--work", "w", "--root", "r"], "leave out --root"),
         (
             ["--dataset", "shapes", "--work", "w", "--min-count", "0"],
             "--min-count must be at least",

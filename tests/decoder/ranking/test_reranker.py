@@ -53,9 +53,9 @@ def test_the_command_line_offers_reranking_which_needs_the_work_directory(work, 
         assert len(results) == len(tables.load(work / "captions.json").split("val"))
     capsys.readouterr()
     assert caption.main(["--run", str(run), *stage, "--beam", "2"]) == 2
-    assert "--rerank chooses among" in capsys.readouterr().err
+    assert "--rerank needs --beam or --samples of at least 3" in capsys.readouterr().err
     assert caption.main(["--run", str(run), *stage, "--consensus"]) == 2
-    assert "give one" in capsys.readouterr().err
+    assert "give only --rerank" in capsys.readouterr().err
     alone = shutil.copytree(run, tmp_path / "alone" / "runs" / "captioner")
     picture = next(iter(sorted((work / "images").rglob("*.png"))), None) or work / "no.png"
     assert caption.main(["--run", str(alone), "--rerank", str(picture)]) == 2

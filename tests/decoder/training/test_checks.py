@@ -102,7 +102,7 @@ def test_a_too_high_learning_rate_stops_it_before_the_weights_are_spoilt(
     assert re.search(rf"at step \d of {name}, epoch 1, images \d+, \d+, \d+, \d+;", error)
     assert f"start again (--force) with a lower --{phase}.learning-rate" in error
     if phase == "xe":
-        assert "no state was saved yet" in error
+        assert "no state has been saved yet" in error
         return
     assert f"the last good state is in {training.state}" in error
     before = training.state.read_bytes()

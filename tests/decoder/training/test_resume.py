@@ -176,9 +176,22 @@ def test_a_file_that_cannot_be_written_leaves_the_state_before_it(
     _, error = training.printed().split("error: ")
     assert "cannot write" in error
     assert "File too large" in error
-    assert f"the last good state is in {training.state}" in error
+    last_good = f"the last good state is in {training.state}, and --resume continues from it"
+    assert last_good in error
     assert training.state.read_bytes() == before
     assert training.run() == 0
+    assert unlike(training.folder, never_stopped) == []
+
+
+def test_a_first_state_that_cannot_be_written_is_not_offered_for_resuming(
+    training: Training, never_stopped: Path
+) -> None:
+    assert training.run(*AT_EVERY_STEP, largest_file=10_000) == 2
+    _, error = training.printed().split("error: ")
+    assert "cannot write" in error
+    assert "no state has been saved yet, so run the command again" in error
+    assert "--resume" not in error
+    assert training.run() == 0, training.printed()
     assert unlike(training.folder, never_stopped) == []
 
 
