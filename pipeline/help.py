@@ -55,7 +55,7 @@ def page(
     """Return the help of a command.
 
     Args:
-        stage: its docstring is the description, apart from the "Raises" section.
+        stage: its docstring is the description, apart from the sections "Returns" and "Raises".
         options_class: a dataclass with `EXAMPLES` and `EVERYDAY`.
         prog: what starts the command, such as "python -m decoder.caption".
         everything: whether to show the options that are not in `EVERYDAY` too.
@@ -70,7 +70,7 @@ def page(
     required = [o.usage for o in all_options.values() if o.required]
     positional = [f"[{o.usage}]" for o in all_options.values() if o.positional]
     lines = [" ".join(["usage:", prog, *required, "[OPTIONS]", *positional]), ""]
-    description = inspect.cleandoc(stage.__doc__ or "").split("\n\nRaises:")[0]
+    description = re.split(r"\n\n(?:Returns|Raises):", inspect.cleandoc(stage.__doc__ or ""))[0]
     for paragraph in description.split("\n\n"):
         lines += [*textwrap.wrap(paragraph, width), ""]
 

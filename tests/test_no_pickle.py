@@ -136,7 +136,7 @@ def test_pickle_in_place_of_any_file_is_refused_without_unpickling(
     if "state" in name or name == "vocabulary.json":  # only training reads these
         options = trained(work)
         with pytest.raises(UserError):
-            train._trainer(options, train.RunFolder(work / RUN)).restore()
+            train._trainer(options, train.RunFolder(work / RUN)).state.restore()
         statuses.append(2)
     assert not marker.exists()
     assert 2 in statuses
@@ -150,8 +150,8 @@ def test_downloaded_weights_that_contain_more_than_tensors_are_refused(
     marker, file = tmp_path / "marker", tmp_path / "weights.pth"
     file.write_bytes(pickled_by_torch(marker))
     monkeypatch.setattr(torchvision_cnns, "_download", lambda url: file)
-    with pytest.raises(UserError, match="more in it than weights"):
-        torchvision_cnns.published("shufflenet_v2_x0_5")
+    with pytest.raises(UserError, match="contains more than tensors"):
+        torchvision_cnns.pretrained("shufflenet_v2_x0_5")
     assert not marker.exists()
 
 

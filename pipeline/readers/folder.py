@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from features.errors import UserError, first_few
-from features.folders import find_pictures
+from features.folders import find_pictures, passed_over_note
 from features.kinds import PICTURE_SUFFIXES
 from pipeline.options import PrepareOptions
 from pipeline.readers.beside import read_beside
@@ -46,7 +46,7 @@ def read_folder(root: Path, options: PrepareOptions) -> Reading:
         UserError: a table is not understood to the last row, or a picture is in two splits.
     """
     sources = _sources(root, options.captions)
-    pictures = _pictures(root, options.work)
+    pictures, passed_over = _pictures(root, options.work)
     remarks: list[str] = []
     records: list[Record] = []
     has_splits = False
@@ -63,6 +63,8 @@ def read_folder(root: Path, options: PrepareOptions) -> Reading:
     origin = sources[0].path if sources else root
     records, renamed = match_names(_joined(records, origin), root)
     remarks += renamed
+    if passed_over:
+        remarks.append(f"passed over in the folder: {passed_over}")
     without_row = pictures - {record.file_name for record in records}
     if without_row and sources:
         named = first_few(sorted(without_row))
@@ -237,14 +239,19 @@ def _split_by_folder(records: list[Record]) -> list[Record]:
     return split if "train" in names and len(names) > 1 else []
 
 
-def _pictures(root: Path, work: Path) -> set[str]:
-    """Return the file names of all pictures below `root` that are not in the work directory."""
+def _pictures(root: Path, work: Path) -> tuple[set[str], str]:
+    """Return the file names of all pictures below `root`, and what else was passed over there.
+
+    Pictures in the work directory do not count.
+    """
     work = Path(os.path.realpath(work))  # unlike Path.resolve, it accepts circular links
-    return {
+    found = find_pictures([root])
+    names = {
         path.relative_to(root).as_posix()
-        for path in find_pictures([root]).pictures
+        for path in found.pictures
         if work not in Path(os.path.realpath(path)).parents
     }
+    return names, passed_over_note(found.passed_over)
 
 
 def _nothing(root: Path, remarks: Iterable[str]) -> UserError:

@@ -460,7 +460,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
             [run.best.read_bytes(), checkpoints.to_bytes(in_8_bits)],
             of_safetensors,
         ),
-        reader("state", run.state, trainer.restore, of_safetensors),
+        reader("state", run.state, trainer.state.restore, of_safetensors),
         reader("config.json", run.config, decode, of_json),
         reader("vocabulary.json of a run", run.vocabulary, decode, of_json),
         reader("config.json in the report", run.config, report, of_json),

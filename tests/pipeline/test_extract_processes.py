@@ -217,6 +217,8 @@ def test_the_next_run_continues_after_a_rank_dies(
     assert torchrun.returncode == 0, torchrun.stderr
     report = json.loads((work / "extract.json").read_text())
     assert (report["tried_in_this_run"], report["processes"]) == (PICTURES + 1 - done, 2)
+    unreadable = report.pop("unreadable")  # in the file only
+    assert [Path(name).name for name in unreadable] == ["bad.png"]
     assert json.loads(torchrun.stdout.splitlines()[-1]) == report
     assert (work / "features.h5").read_bytes() == uninterrupted
 
