@@ -92,7 +92,10 @@ def read_coco_file(
     except KeyError as error:
         raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
     except TypeError as error:
-        raise UserError(f"{path} is not in COCO's format ({error})") from error
+        raise UserError(
+            f"{path} is not in COCO's caption format: expected an object with the lists `images` and "
+            f"`annotations` ({error})"
+        ) from error
     if captions:
         remark = f"{path}: {len(captions)} image ids have captions but no image: "
         remark += first_few(captions)

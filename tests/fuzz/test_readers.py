@@ -60,6 +60,8 @@ CASES = {
     "ranking.npz": 100,
     "listing .csv": 100,
     "listing .jsonl": 100,
+    "page": 60,
+    "review": 60,
     "xmp": 200,
 }
 

@@ -398,7 +398,7 @@ def test_files_that_cannot_be_the_table_are_named(prepare: Callable, root: Path)
     refused = prepare("folder").err
     assert "found captions.xlsx (an archive or a spreadsheet" in refused
     assert "data.csv.gz (a gzip archive: unpack it with gunzip)" in refused
-    assert "found a gzip archive" in prepare("folder", root=root / "data.csv.gz").err
+    assert "it is a gzip archive" in prepare("folder", root=root / "data.csv.gz").err
 
 
 def test_unreadable_pictures_are_named_and_the_stage_ends_well(
