@@ -93,8 +93,8 @@ def read_coco_file(
         raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
     except TypeError as error:
         raise UserError(
-            f"{path} is not in COCO's caption format: expected an object with the lists `images` and "
-            f"`annotations` ({error})"
+            f"{path} is not in COCO's caption format: expected an object with the lists "
+            f"`images` and `annotations` ({error})"
         ) from error
     if captions:
         remark = f"{path}: {len(captions)} image ids have captions but no image: "
