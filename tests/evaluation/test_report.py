@@ -284,7 +284,7 @@ def test_a_picture_that_cannot_be_read_is_named(finished, capsys):
     [
         (["--split", "test"], "captions_test.json is not there; create it with python -m"),
         (["--split", "vla"], "unknown split 'vla': did you mean val?"),
-        (["--images", "0"], "--images of 1 or more"),
+        (["--images", "0"], "--images must be at least 1"),
     ],
 )
 def test_options_are_checked(options, message, finished, capsys):
