@@ -234,7 +234,7 @@ def test_an_image_without_references_is_refused(work, write_results, written, ca
     ("options", "message"),
     [
         (["--split", "tets"], "unknown split 'tets': did you mean test"),
-        (["--bootstrap", "-1"], "--bootstrap of 0 or more"),
+        (["--bootstrap", "-1"], "--bootstrap must not be negative"),
         (["--time-limit", "0"], "above 0 seconds"),
         (["--split", "test"], "are not in the split test"),
     ],

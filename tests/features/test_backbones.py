@@ -129,7 +129,7 @@ def test_joined_networks_concatenate_the_features_of_each_at_the_largest_size(ba
 
 
 def test_a_network_joined_with_itself_is_refused() -> None:
-    with pytest.raises(UserError, match="found one of them twice"):
+    with pytest.raises(UserError, match="found the same one twice"):
         load_backbone("efficientnet_lite0+efficientnet_lite0", 7, CPU)
 
 
