@@ -235,7 +235,7 @@ def test_an_image_without_references_is_refused(work, write_results, written, ca
     [
         (["--split", "tets"], "unknown split 'tets': did you mean test"),
         (["--bootstrap", "-1"], "--bootstrap must not be negative"),
-        (["--time-limit", "0"], "above 0 seconds"),
+        (["--time-limit", "0"], "--time-limit must be positive"),
         (["--split", "test"], "are not in the split test"),
     ],
 )
