@@ -165,7 +165,7 @@ def test_an_ensemble_gives_a_split_and_its_pictures_the_same_captions(two_runs, 
     out = tmp_path / "both.json"
     runs = [argument for run in two_runs for argument in ("--run", str(run))]
     assert caption.main([*runs, "--split", "val"]) == 2
-    assert "name their file with --out" in capsys.readouterr().err
+    assert "name the file to write with --out" in capsys.readouterr().err
     assert caption.main([*runs, "--split", "val", "--out", str(out)]) == 0
     results = json.loads(out.read_text())
     work = two_runs[0].parents[1]
