@@ -10,10 +10,8 @@ relative to a folder that is not known. They are kept as they are unless their p
 """
 
 import csv
-import errno
 import io
 import json
-import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -21,16 +19,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-import filelock
-
 from decoder.captioning.files import check_names
 from decoder.captioning.writer import CaptionWriter
 from features.errors import UserError
 from features.files import make_folder, write_atomically
 from features.folders import real_path
 from features.images import PictureError
-
-log = logging.getLogger(__name__)
+from features.locks import locked
 
 # Columns of version 0.2. The later ones stand at the end, so that its rows stay as they are: they
 # are shorter than those of this version, which tells the two apart.
@@ -39,7 +34,6 @@ COLUMNS = (*OLD_COLUMNS, "error")
 # A name that is not UTF-8 must be read back as the same bytes. JSON holds it escaped instead.
 _ERRORS = "surrogateescape"
 # What a disk without locks answers, such as some network disks.
-_NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
 
 
 class State(NamedTuple):
@@ -170,22 +164,14 @@ class Listing:
 
     def _lock(self, stack: ExitStack) -> None:
         """Lock the file. The lock of a killed process ends with it."""
-        lock = filelock.FileLock(self._real.with_name(f".{self._real.name}.lock"), timeout=0)
+        busy = (
+            f"another process is writing {self.path}; wait until it ends, or choose another --out"
+        )
+        lock = self._real.with_name(f".{self._real.name}.lock")
         try:
-            stack.enter_context(lock)
-        except filelock.Timeout as error:
-            raise UserError(
-                f"another process is writing {self.path}; wait until it ends, or choose another "
-                "--out"
-            ) from error
-        except (OSError, NotImplementedError) as error:
-            if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
-                raise UserError(f"cannot write to {self._real.parent}: {error.strerror}") from error
-            log.warning(
-                "%s is on a disk without locks (%s); let only one process write it",
-                self.path,
-                error,
-            )
+            stack.enter_context(locked(lock, busy))
+        except OSError as error:
+            raise UserError(f"cannot write to {self._real.parent}: {error.strerror}") from error
 
     def _line(self, row: dict[str, Any]) -> str:
         if not self._csv:
