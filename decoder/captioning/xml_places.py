@@ -22,6 +22,7 @@ _BOMS = (
 _FIRST_BYTES = ((b"<\0", "utf-16-le"), (b"\0<", "utf-16-be"))
 _DECLARED = re.compile(rb"""\s*<\?xml\s[^>]*?\bencoding\s*=\s*["']([\w.:-]+)""")
 _ENCODINGS = {"utf-8", "ascii", "iso8859-1", "cp1252"}
+_TAG = re.compile(rb"""<([^\s/>]+)((?:\s+[^\s=]+\s*=\s*(?:"[^"]*"|'[^']*'))*)\s*(/?)>""")
 
 
 class NotXmpError(Exception):
@@ -138,3 +139,22 @@ def parse(data: bytes, properties: Collection[str]) -> Element:
     except expat.ExpatError as error:
         raise NotXmpError(f"it is not XML: {error}") from error
     return roots[0]
+
+
+def start_tag(data: bytes, element: Element) -> re.Match[bytes]:
+    """Return an element's start tag: its name, its attributes and the slash of a single tag.
+
+    Raises:
+        NotXmpError: the tag is written in an unusual way.
+    """
+    found = _TAG.match(data, element.start)
+    if found is None:
+        raise NotXmpError("its tags have a form that cannot be edited safely")
+    return found
+
+
+def end_of(data: bytes, element: Element) -> int:
+    """Return the place behind an element's end tag."""
+    if start_tag(data, element)[3]:
+        return element.content_end
+    return data.index(b">", element.content_end) + 1

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
-from decoder.captioning.xml_places import RDF, Element, NotXmpError, as_utf8, parse
+from decoder.captioning.xml_places import (
+    RDF,
+    Element,
+    NotXmpError,
+    as_utf8,
+    end_of,
+    parse,
+    start_tag,
+)
 
 WRITER = "caption-pipeline"
 """Names us in photoshop:CaptionWriter, and as the toolkit of files that we create."""
@@ -43,7 +51,6 @@ _NEW = f"""<?xml version="1.0" encoding="UTF-8"?>
 """.encode()
 
 _ATTRIBUTE = re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
-_TAG = re.compile(rb"""<([^\s/>]+)((?:\s+[^\s=]+\s*=\s*(?:"[^"]*"|'[^']*'))*)\s*(/?)>""")
 
 
 class _Property(NamedTuple):
@@ -187,23 +194,23 @@ class Xmp:
         """Yield the edits that set the text in the default language and keep other languages."""
         element = found.element
         if element is None:  # a shorthand that has no languages; an element replaces it
-            start, end, _ = self._attribute(found)
+            start, end, _ = _attribute(self._data, found)
             yield _Edit(start, end, "")
             return
         lists = [child for child in element.children if child.name == f"{RDF} Alt"]
         if not lists:
             markup = self._markup(found.name, text, found.owner, self._indent(element.start))
-            yield _Edit(element.start, self._end(element), markup)
+            yield _Edit(element.start, end_of(self._data, element), markup)
             return
         items = [item for item in lists[0].children if item.name == f"{RDF} li"]
-        name = self._tag(lists[0])[1].decode()
+        name = start_tag(self._data, lists[0])[1].decode()
         li = f"{name[: -len('Alt')]}li"
         markup = f'<{li} xml:lang="x-default">{escape(text)}</{li}>'
         defaults = [item for item in items if _language(item) == "x-default"]
         for item in defaults:
-            tag = self._tag(item)
+            tag = start_tag(self._data, item)
             if item.children or tag[3] or _LANG not in item.attributes:
-                yield _Edit(item.start, self._end(item), markup)
+                yield _Edit(item.start, end_of(self._data, item), markup)
             else:
                 yield _Edit(tag.end(), item.content_end, escape(text))
         if not defaults and items:  # the default language comes first
@@ -214,12 +221,12 @@ class Xmp:
 
     def _set_simple(self, found: _Property, text: str) -> _Edit:
         if found.element is None:
-            _, end, value = self._attribute(found)
+            _, end, value = _attribute(self._data, found)
             return _Edit(end - len(value), end, quoteattr(text))
         element = found.element
-        name = self._tag(element)[1].decode()
-        markup = f"<{name}{self._tag(element)[2].decode()}>{escape(text)}</{name}>"
-        return _Edit(element.start, self._end(element), markup)
+        name = start_tag(self._data, element)[1].decode()
+        markup = f"<{name}{start_tag(self._data, element)[2].decode()}>{escape(text)}</{name}>"
+        return _Edit(element.start, end_of(self._data, element), markup)
 
     def _insert(self, names: list[str], text: str) -> list[_Edit]:
         """Return the edit that adds new properties to the first rdf:Description."""
@@ -247,9 +254,9 @@ class Xmp:
         indent = self._child_indent(parent)
         body = "".join(self._break(indent) + markup for markup in markups)
         if parent.children:
-            end = self._end(parent.children[-1])
+            end = end_of(self._data, parent.children[-1])
             return _Edit(end, end, body)
-        tag = self._tag(parent)
+        tag = start_tag(self._data, parent)
         last = self._break(self._indent(parent.start))
         if tag[3]:
             return _Edit(tag.start(3), tag.end(), f">{body}{last}</{tag[1].decode()}>")
@@ -280,27 +287,6 @@ class Xmp:
             if declared == uri and prefix:
                 return prefix, ""
         return _PREFIXES[uri], f' xmlns:{_PREFIXES[uri]}="{uri}"'
-
-    def _tag(self, element: Element) -> re.Match[bytes]:
-        """Return the start tag: its name, its attributes and the slash of a single tag."""
-        found = _TAG.match(self._data, element.start)
-        if found is None:
-            raise NotXmpError("its tags have a form that cannot be edited safely")
-        return found
-
-    def _end(self, element: Element) -> int:
-        if self._tag(element)[3]:
-            return element.content_end
-        return self._data.index(b">", element.content_end) + 1
-
-    def _attribute(self, found: _Property) -> tuple[int, int, bytes]:
-        """Return where an attribute and the space before it are, and its quoted value."""
-        tag = self._tag(found.owner)
-        for match in _ATTRIBUTE.finditer(self._data, tag.start(2), tag.end(2)):
-            prefix, _, local = match[1].decode().partition(":")
-            if f"{found.owner.prefixes.get(prefix)} {local}" == found.name:
-                return match.start(), match.end(), match[2]
-        raise NotXmpError("its attributes have a form that cannot be edited safely")
 
     def _break(self, indent: str) -> str:
         """Return a line break and `indent`, in the style of the file."""
@@ -335,3 +321,13 @@ def new_file(text: str) -> bytes:
 def _language(item: Element) -> str:
     """Return the language of a text; without one it is the default language."""
     return item.attributes.get(_LANG, "x-default").lower()
+
+
+def _attribute(data: bytes, found: _Property) -> tuple[int, int, bytes]:
+    """Return where an attribute and the space before it are, and its quoted value."""
+    tag = start_tag(data, found.owner)
+    for match in _ATTRIBUTE.finditer(data, tag.start(2), tag.end(2)):
+        prefix, _, local = match[1].decode().partition(":")
+        if f"{found.owner.prefixes.get(prefix)} {local}" == found.name:
+            return match.start(), match.end(), match[2]
+    raise NotXmpError("its attributes have a form that cannot be edited safely")
