@@ -21,6 +21,7 @@ import torch
 from features import parts
 from features.store_writing import only_writer
 from pipeline.extract import main
+from tests.disks import fill, small_disk
 from tests.pipeline.processes import start
 from tests.pipeline.test_extract import LITE0, encoded, picture, prepare
 
@@ -139,15 +140,8 @@ def test_extraction_continued_after_a_signal_writes_the_same_store(
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 6 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a disk; tests/features/test_parts.py limits the file size")
-    try:
+    with small_disk(tmp_path / "disk", 6) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_loses_nothing_that_was_stored(
@@ -156,9 +150,7 @@ def test_a_full_disk_loses_nothing_that_was_stored(
     work = Path(shutil.copytree(pictures, disk / "work"))
     process = start(arguments(work), tmp_path / "output")
     wait_for(lambda: bytes_written(work) > 200_000)
-    with (disk / "ballast").open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(10_000)):
-            pass
+    ballast = fill(disk)
     process.join()
     assert process.exitcode == 2
     message = (tmp_path / "output").read_text()
@@ -166,7 +158,7 @@ def test_a_full_disk_loses_nothing_that_was_stored(
     assert "Traceback" not in message
     done = len(set(records(work)) - {PICTURES + 1})
     assert 0 < done < PICTURES
-    (disk / "ballast").unlink()
+    ballast.unlink()
     assert main(arguments(work)) == 0
     report = json.loads((work / "extract.json").read_text())
     assert report["tried_in_this_run"] == PICTURES + 1 - done

@@ -1,5 +1,6 @@
 """A run that was killed, stopped or ran out of disk ends like one that was never interrupted."""
 
+import itertools
 import json
 import random
 import re
@@ -7,7 +8,6 @@ import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from decoder.runs import checkpoints
 from evaluation.validation import OFFICIAL
 from pipeline.work import RunFolder
 from tests.decoder.training.processes import End, kill_after, run, start, unlike, wait_until
+from tests.disks import fill, small_disk
 
 # Small, but its captions score above 0, so the best weights are not simply the last.
 OPTIONS = ["--model", "show_tell", "--hidden", "48", "--batch-size", "4", "--beam", "2"]
@@ -114,13 +115,11 @@ def test_killed_at_random_moments(training: Training, never_stopped: Path) -> No
     assert unlike(training.folder, never_stopped) == []
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_it_and_nothing_is_redone(
-    by: signal.Signals, training: Training, never_stopped: Path
-) -> None:
+def test_a_signal_stops_it_and_nothing_is_redone(training: Training, never_stopped: Path) -> None:
     ends = [("cross-entropy", 11, 11), ("before renaming", 2, 16), ("scoring", 1, 17)]
     ends += [("between the phases", 1, 41), ("REINFORCE", 9, 50), ("searching", 1, 56)]
-    for moment, count, steps in ends:
+    signals = itertools.cycle([signal.SIGTERM, signal.SIGINT])
+    for (moment, count, steps), by in zip(ends, signals, strict=False):
         assert training.run(end=End(moment, count, by=by)) == 130, training.printed()
         assert training.steps() == steps
     assert training.run() == 0, training.printed()
@@ -198,15 +197,8 @@ def test_a_first_state_that_cannot_be_written_is_not_offered_for_resuming(
 @pytest.fixture
 def disk(work: Path) -> Iterator[Path]:
     """A disk of 8 MB, where the runs of `work` are."""
-    folder = work / "runs"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(folder)]
-    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("only root may mount a disk")
-    try:
+    with small_disk(work / "runs", 8) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_disk_that_fills_up_leaves_the_state_before(
@@ -214,10 +206,7 @@ def test_a_disk_that_fills_up_leaves_the_state_before(
 ) -> None:
     process = start([*training.options, *AT_EVERY_STEP], training.output)
     wait_until(training.state.exists, process)
-    ballast = disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while file.write(bytes(10_000)):
-            pass
+    ballast = fill(disk)
     process.join()
     assert process.exitcode == 2
     _, error = training.printed().split("error: ")
