@@ -8,15 +8,11 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import tyro
-
 from features.errors import UserError
 from pipeline.help import help_requested, page
+from pipeline.parsing import parse
 
 Options = TypeVar("Options")
-
-# How tyro reads options from a dataclass: --flag without a --no-flag beside it.
-PARSING = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
 
 
 def run(
@@ -28,10 +24,9 @@ def run(
 ) -> int:
     """Parse `argv` into `options_class`, run `stage` with it and return its exit status.
 
-    --help prints the page of `pipeline.help`. A `UserError` is printed on the standard error and
-    becomes exit status 2, as does an option that does not parse (`tyro` raises SystemExit(2) for it
-    and names the nearest option). `expand` may add arguments to the command line before it is
-    parsed.
+    --help prints the page of `pipeline.help`. A `UserError`, such as a wrong option, is printed on
+    the standard error and becomes exit status 2. `expand` may add arguments to the command line
+    before it is parsed.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
@@ -45,14 +40,7 @@ def run(
         if help_requested(arguments):
             print(page(stage, options_class, f"python -m {prog}", "--help-all" in arguments))
             return 0
-        options = tyro.cli(
-            options_class,
-            prog=f"python -m {prog}",
-            description=stage.__doc__,
-            args=expand(arguments),
-            config=PARSING,
-        )
-        return stage(options) or 0
+        return stage(parse(options_class, f"python -m {prog}", expand(arguments))) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

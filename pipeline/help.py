@@ -63,7 +63,7 @@ def page(
     """
     least, most = _WIDTHS
     width = max(least, min(most, width or shutil.get_terminal_size().columns))
-    all_options = {option.field: option for option in _options(options_class)}
+    all_options = {option.field: option for option in options_of(options_class)}
     everyday: tuple[str, ...] = options_class.EVERYDAY  # type: ignore[attr-defined]
     examples: dict[str, str] = options_class.EXAMPLES  # type: ignore[attr-defined]
 
@@ -120,7 +120,7 @@ def _entry(usage: str, text: str, width: int) -> list[str]:
     return [f"  {usage}".ljust(_INDENT) + lines[0].lstrip(), *lines[1:]]
 
 
-def _options(options_class: type, prefix: str = "", shown: str = "") -> Iterator[Option]:
+def options_of(options_class: type, prefix: str = "", shown: str = "") -> Iterator[Option]:
     """Return the options of a dataclass and of those nested in it.
 
     Fields have names that start with `prefix`, the options that are typed with `shown`.
@@ -133,7 +133,7 @@ def _options(options_class: type, prefix: str = "", shown: str = "") -> Iterator
         kind = types[field.name].__origin__ if marks else types[field.name]
         if is_dataclass(kind) and isinstance(kind, type):
             inner = "" if tyro.conf.OmitArgPrefixes in marks else f"{shown}{field.name}."
-            yield from _options(kind, f"{prefix}{field.name}.", inner)
+            yield from options_of(kind, f"{prefix}{field.name}.", inner)
             continue
         name = f"--{shown}{field.name}".replace("_", "-")
         metavar = _metavar(kind)

@@ -9,13 +9,15 @@ import sys
 import pytest
 import tyro
 
+from decoder import caption
 from decoder.captioning.options import CaptionOptions, DemoOptions
 from decoder.ranking.options import SearchOptions
 from decoder.sharing.options import ExportOptions
 from decoder.training.options import TrainOptions
 from evaluation.options import ReportOptions, RetrieveOptions, ScoreOptions
-from pipeline.command import PARSING
+from pipeline import prepare
 from pipeline.options import DoctorOptions, ExtractOptions, PrepareOptions
+from pipeline.parsing import PARSING
 
 COMMANDS = {
     "pipeline.prepare": PrepareOptions,
@@ -97,8 +99,42 @@ def test_help_wins_over_mistakes_but_not_behind_two_dashes(capsys, monkeypatch):
     search = importlib.import_module("decoder.search")
     assert search.main(["--tpo", "3", "-h"]) == 0
     assert "usage: python -m decoder.search" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        search.main(["--tpo", "3", "--", "--help"])
+    assert search.main(["--tpo", "3", "--", "--help"]) == 2
+
+
+SEE = "; see python -m decoder.caption --help\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--beem 3", "unknown option --beem: did you mean --beam?"),
+        ("--xyzzyx=3", "unknown option --xyzzyx"),
+        ("--beam x", "expected --beam N, found --beam x"),
+        ("--beam=x", "expected --beam N, found --beam=x"),
+        ("--batch_size 2.5 a.jpg", "expected --batch-size N, found --batch_size 2.5 a.jpg"),
+        ("--weights bst", "expected --weights {best,best_xe,both}, found --weights bst"),
+        ("a.jpg --review", "expected --review PATH, found --review"),
+        ("--out --json", "expected --out PATH, found --out"),
+    ],
+)
+def test_a_wrong_option_is_named_in_the_words_of_the_help(arguments, message, monkeypatch, capsys):
+    for columns in ("40", "200"):
+        monkeypatch.setenv("COLUMNS", columns)
+        assert caption.main(shlex.split(arguments)) == 2
+        printed = capsys.readouterr()
+        assert (printed.out, printed.err) == ("", f"error: {message}{SEE}")
+
+
+def test_required_options_are_asked_for_and_surplus_words_named(capsys):
+    for arguments, message in {
+        "": "expected --dataset NAME and --work PATH",
+        "--work w": "expected --dataset NAME",
+        "--dataset shapes --work w more": "Unrecognized options: more",
+    }.items():
+        assert prepare.main(shlex.split(arguments)) == 2
+        error = capsys.readouterr().err
+        assert error == f"error: {message}; see python -m pipeline.prepare --help\n"
 
 
 def test_help_can_be_piped():
