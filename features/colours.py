@@ -1,15 +1,58 @@
 """Colour profiles (ICC.1): from the colours of a wide-gamut or printed picture to sRGB."""
 
-from functools import lru_cache
+import struct
+from functools import cache, lru_cache
 from io import BytesIO
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 # A profile that changes no colour by more than this is one of the many variants of sRGB.
 _SAME = 3
 _MAX_BYTES = 4 * 2**20  # profiles of presses take up to 3 MB
 _LEVELS = (0, 36, 73, 109, 146, 182, 219, 255)
+
+# The colours of Adobe RGB (1998) in XYZ (D50): white, red, green and blue; and its gamma.
+_ADOBE_COLOURS = (
+    (b"wtpt", (0.9642, 1.0, 0.8249)),
+    (b"rXYZ", (0.60974, 0.31111, 0.01947)),
+    (b"gXYZ", (0.20528, 0.62567, 0.06087)),
+    (b"bXYZ", (0.14919, 0.06322, 0.74457)),
+)
+_ADOBE_GAMMA = 563 / 256
+
+
+def profile_of(image: Image.Image) -> bytes | None:
+    """Return the ICC profile of a picture: its own, or Adobe RGB where a camera's EXIF names that.
+
+    A camera marks Adobe RGB by the interoperability index R03 (DCF 2.0), often without a profile.
+    """
+    if profile := image.info.get("icc_profile"):
+        return profile
+    try:
+        index = image.getexif().get_ifd(ExifTags.IFD.Interop).get(ExifTags.Interop.InteropIndex)
+    except Exception:  # the EXIF data is damaged
+        return None
+    named = index.rstrip("\0 ") == "R03" if isinstance(index, str) else False
+    return _adobe_rgb() if named and image.mode in ("RGB", "RGBA") else None
+
+
+@cache
+def _adobe_rgb() -> bytes:
+    """Return a minimal profile of Adobe RGB (1998), built from its published colours."""
+    tags = {
+        name: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(value * 65536) for value in xyz))
+        for name, xyz in _ADOBE_COLOURS
+    }
+    curve = b"curv\0\0\0\0" + struct.pack(">IHH", 1, round(_ADOBE_GAMMA * 256), 0)
+    tags |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve)
+    table, data, start = struct.pack(">I", len(tags)), b"", 132 + 12 * len(tags)
+    for name, tag in tags.items():
+        table += name + struct.pack(">II", start + len(data), len(tag))
+        data += tag + b"\0" * (-len(tag) % 4)
+    head = struct.pack(">I4sI12s12x", start + len(data), b"lcms", 0x02100000, b"mntrRGB XYZ ")
+    head += b"acsp" + bytes(28) + struct.pack(">3i", 63190, 65536, 54061) + bytes(48)
+    return head + table + data
 
 
 def in_srgb(picture: Image.Image, profile: bytes) -> Image.Image:

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
-from features.colours import in_srgb
+from features.colours import in_srgb, profile_of
 from features.kinds import AVIF_SUFFIXES, HEIC_SUFFIXES, LONGEST, is_heic, kind_of, web_address
 from features.side_information import pixels_only
 
@@ -218,7 +218,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         picture = picture.convert("RGBA")
     elif picture.mode == "P":
         picture = picture.convert("RGB")
-    if profile := image.info.get("icc_profile"):
+    if profile := profile_of(image):
         picture = in_srgb(picture, profile)
     if not transparent:
         return picture.convert("RGB")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import ExifTags, Image, ImageCms
 
 from features import images
 from features.images import ENOUGH, PictureError, read_picture
@@ -310,6 +310,23 @@ def test_colours_of_a_wide_gamut_become_srgb(kind: str, wide: bytes) -> None:
     assert found[1] > 195
     gray = read_picture(saved(Image.new("RGB", (64, 48), (150,) * 3), kind, icc_profile=wide))
     assert np.abs(np.subtract(gray.getpixel((9, 9)), 150)).max() <= 3
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_adobe_rgb_that_only_exif_names_becomes_srgb(kind: str) -> None:
+    def read(index: str, **profile: bytes) -> tuple[int, ...]:
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.ColorSpace] = 65535
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.IFD.Interop] = {1: index}
+        options = {"lossless": True} if kind == "WEBP" else {}
+        green = Image.new("RGB", (64, 48), (100, 200, 100))
+        data = saved(green, kind, exif=exif.tobytes(), **options, **profile)
+        return read_picture(data).getpixel((9, 9))
+
+    assert np.abs(np.subtract(read("R03"), read("R98", icc_profile=ADOBE_RGB))).max() <= 2
+    assert read("R03")[0] < 85
+    assert read("R98")[0] > 97
+    assert read("R03", icc_profile=SRGB)[0] > 97  # a profile says it better
 
 
 def test_transparency_and_palettes_keep_their_profile() -> None:
