@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from decoder.captioning.copies import Copies, Page, short_hash
 from decoder.captioning.html import Alternative, Bare
+from decoder.captioning.page_copies import Copies, Page, short_hash
 from decoder.captioning.review import CORRECTED, Review, Row
 from decoder.captioning.sources import file_of
 from decoder.captioning.writer import CaptionWriter

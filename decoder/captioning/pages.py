@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from decoder.captioning.charsets import decode
-from decoder.captioning.copies import Copies, Page
 from decoder.captioning.html import HtmlPage
 from decoder.captioning.kinds import PAGE_SUFFIXES, not_html
+from decoder.captioning.page_copies import Copies, Page
 from decoder.captioning.page_writer import PageWriter
 from decoder.captioning.review import Review
 from decoder.captioning.writer import CaptionWriter

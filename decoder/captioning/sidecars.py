@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from decoder.captioning import xmp
-from decoder.captioning.beside import (
+from decoder.captioning.sidecar_files import (
     LeftAloneError,
     check_writable,
     digest,
@@ -20,9 +20,9 @@ from decoder.captioning.beside import (
     replace_content,
     write_registry,
 )
-from decoder.captioning.neighbours import Neighbours, is_picture, may_own
+from decoder.captioning.sidecar_names import Neighbours, is_picture, may_own
 from decoder.captioning.writer import CaptionWriter
-from decoder.captioning.xml_places import MAX_BYTES, NotXmpError
+from decoder.captioning.xml_elements import MAX_BYTES, NotXmpError
 from features.errors import UserError, first_few
 
 Kind = Literal["txt", "stem-txt", "xmp"]

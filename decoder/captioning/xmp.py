@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from xml.sax.saxutils import escape, quoteattr
 
-from decoder.captioning.xml_places import (
+from decoder.captioning.xml_elements import (
     RDF,
     Element,
     NotXmpError,

@@ -30,7 +30,7 @@ from decoder.captioning.kinds import not_html
 from decoder.captioning.listing import Listing, State
 from decoder.captioning.review import Review, Row
 from decoder.captioning.sources import file_of
-from decoder.captioning.xml_places import NotXmpError
+from decoder.captioning.xml_elements import NotXmpError
 from decoder.captioning.xmp import Xmp
 from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from decoder import caption
-from decoder.captioning import beside, sidecars
+from decoder.captioning import sidecar_files, sidecars
 from decoder.captioning.writer import Caption, CaptionWriter
-from decoder.captioning.xml_places import MAX_BYTES
+from decoder.captioning.xml_elements import MAX_BYTES
 from tests.decoder.captioning.xmp_files import DARKTABLE, PROGRAMS, languages, with_properties
 
 OURS = "<photoshop:CaptionWriter>caption-pipeline</photoshop:CaptionWriter>"
@@ -337,7 +337,7 @@ def test_a_text_that_cannot_be_replaced_stays_registered(tmp_path, writer, monke
     album(tmp_path, a__jpg=b"", b__jpg=b"")
     assert run(tmp_path, kind="txt") == 0
     before = registry(tmp_path)
-    replace = beside.replace_content
+    replace = sidecar_files.replace_content
 
     def refuse(path: Path, content: bytes) -> None:
         if path.name == "a.jpg.txt":
@@ -361,7 +361,7 @@ def test_a_full_disk_stops_the_command_and_loses_nothing(tmp_path, kind, monkeyp
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(sidecars, "replace_content", full)
-    monkeypatch.setattr(beside, "replace_content", full)
+    monkeypatch.setattr(sidecar_files, "replace_content", full)
     assert run(tmp_path, kind=kind) == 2
     assert "No space left on device" in capsys.readouterr().err
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.jpg", "a.xmp"]
@@ -401,7 +401,7 @@ def test_a_file_that_changes_while_its_picture_is_captioned_keeps_the_change(
 
 def test_two_processes_at_once_register_all_their_text_files(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from decoder.captioning.beside import *\n"
+        "import sys; from pathlib import Path; from decoder.captioning.sidecar_files import *\n"
         "folder = Path(sys.argv[1])\n"
         "for i in range(40):\n"
         "    with locked(folder):\n"
