@@ -91,11 +91,10 @@ def test_an_unknown_backbone_gets_a_suggestion() -> None:
         load_backbone("resnet100", 7, CPU)
 
 
-@pytest.mark.parametrize("stage", ["decoder.caption", "decoder.train", "pipeline.extract"])
-def test_a_stage_imports_torchvision_only_for_its_cnns(stage: str) -> None:
+def test_stages_import_torchvision_only_for_its_cnns() -> None:
     """Its import takes seconds, which captioning a picture or a first training step would lose."""
-    code = f"""
-import sys, torch, {stage}
+    code = """
+import sys, torch, decoder.caption, decoder.train, pipeline.extract
 from features.backbones import load_backbone
 load_backbone("efficientnet_lite0", 7, torch.device("cpu"), "eager")
 assert "torchvision" not in sys.modules
