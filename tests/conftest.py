@@ -1,10 +1,15 @@
 """Fixtures for all tests."""
 
+import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from filelock import FileLock
 
+from evaluation import toolkit
 from pipeline import extract, prepare
 from tests.fuzz.readers import finish
 
@@ -19,14 +24,53 @@ def flickr8k() -> Path:
     return FLICKR8K
 
 
+def replace_meteor(patch: pytest.MonkeyPatch) -> None:
+    """Let evaluation.score give each caption a METEOR of 0.25; Java needs seconds to start it."""
+
+    def quarter(
+        references: toolkit.Captions, _: object, limit: float, scores: toolkit.ToolkitScores
+    ) -> None:
+        scores.statistics["METEOR"] = np.ones((len(references), 23))
+        toolkit._add(scores, "METEOR", 0.25, [0.25] * len(references))
+
+    patch.setitem(toolkit._SCORERS, "METEOR", quarter)
+
+
+MakeOnce = Callable[[str, Callable[[Path], object]], Path]
+
+
 @pytest.fixture(scope="session")
-def extracted_shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> MakeOnce:
+    """Make a folder in the first process that asks for it; each process gets a copy.
+
+    `make_once(name, make)` calls `make` with a path that does not exist yet.
+    """
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent / "made" if "PYTEST_XDIST_WORKER" in os.environ else own / "made"
+    shared.mkdir(exist_ok=True)
+
+    def make_once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = shared / name, shared / f"{name}.made"
+        with FileLock(shared / f"{name}.lock"):
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that failed
+                make(folder)
+                made.touch()
+        return Path(shutil.copytree(folder, own / name))
+
+    return make_once
+
+
+@pytest.fixture(scope="session")
+def extracted_shapes(make_once: MakeOnce) -> Path:
     """A work directory of 40 drawn scenes with their features; read-only, `work` is a copy."""
-    folder = tmp_path_factory.mktemp("shapes")
-    stage = ["--dataset", "shapes", "--images", "40", "--min-count", "2", "--work", str(folder)]
-    assert prepare.main(stage) == 0
-    assert extract.main(["--work", str(folder), "--backbone", "efficientnet_lite0"]) == 0
-    return folder
+
+    def make(folder: Path) -> None:
+        stage = ["--dataset", "shapes", "--images", "40", "--min-count", "2", "--work", str(folder)]
+        assert prepare.main(stage) == 0
+        assert extract.main(["--work", str(folder), "--backbone", "efficientnet_lite0"]) == 0
+
+    return make_once("shapes", make)
 
 
 @pytest.fixture
@@ -36,9 +80,11 @@ def work(extracted_shapes: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def finished(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(extracted_shapes: Path, make_once: MakeOnce) -> Path:
     """A work directory with the run "small", trained, captioned and scored; read-only."""
-    folder = tmp_path_factory.mktemp("finished") / "work"
-    shutil.copytree(extracted_shapes, folder)
-    finish(folder)
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(extracted_shapes, folder)
+        finish(folder)
+
+    return make_once("finished", make)

@@ -131,40 +131,58 @@ def test_modules_that_run_as_commands_define_no_classes(package):
 SLOW = {"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}
 
 
-def assert_imports_nothing_slow(stage: str, arguments: list[str]) -> None:
-    """Run a command in a new process; importing any of `SLOW` takes a second or more."""
-    code = f"""
-import sys
-from decoder import {stage}
-assert {stage}.main({arguments!r}) == 0
+# Imports in the same order as `python -m`, in which OpenMP reads the policy only once.
+AS_A_COMMAND = """
+import importlib, os, sys
+for stage in {stages!r}:
+    module = importlib.import_module(stage)
+print(os.environ["OMP_WAIT_POLICY"], flush=True)
+"""
+
+
+def run_python(code: str, **variables: str) -> tuple[str, str]:
+    """Run a program; return the first line that it prints, and what OpenMP prints."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
+    environment |= {"OMP_NUM_THREADS": "1", "OMP_DISPLAY_ENV": "verbose"} | variables
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()[0], done.stderr
+
+
+def assert_starts_well(stage: str, arguments: list[str]) -> None:
+    """Run a stage in a new process: it imports nothing slow, and its waiting threads sleep.
+
+    Importing any of `SLOW` takes a second or more. Spinning threads take the cores from the threads
+    that they wait for.
+    """
+    code = AS_A_COMMAND.format(stages=[stage])
+    code += f"""
+assert module.main({arguments!r}) == 0
 assert not (slow := {SLOW!r} & sys.modules.keys()), slow
 """
-    subprocess.run([sys.executable, "-c", code], check=True)
+    policy, printed = run_python(code)
+    assert policy == "PASSIVE"
+    if "GOMP_SPINCOUNT" in printed:  # GNU OpenMP read the setting
+        assert "GOMP_SPINCOUNT = '0'" in printed
 
 
-def test_captioning_a_picture_imports_nothing_slow(tmp_path: Path) -> None:
+def test_captioning_a_picture_starts_well(tmp_path: Path) -> None:
     Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "noise.png")
-    assert_imports_nothing_slow("caption", [str(tmp_path / "noise.png")])
+    assert_starts_well("decoder.caption", [str(tmp_path / "noise.png")])
 
 
-def test_training_imports_nothing_slow_in_either_phase(work: Path) -> None:
+def test_training_starts_well_in_either_phase(work: Path) -> None:
     options = ["--run", "small", "--hidden", "16", "--xe.epochs", "1", "--rl.epochs", "1"]
-    assert_imports_nothing_slow("train", ["--work", str(work), *options])
+    assert_starts_well("decoder.train", ["--work", str(work), *options])
 
 
-@pytest.mark.parametrize("policy", [None, "ACTIVE"])
-@pytest.mark.parametrize("stage", ["decoder.train", "decoder.caption", "pipeline.extract"])
-def test_waiting_threads_sleep_unless_the_user_sets_another_policy(stage: str, policy: str | None):
-    """Spinning threads take the cores from the threads that they wait for."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_"))}
-    environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
-    # Import in the same order as `python -m`.
-    code = f"import importlib, os; importlib.import_module({stage!r}); "
-    code += "print(os.environ['OMP_WAIT_POLICY'])"
-    environment["OMP_DISPLAY_ENV"] = "verbose"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, check=True, capture_output=True, text=True
-    )
-    assert done.stdout.split() == [policy or "PASSIVE"]
-    if policy is None and "GOMP_SPINCOUNT" in done.stderr:  # GNU OpenMP read the setting
-        assert "GOMP_SPINCOUNT = '0'" in done.stderr
+def test_extraction_starts_well() -> None:
+    assert_starts_well("pipeline.extract", ["--help"])
+
+
+def test_waiting_threads_do_what_the_user_sets() -> None:
+    stages = ["decoder.train", "decoder.caption", "pipeline.extract"]
+    code = AS_A_COMMAND.format(stages=stages)
+    assert run_python(code, OMP_WAIT_POLICY="ACTIVE")[0] == "ACTIVE"

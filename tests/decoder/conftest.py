@@ -8,7 +8,10 @@ import torch
 
 from decoder import train
 from decoder.data.batches import Batch, Features, pad
+from evaluation import java
+from features.errors import UserError
 from pipeline.vocabulary import EOS, UNK
+from tests.conftest import MakeOnce
 
 WORDS, CHANNELS, REGIONS = 20, 24, 9
 
@@ -40,22 +43,38 @@ def batch() -> Batch:
     )
 
 
-def _train(shapes: Path, folder: Path, run: str, options: list[str]) -> Path:
-    work = Path(shutil.copytree(shapes, folder / "work"))
-    assert train.main(["--work", str(work), "--run", run, *options]) == 0
-    return work
+def hide_java(patch: pytest.MonkeyPatch) -> None:
+    """Let trainings validate without Java, which would take half their time."""
+
+    def find_java() -> Path:
+        raise UserError("this test runs without Java")
+
+    patch.setattr(java, "find_java", find_java)
+
+
+def _train(folder: Path, shapes: Path, run: str, options: list[str]) -> None:
+    shutil.copytree(shapes, folder)
+    assert train.main(["--work", str(folder), "--run", run, *options]) == 0
 
 
 @pytest.fixture(scope="session")
-def trained(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory with the run "small" of both phases, never interrupted."""
-    return _train(extracted_shapes, tmp_path_factory.mktemp("trained"), "small", BOTH_PHASES)
+def trained(extracted_shapes: Path, make_once: MakeOnce) -> Path:
+    """A work directory with the run "small" of both phases, never interrupted; read-only."""
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            hide_java(patch)
+            _train(folder, extracted_shapes, "small", BOTH_PHASES)
+
+    return make_once("trained", make)
 
 
 @pytest.fixture(scope="session")
-def captioner(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A work directory with the run "captioner", trained until its captions differ."""
+def captioner(extracted_shapes: Path, make_once: MakeOnce) -> Path:
+    """A work directory with the run "captioner", whose captions differ; read-only."""
     options = [*SMALL, "--hidden", "128", "--batch-size", "1", "--xe.epochs", "8", "--dropout", "0"]
     options += ["--xe.learning-rate", "0.003", "--xe.label-smoothing", "0", "--average", "0.9"]
     options += ["--rl.epochs", "0"]
-    return _train(extracted_shapes, tmp_path_factory.mktemp("captioner"), "captioner", options)
+    return make_once(
+        "captioner", lambda folder: _train(folder, extracted_shapes, "captioner", options)
+    )

@@ -9,7 +9,10 @@ import pytest
 from PIL import Image
 
 from decoder import caption
+from evaluation import score
 from pipeline import extract
+from pipeline.work import RunFolder
+from tests.conftest import replace_meteor
 
 
 def test_your_own_pictures_are_captioned_and_broken_ones_reported(captioner, tmp_path, capsys):
@@ -166,3 +169,15 @@ def test_a_truncated_checkpoint_is_refused(captioner, work, capsys):
     weights.write_bytes(weights.read_bytes()[:1000])
     assert caption.main(["--run", str(run), "--split", "val"]) == 2
     assert "not a complete safetensors file" in capsys.readouterr().err
+
+
+def test_a_split_has_the_scores_that_the_training_measured(captioner, tmp_path, monkeypatch):
+    replace_meteor(monkeypatch)
+    run, out = RunFolder(captioner / "runs" / "captioner"), tmp_path / "captions_val.json"
+    stage = ["--run", str(run.path), "--split", "val", "--beam", "2", "--out", str(out)]
+    assert caption.main(stage) == 0
+    files = ["--captions", str(captioner / "captions.json"), "--results", str(out)]
+    assert score.main(files) == 0
+    found = json.loads((tmp_path / "scores_val.json").read_text())["corpus"]["CIDEr"]
+    lines = map(json.loads, run.metrics.read_text().splitlines())
+    assert found == pytest.approx(max(line["val"]["CIDEr"] for line in lines))

@@ -11,7 +11,7 @@ from evaluation import runs
 from evaluation.report import render
 from features.store import as_size
 from pipeline.work import RunFolder
-from tests.decoder.conftest import BOTH_PHASES
+from tests.decoder.conftest import BOTH_PHASES, hide_java
 from tests.decoder.training.processes import unlike
 
 
@@ -75,8 +75,9 @@ def test_dry_run_reports_a_disk_that_is_too_small(
 
 
 def test_a_run_like_another_has_its_weights(
-    trained: Path, work: Path, capsys: pytest.CaptureFixture[str]
+    trained: Path, work: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hide_java(monkeypatch)  # as it was for the other run
     like = ["--like", str(trained / "runs" / "small"), "--run", "again"]
     assert train.main([*like, "--work", str(work)]) == 0
     assert "in everything: options, data, features" in capsys.readouterr().out
