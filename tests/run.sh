@@ -3,7 +3,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-# Every test starts several processes, which are quicker with the bytecode of the one before.
+# The processes that tests start read the bytecode that earlier ones wrote.
 unset PYTHONDONTWRITEBYTECODE
 source pipeline/install.sh
 install test
