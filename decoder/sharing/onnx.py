@@ -1,7 +1,7 @@
 """A captioner as ONNX, for runtimes without Python: the CNN, the encoding of an image, one step.
 
-The decoder is traced as it is, with its `PLAIN` operations. PyTorch's newer exporter, which is based
-on torch.export, gives the same numbers but takes 2 to 50 times as long, and needs onnxscript.
+The decoder is traced as it is, with its `PLAIN` operations. PyTorch's newer exporter, based on
+torch.export, gives the same numbers but takes 2 to 50 times as long, and needs onnxscript.
 
 Shape suffixes as in `decoder.model.decoders`, for one image.
 """

@@ -28,8 +28,8 @@ node caption.mjs photo.jpg
 ```
 
 In a browser, use `onnxruntime-web` in the same way, and a canvas in place of sharp. Programs that \
-resize pictures in different ways can differ in a word. `python -m decoder.caption` uses beam search \
-instead, and suppresses immediate repetitions.
+resize pictures in different ways can differ in a word. `python -m decoder.caption` uses beam \
+search instead, and suppresses immediate repetitions.
 """
 
 PYTHON = '''\
