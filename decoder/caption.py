@@ -83,7 +83,9 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
         return
     torch.manual_seed(options.seed)
     captioner = Captioner(runs, options.generate, choose_device(options.device))
-    stamp.write(caption_split(captioner, split, out, options.batch_size, options.attention))
+    stamp.write(
+        caption_split(captioner, run.work, split, out, options.batch_size, options.attention)
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -45,7 +45,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
     if options.dry_run:
         if world_size() > 1:
             raise UserError("--dry-run measures one process; start it without torchrun")
-        print(estimate(_trainer(options, run)))
+        print(estimate(new_trainer(options)))
         return 0
     with locked(run) if first else nullcontext():
         inputs = _inputs(WorkFolder(options.work))
@@ -54,7 +54,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         if broadcast(unchanged and not (options.force and not options.resume)):
             _print_once(f"train: {run.path} unchanged, skipped")
             return 0
-        trainer = _trainer(options, run)
+        trainer = new_trainer(options)
         state = trainer.state
         continues = broadcast(_continues(state, options.resume, options.force) if first else False)
         if continues and not first:
@@ -92,9 +92,16 @@ def _inputs(work: WorkFolder) -> list[Path]:
     return [work.captions, work.vocabulary, work.features]
 
 
-def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
-    """Read the work directory and return a trainer with new weights; write nothing."""
+def new_trainer(options: TrainOptions) -> Trainer:
+    """Read the work directory and return a trainer with new weights; write nothing.
+
+    `train` uses it. On its own it is for looking at single steps: `initialise`, then `step`.
+
+    Raises:
+        UserError: a file of the work directory is missing or broken, or has no captions to use.
+    """
     work = WorkFolder(options.work)
+    run = work.run(options.run)
     table, store = captions.load(work.captions), FeatureStore(work.features)
     words = vocabulary.load(work.vocabulary)
     # The decoder comes first: the readers depend on whether it attends.

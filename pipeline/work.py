@@ -34,9 +34,10 @@ class RunFolder:
         self.report = path / "report.html"
         # Beside the folder, so that it stays locked while the folder is moved aside.
         self.lock = path.with_name(f".{path.name}.lock")
-        # Only a captioner has these; the last three are optional.
+        # Only a captioner has these; the last four are optional.
         self.captioner = path / "captioner.json"
-        self.card = path / "MODEL_CARD.md"
+        self.card = path / "README.md"  # MODEL_CARD.md until version 0.2
+        self.licence = path / "LICENSE"
         self.frequencies = path / "document_frequencies.safetensors"
         self.expectation = path / "expectation.safetensors"
         self.embedding = path / "embedding.safetensors"

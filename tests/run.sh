@@ -9,5 +9,6 @@ install test
 .venv/bin/ruff format --config tests/ruff.toml --check .
 .venv/bin/ruff check --config tests/ruff.toml .
 .venv/bin/mypy
+.venv/bin/mypy tests/decoder/typed_use.py  # the types that users of the Python API see
 # One thread in each process. Every process makes the shared fixtures again, so there are at most four.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@"

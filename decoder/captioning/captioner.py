@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from decoder.data.batches import Features, pack, pad
-from decoder.data.pictures import backbone_of
+from decoder.data.pictures import MANY, backbone_of
 from decoder.generation.constraints import constraints
 from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import LanguageModel, generate
@@ -73,6 +73,8 @@ class Captioner:
         )
         self.options = options
         self._device = device
+        self._backbone: Backbone | None = None
+        self._backbone_for = 0
         self._max_length = options.max_length or self.vocabulary.max_length
         self._forbidden = constraints(options, self.vocabulary, self._max_length)
         self._frequencies = frequencies_of(self.run, self.vocabulary) if options.consensus else None
@@ -161,8 +163,14 @@ class Captioner:
         return attention_ITR
 
     def backbone(self, pictures: int = 1) -> Backbone:
-        """Load the CNN whose features the run was trained on; see `backbone_of`."""
-        return backbone_of(self.config["features"], self._device, pictures)
+        """Return the CNN whose features the run was trained on; see `backbone_of`.
+
+        It is kept, and loaded again only if a faster backend pays for the number of pictures.
+        """
+        if self._backbone is None or self._backbone_for < MANY <= pictures:
+            self._backbone = backbone_of(self.config["features"], self._device, pictures)
+            self._backbone_for = pictures
+        return self._backbone
 
 
 def _expect_compatible(

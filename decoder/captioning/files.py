@@ -58,4 +58,4 @@ def print_captions(writer: CaptionWriter, paths: Sequence[Path], json_lines: boo
         elif not isinstance(result, PictureError):
             for caption in result:
                 mark = "\tunsure" if caption.unsure else ""
-                print(f"{path}\t{caption.sentence}{mark}", flush=True)
+                print(f"{path}\t{caption.caption}{mark}", flush=True)

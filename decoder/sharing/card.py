@@ -1,10 +1,30 @@
 """The model card of a captioner: what it is, its scores, its errors, and what not to use it for.
 
-Every figure is taken from the run; none is written here.
+Every figure is taken from the run; none is written here. The card begins with the YAML that
+Hugging Face reads: https://huggingface.co/docs/hub/model-cards
 """
 
-from collections.abc import Iterable, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+
+# The licence of the weights by data set, as Hugging Face spells it. A licence that is not in its
+# list is "other", with a name and the file LICENSE.
+_OTHER = "other"
+_LICENCES = {"coco": "cc-by-4.0", "shapes": "mit"}
+_OTHER_NAMES = {
+    "flickr8k": "non-commercial-research-and-education",
+    "flickr30k": "non-commercial-research-and-education",
+}
+# Hugging Face's names of the metrics, and how the card calls them.
+_METRICS = {
+    **{f"Bleu_{n}": ("bleu", f"BLEU-{n}") for n in range(1, 5)},
+    "METEOR": ("meteor", "METEOR"),
+    "ROUGE_L": ("rouge", "ROUGE-L"),
+    "CIDEr": ("cider", "CIDEr-D"),
+    "SPICE": ("spice", "SPICE"),
+}
 
 # The terms that the makers of each data set state.
 _FLICKR = (
@@ -21,8 +41,87 @@ _TERMS = {
 _UNKNOWN_TERMS = "not known to this project. Check them before you share this captioner"
 
 
+def front_matter(captioner: Mapping[str, Any]) -> str:
+    """Return the metadata of the card as YAML, between two lines of three dashes.
+
+    Args:
+        captioner: the content of captioner.json.
+    """
+    dataset = captioner["data"]["dataset"] if captioner["data"] else None
+    licence = _LICENCES.get(dataset, _OTHER)
+    lines = ["language: en", f"license: {licence}"]
+    if licence == _OTHER:
+        lines += [f"license_name: {_OTHER_NAMES.get(dataset, 'unknown')}", "license_link: LICENSE"]
+    lines += ["library_name: caption-pipeline", "pipeline_tag: image-to-text"]
+    lines += ["tags:", "- image-captioning"]
+    if dataset is not None:
+        lines += ["datasets:", f"- {_identifier(dataset)}"]
+    if captioner["scores"]:
+        lines += _results(captioner, dataset)
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _results(captioner: Mapping[str, Any], dataset: str | None) -> Iterator[str]:
+    """Yield the lines of the metrics, and of the scores as a model index."""
+    scores = captioner["scores"]
+    names = list(dict.fromkeys(name for of in scores.values() for name in of["corpus"]))
+    yield "metrics:"
+    yield from (f"- {name}" for name in dict.fromkeys(_metric(name)[0] for name in names))
+    yield "model-index:"
+    yield f"- name: {_quoted(captioner['name'])}"
+    yield "  results:"
+    for split, of in scores.items():
+        yield "  - task:"
+        yield "      type: image-to-text"
+        yield "      name: Image captioning"
+        yield "    dataset:"
+        yield f"      type: {_identifier(dataset or 'unknown')}"
+        yield f"      name: {_quoted(dataset or 'unknown')}"
+        yield f"      split: {split}"
+        yield "    metrics:"
+        for name, value in of["corpus"].items():
+            if value is not None:
+                kind, shown = _metric(name)
+                yield f"    - type: {kind}"
+                yield f"      name: {_quoted(shown)}"
+                yield f"      value: {value:.4f}"
+
+
+def _metric(name: str) -> tuple[str, str]:
+    return _METRICS.get(name, (_identifier(name).lower(), name))
+
+
+def _identifier(name: str) -> str:
+    """Return a name as Hugging Face allows it for data sets: letters, digits, dots and dashes."""
+    return _quoted(
+        re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "unknown"
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return text as a quoted YAML string, which JSON is as well."""
+    return json.dumps(text)
+
+
+def licence(captioner: Mapping[str, Any]) -> str | None:
+    """Return the text of LICENSE; None if the weights are under a licence that the card names.
+
+    Args:
+        captioner: the content of captioner.json.
+    """
+    dataset = captioner["data"]["dataset"] if captioner["data"] else None
+    if dataset in _LICENCES:
+        return None
+    name = dataset or "data that its card does not name"
+    return (
+        f"The weights in this folder were trained on {name}.\n"
+        f"The terms of {name}: {_TERMS.get(dataset, _UNKNOWN_TERMS)}.\n"
+        "They apply to these weights too.\n"
+    )
+
+
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Return the model card as Markdown.
+    """Return the model card as Markdown, with Hugging Face's metadata at the start.
 
     Args:
         captioner: the content of captioner.json.
@@ -85,7 +184,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "them.",
         "- Uses that the terms of its data exclude.",
     ]
-    return "\n".join(lines) + "\n"
+    return front_matter(captioner) + "\n".join(lines) + "\n"
 
 
 def _reranking(reranks: bool) -> Iterable[str]:
