@@ -41,6 +41,7 @@ class RunFolder:
         self.frequencies = path / "document_frequencies.safetensors"
         self.expectation = path / "expectation.safetensors"
         self.embedding = path / "embedding.safetensors"
+        self.novelty = path / "novelty.safetensors"
 
     @property
     def work(self) -> WorkFolder:

@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner
-from decoder.captioning.confidence import is_comparable, mean_log_probability
+from decoder.captioning.confidence import is_comparable, signals_of
 from decoder.data.readers import SplitReader
 from features.commands import EXTRACT
 from features.errors import UserError
@@ -53,7 +53,9 @@ def caption_split(
             for image, (best, *others) in zip(images, batch, strict=True):
                 result: dict[str, Any] = {"image_id": image.id, "caption": best.text}
                 if comparable:
-                    result["mean_log_probability"] = mean_log_probability(best)
+                    signals = signals_of(best)
+                    result["mean_log_probability"] = signals.pop("log_probability")
+                    result["signals"] = {name: round(x, 6) for name, x in signals.items()}
                 if captioner.options.captions > 1:
                     result["alternatives"] = [other.text for other in others]
                 results.append(result)

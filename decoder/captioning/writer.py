@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar, overload
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner, Runs, input_files
-from decoder.captioning.confidence import Confidence, confidence_of, mean_log_probability
+from decoder.captioning.confidence import Confidence, confidence_of, signals_of
 from decoder.data.batches import Features
 from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
@@ -52,6 +52,12 @@ class Caption:
     """Natural logarithm of the probability of its words; None if there is an `error`."""
     error: str | None = None
     """Why the picture has no caption: it cannot be read, or shows nothing; None if it has one."""
+    labels: tuple[str, ...] = ()
+    """If the caption is unsure: what else the picture may show, the most probable first. These are
+    ImageNet classes that the CNN itself gives a probability of 0.1 or more."""
+    unfamiliar: bool = False
+    """Whether the picture is unlike the photographs that the captioner was trained on, such as a
+    page of text, a diagram or a drawing; its caption is unsure."""
     alternatives: tuple["Caption", ...] = ()
     """Further captions, the most probable first, if more than one was asked for."""
 
@@ -69,17 +75,36 @@ class Caption:
             "unsure": self.unsure,
             "confidence": self.confidence,
             "log_probability": self.log_probability,
+            "labels": list(self.labels),
         }
+
+    @property
+    def doubt(self) -> str:
+        """Why not to trust the caption and what else the picture may show; empty if it is sure."""
+        if not self.unsure:
+            return ""
+        reason = "unsure, not like a photograph" if self.unfamiliar else "unsure"
+        return f"{reason}; it may show: {', '.join(self.labels)}" if self.labels else reason
 
 
 def describe(candidate: Candidate, calibration: Confidence | None, threshold: float) -> Caption:
-    """Format a caption for people; it is unsure if its confidence is below `threshold`."""
-    probability = None
-    if calibration is not None:
-        probability = calibration.of(mean_log_probability(candidate))
-    unsure = probability is not None and probability < threshold
-    rounded = None if probability is None else round(probability, 3)
-    return Caption(as_sentence(candidate.text), unsure, rounded, candidate.log_probability)
+    """Format a caption for people.
+
+    It is unsure if its confidence is below `threshold`, or its picture unfamiliar.
+    """
+    probability, unfamiliar = None, False
+    signals = signals_of(candidate)
+    if calibration is not None and calibration.applies(signals):
+        probability = calibration.of(signals)
+        unfamiliar = calibration.unfamiliar(signals)
+    unsure = unfamiliar or (probability is not None and probability < threshold)
+    return Caption(
+        as_sentence(candidate.text),
+        unsure,
+        None if probability is None else round(probability, 3),
+        candidate.log_probability,
+        unfamiliar=unfamiliar,
+    )
 
 
 def _one(result: Sequence[Caption] | PictureError) -> Caption:
@@ -181,8 +206,12 @@ class CaptionWriter:
         for picture, result in caption_pictures(self._captioner, pictures, self._batch_size):
             if isinstance(result, PictureError):
                 yield picture, result
-            else:
-                yield picture, [describe(one, calibration, self._threshold) for one in result]
+                continue
+            captions = [describe(one, calibration, self._threshold) for one in result.candidates]
+            if captions[0].unsure:
+                labels = tuple(label.name for label in self._captioner.labels(result.features)[0])
+                captions[0] = replace(captions[0], labels=labels)
+            yield picture, captions
 
     def captions(
         self, paths: Sequence[Path], done: int = 0, quiet: bool = False
@@ -265,9 +294,17 @@ class CaptionWriter:
         return status
 
 
+class Captioned(NamedTuple):
+    """The captions of a picture and what they were written from."""
+
+    candidates: list[Candidate]
+    features: Features
+    """Of one picture; see `Captioner.captions`."""
+
+
 def caption_pictures(
     captioner: Captioner, pictures: Sequence[P], batch_size: int
-) -> Iterator[tuple[P, list[Candidate] | PictureError]]:
+) -> Iterator[tuple[P, Captioned | PictureError]]:
     """Yield each picture's captions, or why it cannot be read, in the order of `pictures`.
 
     Threads decode a batch of pictures at a time. A picture that cannot be read, or shows nothing,
@@ -293,9 +330,15 @@ def caption_pictures(
             parts = [result for result in results if isinstance(result, Features)]
             if images := [result for result in results if isinstance(result, torch.Tensor)]:
                 parts = [as_stored(backbone, images)]
-            captions: Iterator[list[Candidate]] = iter(())
+            captioned: Iterator[Captioned] = iter(())
             if parts:
                 features = Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-                captions = iter(captioner.captions(features))
+                each = zip(*(tensor.split(len(views)) for tensor in features), strict=True)
+                captioned = (
+                    Captioned(candidates, Features(*of_picture))
+                    for candidates, of_picture in zip(
+                        captioner.captions(features), each, strict=True
+                    )
+                )
             for source, result in zip(batch, results, strict=True):
-                yield source, result if isinstance(result, PictureError) else next(captions)
+                yield source, result if isinstance(result, PictureError) else next(captioned)

@@ -190,13 +190,14 @@ def _confidence(file: Path, ciders: Mapping[str, float]) -> dict[str, Any] | Non
 
     Returns None, with a message, if there are too few captions.
     """
-    entries = [
-        (entry["mean_log_probability"], cider)
-        for entry in read_json(file, CAPTION)
-        if isinstance(entry.get("mean_log_probability"), float)
-        and (cider := ciders.get(str(entry["image_id"]))) is not None
-    ]
-    fitted = confidence.fit([x for x, _ in entries], [y for _, y in entries])
+    entries, sources = [], []
+    for entry in read_json(file, CAPTION):
+        cider = ciders.get(str(entry["image_id"]))
+        mean = entry.get("mean_log_probability")
+        if cider is not None and isinstance(mean, float):
+            entries.append(({"log_probability": mean, **entry.get("signals", {})}, cider))
+            sources.append(source_of.get(entry["image_id"], ""))
+    fitted = confidence.fit([x for x, _ in entries], [y for _, y in entries], sources)
     if fitted is None:
         print(
             "export: captions will have no confidence: expected at least "
