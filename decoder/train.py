@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
+from decoder.data.weights import parse_weights
 from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.runs.folder import locked, move_aside
@@ -103,8 +104,9 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
     if options.compile:
         model.use_operations(compiled(device))
+    weights = parse_weights(options.source_weights) if options.source_weights else None
     training = TrainingReader(
-        store, table, words, options.batch_size, options.seed, grid=model.attends
+        store, table, words, options.batch_size, options.seed, grid=model.attends, weights=weights
     )
     validation = SplitReader(store, table, "val", grid=model.attends)
     expect_captions(validation)

@@ -1,6 +1,7 @@
 """What identifies a run: its config.json, and how two of them differ."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ _NOT_IDENTIFYING = (
 ENVIRONMENT = ("versions", "machine")
 
 # What was in effect in runs that are older than an option.
-_FORMER_OPTIONS = {"length_penalty": 0.0}
+_FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None}
 
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
@@ -62,6 +63,7 @@ def describe(
         captions: the images that the run uses, by split.
     """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_IDENTIFYING}
+    sources = Counter(image.source for image in captions["train"])
     return {
         "options": kept,
         "seed": options.seed,
@@ -70,6 +72,7 @@ def describe(
         "fingerprint": store.fingerprint,
         "vocabulary": digest(vocabulary.words),
         "captions": {split: digest(images) for split, images in captions.items()},
+        **({"sources": dict(sorted(sources.items()))} if len(sources) > 1 else {}),
         "reward": reward_signature(options.rl),
         "versions": {
             "python": platform.python_version(),
@@ -141,7 +144,9 @@ def arguments_like(folder: Path) -> list[str]:
             raise ValueError(f"{sorted(unexpected)} among its options")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r})") from error
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    arguments = [
+        f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
+    ]
     return [f"--work={run.work.path}", *arguments]
 
 

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import tyro
 
+from decoder.data.weights import parse_weights
 from decoder.generation.options import LENGTH_PENALTY
 from decoder.model.decoders import ModelOptions
 from features.errors import require
@@ -110,6 +111,9 @@ class TrainOptions:
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
     batch_size: int = 20
     """Number of images in a batch; each comes with all its captions."""
+    source_weights: str | None = None
+    """How often the images of each source are drawn in an epoch, as NAME=W,NAME=W; by default once
+    (at 1.5 all of them, and a random half again)."""
     warmup: float = 0.05
     """Share of a phase's steps over which the learning rate rises from 0."""
     initial: Literal["data", "random"] = "data"
@@ -154,6 +158,8 @@ class TrainOptions:
             f"--run must be a plain name such as 'updown', found {self.run!r}",
         )
         require(self.batch_size > 0, "--batch-size must be positive")
+        if self.source_weights is not None:
+            parse_weights(self.source_weights)
         require(0 <= self.warmup <= 1, "--warmup must be from 0 to 1")
         require(self.clip > 0, "--clip must be positive")
         require(0 <= self.average < 1, "--average must be from 0 to below 1")
