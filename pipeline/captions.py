@@ -2,8 +2,8 @@
 
 `WORK/captions.json` is in the COCO caption format with three additions: each image has a "split",
 each annotation has its "tokens" (so that later stages need no tokenizer), and "info" names the
-data set and the image root. An image that came from a data set of another name, because several
-were prepared as one, also has its "source".
+data set and the image root. If several data sets were prepared as one, "info" describes these
+"sources", and each image has the name of its "source".
 """
 
 import json
@@ -31,6 +31,18 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of the data sets that a table consists of."""
+
+    name: str
+    """Unique in its table; by default that of the data set."""
+    dataset: str
+    """How it was read: flickr8k, coco, folder and so on."""
+    terms: str | None = None
+    """Terms of use or licence, if the user stated them."""
+
+
+@dataclass(frozen=True)
 class Image:
     """One picture of the data set; `file_name` is relative to the root of its table.
 
@@ -47,11 +59,15 @@ class Image:
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """All images of a data set, in the order of the feature store's rows."""
+    """All images of a data set, in the order of the feature store's rows.
+
+    `sources` are the data sets that it consists of; empty stands for the data set itself.
+    """
 
     dataset: str
     root: Path
     images: tuple[Image, ...]
+    sources: tuple[Source, ...] = ()
 
     def split(self, name: str) -> list[Image]:
         """Return the images of a split.
@@ -118,10 +134,17 @@ def save(table: CaptionTable, path: Path) -> None:
                     "tokens": list(caption.tokens),
                 }
             )
-    info = {"dataset": table.dataset, "image_root": str(root)}
+    info: dict[str, Any] = {"dataset": table.dataset, "image_root": str(root)}
+    if table.sources not in ((), (Source(table.dataset, table.dataset),)):
+        info["sources"] = [described(source) for source in table.sources]
     content = {"info": info, "images": images, "annotations": annotations}
     # Not indented: that would put every token on a line of its own.
     write_atomically(path, json.dumps(content, ensure_ascii=False))
+
+
+def described(source: Source) -> dict[str, str]:
+    """Return a source as captions.json describes it, without terms that nobody stated."""
+    return {name: value for name, value in vars(source).items() if value is not None}
 
 
 def load(path: Path) -> CaptionTable:
@@ -152,7 +175,7 @@ def parse(content: Any, path: Path) -> CaptionTable:
             for entry in content["images"]
         )
         root = path.parent / _string(info["image_root"])
-        table = CaptionTable(dataset, root, images)
+        table = CaptionTable(dataset, root, images, _sources(info, dataset, images))
     except KeyError as error:
         raise UserError(f"{path} lacks the key {error}; create it again with {PREPARE}") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -170,6 +193,23 @@ def parse(content: Any, path: Path) -> CaptionTable:
     if unknown:
         raise UserError(f"{path}: unknown splits {sorted(unknown)}; expected {', '.join(SPLITS)}")
     return table
+
+
+def _sources(info: dict[str, Any], dataset: str, images: Iterable[Image]) -> tuple[Source, ...]:
+    """Return the sources that "info" describes, and those that only images name."""
+    described = [
+        Source(
+            _string(entry["name"]),
+            _string(entry["dataset"]),
+            None if entry.get("terms") is None else _string(entry["terms"]),
+        )
+        for entry in info.get("sources", [])
+    ]
+    names = [source.name for source in described]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two sources have the same name: {', '.join(names)}")
+    others = dict.fromkeys(image.source for image in images if image.source not in names)
+    return (*described, *(Source(name, name) for name in others))
 
 
 def check_ids(images: Iterable[Image], where: Path) -> None:

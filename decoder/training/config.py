@@ -39,7 +39,7 @@ _NOT_IDENTIFYING = (
 ENVIRONMENT = ("versions", "machine")
 
 # What was in effect in runs that are older than an option.
-_FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None}
+_FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None, "init": None}
 
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
@@ -50,6 +50,7 @@ def describe(
     model: Decoder,
     vocabulary: Vocabulary,
     captions: dict[str, list[Image]],
+    init: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of config.json: all that is needed to repeat a run.
 
@@ -61,6 +62,7 @@ def describe(
         model: the decoder, on its device.
         vocabulary: of the captions.
         captions: the images that the run uses, by split.
+        init: what the run records of the captioner that it starts from.
     """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_IDENTIFYING}
     sources = Counter(image.source for image in captions["train"])
@@ -71,6 +73,7 @@ def describe(
         "features": store.description,
         "fingerprint": store.fingerprint,
         "vocabulary": digest(vocabulary.words),
+        **({} if init is None else {"init": init}),
         "captions": {split: digest(images) for split, images in captions.items()},
         **({"sources": dict(sorted(sources.items()))} if len(sources) > 1 else {}),
         "reward": reward_signature(options.rl),
