@@ -98,6 +98,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     """Read the work directory and return a trainer with new weights; write nothing."""
     work = WorkFolder(options.work)
     table, store = captions.load(work.captions), FeatureStore(work.features)
+    table.split("train")  # without these images there is no vocabulary either
     words = vocabulary.load(work.vocabulary)
     # The decoder comes first: the readers depend on whether it attends.
     torch.manual_seed(options.seed)
@@ -119,8 +120,9 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
     if first:
         _report_left_out(training, validation)
         checks.report(store, table, training.captions)
-        steps = (options.xe.epochs or 0) * training.batches_per_epoch
-        checks.report_few_steps(steps, len(training))
+        if trained is None:
+            steps = (options.xe.epochs or 0) * training.batches_per_epoch
+            checks.report_few_steps(steps, len(training))
         checks.report_precision(options.precision, device)
         if trained is not None:
             transfer.report_overlap(trained, table, options.work)
