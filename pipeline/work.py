@@ -10,6 +10,7 @@ class WorkFolder:
         self.path = path
         self.captions = path / "captions.json"
         self.vocabulary = path / "vocabulary.json"
+        self.images = path / "images"  # drawn, if the data set is shapes
         self.features = path / "features.h5"
         self.extraction = path / "extract.json"  # options and figures of the last extraction
         self.search = path / "search"  # index of decoder.search
@@ -17,6 +18,10 @@ class WorkFolder:
     def run(self, name: str) -> "RunFolder":
         """Return the run `name`."""
         return RunFolder(self.path / "runs" / name)
+
+    def captions_by(self, run: "RunFolder", split: str, suffix: str = "") -> Path:
+        """Return the file of the captions of a split by a run of another work directory."""
+        return self.path / f"captions_{split}_{run.path.resolve().name}{suffix}.json"
 
 
 class RunFolder:

@@ -30,7 +30,7 @@ def caption_split(
 
     Args:
         captioner: the captioner.
-        work: the work directory.
+        work: the work directory, of the captioner's run or another with features of the same kind.
         split: name of the split.
         out: where to write the captions, in the COCO results format. The attention is written
             beside it, as attention_NAME.npz.
@@ -79,7 +79,7 @@ def caption_split(
 
 
 def _reader(captioner: Captioner, work: WorkFolder, split: str, views: int) -> SplitReader:
-    """Open the features of a split; they must be of the kind that the captioner was trained on."""
+    """Open the features of a split, of the kind that the captioner was trained on."""
     description = captioner.config["features"]
     store = FeatureStore(work.features)
     store.expect(fingerprint(description), f"the run {captioner.run.path}", description)
