@@ -11,7 +11,7 @@ import torch
 
 from decoder.captioning.captioner import Captioner
 from decoder.generation.options import GenerateOptions
-from decoder.sharing import card, files
+from decoder.sharing import card, files, front_matter
 from decoder.sharing.measuring import measure
 from decoder.sharing.metadata import damaged, metadata
 from decoder.sharing.onnx import write_onnx
@@ -48,6 +48,7 @@ def export(options: ExportOptions) -> None:
             files.write_expectation(run, captioner, new.expectation)
         if options.search:
             files.write_embedding(run, captioner, new.embedding)
+        files.write_novelty(run, captioner, table, new.novelty)
         about = metadata(
             run, captioner, table, new.best, options.weights, options.int8, options.rerank
         )
@@ -98,7 +99,7 @@ def _write_card(
 ) -> None:
     try:
         write_atomically(new.card, card.markdown(about, config))
-        if (licence := card.licence(about)) is not None:
+        if (licence := front_matter.licence(about)) is not None:
             write_atomically(new.licence, licence)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # Only what comes from the captioner.json of an exported captioner is unchecked.

@@ -53,7 +53,7 @@ def check_content(picture: Image.Image) -> None:
 
 
 def _mosaic(picture: Image.Image, cells: int) -> np.ndarray:
-    """Return the mean colours of a picture in `cells` x `cells` parts, float32 [cells, cells, 3]."""
+    """Return the mean colours of a picture's parts, float32 [cells, cells, 3]."""
     return np.asarray(picture.resize((cells, cells), Image.Resampling.BOX), dtype=np.float32)
 
 

@@ -1,15 +1,13 @@
 """Confidence: the probability that a caption is good, calibrated on validation captions.
 
-A caption is good if its CIDEr is at least `GOOD`. A logistic regression (Platt 1999) predicts whether
-it is, from signals of the caption and of its picture.
+A caption is good if its CIDEr is at least `GOOD`. A logistic regression (Platt 1999) predicts
+whether it is, from signals of caption and picture. `decoder.sharing.calibration` fits it.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from decoder.captioning.captioner import Candidate, Captioner, default_generation
 from features.commands import EXPORT
@@ -18,14 +16,8 @@ from features.files import read_json
 
 # As scored by the toolkit, usually against five reference captions.
 GOOD = 0.3
-# With fewer validation captions a captioner has no confidence estimate.
-LEAST = 50
-# Share of the validation photographs of a data set that may be marked as unfamiliar.
-UNFAMILIAR = 0.025
 # The only signal of captioners before 0.3.
 _LOG_PROBABILITY = "log_probability"
-# Penalty on squared weights of standardised signals, which keeps those of correlated ones small.
-_RIDGE = 1.0
 
 Signals = Mapping[str, float]
 """What speaks for or against a caption, by name: "log_probability" is the mean natural logarithm of
@@ -89,59 +81,6 @@ def confidence_of(captioner: Captioner) -> Confidence | None:
     return load(captioner.run.path) if is_comparable(captioner) else None
 
 
-def fit(
-    signals: Sequence[Signals], ciders: Sequence[float], sources: Sequence[str] | None = None
-) -> Confidence | None:
-    """Fit a logistic regression that predicts from signals which captions are good.
-
-    Args:
-        signals: of each caption; only those that all captions have are used.
-        ciders: CIDEr of each caption.
-        sources: the data set of each caption; each one has the same influence. None for one.
-
-    Returns:
-        None if there are fewer than `LEAST` captions, or too few good or too few bad ones.
-    """
-    good = np.array(ciders, float) >= GOOD
-    if len(good) < LEAST or min(good.sum(), (~good).sum()) < LEAST / 10:
-        return None
-    names = sorted(set.intersection(*(set(of) for of in signals)))
-    x = np.array([[of[name] for name in names] for of in signals], float)
-    source = np.array(sources if sources is not None else [""] * len(x))
-    each = {name: float((source == name).sum()) for name in set(source)}
-    share = np.array([len(x) / len(each) / each[name] for name in source])
-    fitted = _fit_logistic(x, good, share)
-    novelty = None
-    if "novelty" in names:
-        of_novelty = x[:, names.index("novelty")]
-        limits = [np.quantile(of_novelty[source == name], 1 - UNFAMILIAR) for name in each]
-        novelty = round(float(max(limits)), 6)
-    weights = {name: round(float(w), 6) for name, w in zip(names, fitted[:-1], strict=True)}
-    return Confidence(weights, round(float(fitted[-1]), 6), GOOD, len(x), novelty)
-
-
-def _fit_logistic(x: np.ndarray, good: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Return the weights of the columns of `x` and the intercept; `share` weights the rows."""
-    deviation = np.maximum(x.std(0), 1e-9)
-    scaled = np.concatenate(((x - x.mean(0)) / deviation, np.ones((len(x), 1))), 1)
-    # Platt's targets keep the weights finite if good and bad captions do not overlap.
-    target = np.where(good, (good.sum() + 1) / (good.sum() + 2), 1 / ((~good).sum() + 2))
-    ridge = np.append(np.full(x.shape[1], _RIDGE), 1e-9)
-    weights = np.zeros(scaled.shape[1])
-    for _ in range(50):  # Newton's method converges to the last digit in a handful of steps
-        predicted = 1 / (1 + np.exp(-np.clip(scaled @ weights, -500, 500)))
-        slopes = share * predicted * (1 - predicted)
-        curvature = scaled.T @ (scaled * slopes[:, None]) + np.diag(ridge)
-        step = np.linalg.solve(
-            curvature, scaled.T @ (share * (predicted - target)) + ridge * weights
-        )
-        weights -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    each = weights[:-1] / deviation
-    return np.append(each, weights[-1] - each @ x.mean(0))
-
-
 def load(folder: Path) -> Confidence | None:
     """Read the confidence estimate in `folder`/captioner.json; None if no file or estimate exists.
 
@@ -169,38 +108,6 @@ def load(folder: Path) -> Confidence | None:
         raise UserError(
             f"{file} is damaged ({error!r}); export the captioner again with {EXPORT}"
         ) from error
-
-
-def table(
-    confidence: Confidence, captions: Sequence[tuple[Signals, float]]
-) -> list[dict[str, float]]:
-    """Tabulate how many captions are good at each confidence, in five bins of equal width.
-
-    Args:
-        confidence: the estimate to check.
-        captions: the signals and the CIDEr of each caption.
-
-    Returns:
-        For each bin that is not empty: its bounds, the number of captions, their mean confidence,
-        the share of good ones and their mean CIDEr.
-    """
-    probability = np.array([confidence.of(x) for x, _ in captions])
-    cider = np.array([y for _, y in captions])
-    rows = []
-    for fifth in range(5):
-        chosen = (np.clip((probability * 5).astype(int), 0, 4)) == fifth
-        if chosen.any():
-            rows.append(
-                {
-                    "from": fifth / 5,
-                    "to": (fifth + 1) / 5,
-                    "captions": int(chosen.sum()),
-                    "confidence": round(float(probability[chosen].mean()), 4),
-                    "good": round(float((cider[chosen] >= confidence.good).mean()), 4),
-                    "CIDEr": round(float(cider[chosen].mean()), 4),
-                }
-            )
-    return rows
 
 
 def _logistic(x: float) -> float:

@@ -2,13 +2,13 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner, default_generation
+from decoder.sharing import calibration
 from decoder.sharing.claims import count_claims
 from evaluation.results import read
 from evaluation.scores import Scores
@@ -16,13 +16,13 @@ from evaluation.scores import load as load_scores
 from features.commands import CAPTION, EXPORT
 from features.errors import UserError
 from features.files import read_json
-from pipeline.captions import CaptionTable
+from pipeline.captions import CaptionTable, Image
 from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
 FORMAT = 1
 # What is kept of a scores file: everything except the scores of each image.
-_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics")
+_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics", "sources")
 # What is measured on scored captions. An export without new scores keeps it.
 _EVALUATION_FIELDS = ("scores", "confidence", "claims")
 
@@ -105,8 +105,20 @@ def _data(table: CaptionTable | None) -> dict[str, Any] | None:
     if table is None:
         return None
     train = table.split("train")
-    captions = sum(len(image.captions) for image in train)
-    return {"dataset": table.dataset, "images": len(train), "captions": captions}
+    data = {"dataset": table.dataset, **_counts(train)}
+    if len(table.sources) > 1:
+        data["sources"] = [
+            {
+                **vars(source),
+                **_counts([image for image in train if image.source == source.name]),
+            }
+            for source in table.sources
+        ]
+    return data
+
+
+def _counts(images: Sequence[Image]) -> dict[str, int]:
+    return {"images": len(images), "captions": sum(len(image.captions) for image in images)}
 
 
 def _known_evaluation(
@@ -141,7 +153,7 @@ def evaluation(
     calibrated, claims = None, {}
     if "val" in scores and captions is not None:
         ciders = {str(image): cider for image, cider in scores["val"].cider.items()}
-        calibrated = _confidence(captions, ciders)
+        calibrated = _confidence(captions, ciders, table)
         if table is not None:
             references = {i.id: [c.text for c in i.captions] for i in table.split("val")}
             claims = count_claims(read(captions), references)
@@ -185,24 +197,28 @@ def _scores(run: RunFolder, weights: str) -> dict[str, Scores]:
     return scores
 
 
-def _confidence(file: Path, ciders: Mapping[str, float]) -> dict[str, Any] | None:
+def _confidence(
+    file: Path, ciders: Mapping[str, float], table: CaptionTable | None
+) -> dict[str, Any] | None:
     """Calibrate the confidence on validation captions, and return it with how well it fits them.
 
     Returns None, with a message, if there are too few captions.
     """
-    entries, sources = [], []
+    source_of = {} if table is None else {image.id: image.source for image in table.split("val")}
+    signals, scored, sources = [], [], []
     for entry in read_json(file, CAPTION):
         cider = ciders.get(str(entry["image_id"]))
         mean = entry.get("mean_log_probability")
         if cider is not None and isinstance(mean, float):
-            entries.append(({"log_probability": mean, **entry.get("signals", {})}, cider))
-            sources.append(source_of.get(entry["image_id"], ""))
-    fitted = confidence.fit([x for x, _ in entries], [y for _, y in entries], sources)
+            signals.append({"log_probability": mean, **entry.get("signals", {})})
+            scored.append(cider)
+            sources.append(source_of.get(entry["image_id"]) or "")
+    fitted = calibration.fit(signals, scored, sources)
     if fitted is None:
         print(
             "export: captions will have no confidence: expected at least "
-            f"{confidence.LEAST} scored captions with a log-probability, good ones and others, "
-            f"found {len(entries)} in {file}"
+            f"{calibration.LEAST} scored captions with a log-probability, good ones and others, "
+            f"found {len(signals)} in {file}"
         )
         return None
-    return {**asdict(fitted), "table": confidence.table(fitted, entries)}
+    return {**asdict(fitted), "checks": calibration.check(signals, scored, sources)}
