@@ -2,9 +2,61 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # The features of this project, not a features.py of the current folder.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import features  # noqa: F401 - before torch, see there
 
 del sys.path[0]
+
+if TYPE_CHECKING:
+    from decoder.captioning.writer import CaptionWriter
+    from decoder.generation.options import GenerateOptions
+
+
+def load(
+    run: "str | Path | None" = None,
+    generate: "GenerateOptions | None" = None,
+    *,
+    unsure: float = 0.4,
+    batch_size: int = 50,
+    seed: int = 1,
+    device: str = "auto",
+) -> "CaptionWriter":
+    """Load a captioner, whose `caption` describes pictures as the command decoder.caption does.
+
+        c = decoder.load()
+        print(c.caption("photo.jpg").caption)
+
+    Args:
+        run: the folder of a run, WORK/runs/NAME, or of an exported captioner; None for the one
+            included in the package.
+        generate: how captions are generated and chosen; None for the defaults of decoder.caption.
+        unsure: captions that are good with a probability below this are marked as unsure.
+        batch_size: number of pictures captioned at once.
+        seed: seed of the samples, if `generate` samples.
+        device: "cpu" or "cuda"; "auto" uses a GPU if there is one.
+
+    Raises:
+        UserError: there is no such run, or its files are broken or do not belong together; or
+            there is no such device.
+    """
+    # Here, so that `import decoder` takes no time.
+    from decoder.captioning.captioner import default_generation
+    from decoder.captioning.writer import CaptionWriter
+    from decoder.runs.packaged import packaged_captioner
+    from features.devices import choose_device
+    from pipeline.work import RunFolder
+
+    folder = RunFolder(packaged_captioner() if run is None else Path(run))
+    writer = CaptionWriter(
+        [(folder, folder.best)],
+        default_generation(folder, generate),
+        threshold=unsure,
+        batch_size=batch_size,
+        seed=seed,
+        device=choose_device(device),
+    )
+    writer.load()
+    return writer

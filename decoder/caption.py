@@ -21,7 +21,7 @@ from features.folders import passed_over_note
 from features.images import PictureError
 from pipeline.command import run as run_command
 from pipeline.up_to_date import Stamp
-from pipeline.work import RunFolder
+from pipeline.work import RunFolder, WorkFolder
 
 
 def caption(options: CaptionOptions) -> int:
@@ -75,15 +75,18 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
     """Caption a split unless its captions are up to date."""
     run, _ = runs[0]
     suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
+    work = run.work if options.work is None else WorkFolder(options.work)
     out = options.out or run.captions(split, suffix)
-    inputs = [run.work.captions, run.work.features, *input_files(runs, options.generate)]
+    if options.out is None and options.work is not None:
+        out = work.captions_by(run, split, suffix)
+    inputs = [work.captions, work.features, *input_files(runs, options.generate)]
     stamp = Stamp(out.parent, f"caption-{name_of(out)}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
         return
     torch.manual_seed(options.seed)
     captioner = Captioner(runs, options.generate, choose_device(options.device))
-    stamp.write(caption_split(captioner, split, out, options.batch_size, options.attention))
+    stamp.write(caption_split(captioner, work, split, out, options.batch_size, options.attention))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

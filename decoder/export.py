@@ -3,7 +3,7 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,13 @@ import torch
 
 from decoder.captioning.captioner import Captioner
 from decoder.generation.options import GenerateOptions
-from decoder.sharing import card, files
+from decoder.sharing import card, files, front_matter
+from decoder.sharing.measuring import measure
 from decoder.sharing.metadata import damaged, metadata
 from decoder.sharing.onnx import write_onnx
 from decoder.sharing.options import ExportOptions
+from decoder.sharing.publishing import check_destination, hashes, publish
+from features.devices import choose_device
 from features.errors import UserError
 from features.files import make_folder, write_atomically, write_json
 from features.store import as_size
@@ -25,15 +28,15 @@ from pipeline.work import RunFolder
 
 
 def export(options: ExportOptions) -> None:
-    """Export a run as a captioner: a folder that works on its own, with a model card."""
-    run = RunFolder(options.run)
+    """Export a run as a captioner: a folder that works on its own, with scores and a card."""
+    run, out = RunFolder(options.run), options.out.resolve()
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
     table = _load_table(run)
-    _check_destination(options.out, run)
+    check_destination(options.out, run)
 
     # A captioner's files have the names of a run's, so that a captioner can be used like a run.
-    new = RunFolder(options.out.with_name(f".{options.out.name}.{os.getpid()}"))
+    new = RunFolder(out.with_name(f".{out.name}.{os.getpid()}"))
     make_folder(new.path)
     try:
         shutil.copyfile(run.config, new.config)
@@ -43,22 +46,25 @@ def export(options: ExportOptions) -> None:
             files.write_frequencies(run, captioner.vocabulary, table, new.frequencies)
         if options.rerank:
             files.write_expectation(run, captioner, new.expectation)
+        if options.search:
+            files.write_embedding(run, captioner, new.embedding)
+        files.write_novelty(run, captioner, table, new.novelty)
         about = metadata(
             run, captioner, table, new.best, options.weights, options.int8, options.rerank
         )
-        write_json(new.captioner, about)
-        write_atomically(new.card, _card(about, captioner.config, run))
-        if options.search:
-            files.write_embedding(run, captioner, new.embedding)
+        if "val" not in about["scores"]:
+            about |= _measured(options, new, run, table)
+        _write_card(about, captioner.config, run, new)
         if options.onnx:
             write_onnx(new, new.path / "onnx")
+        write_json(new.captioner, about | {"files": hashes(new.path)})
         size = sum(file.stat().st_size for file in new.path.rglob("*") if file.is_file())
-        _publish(new.path, options.out)
+        publish(new.path, out)
     finally:
         shutil.rmtree(new.path, ignore_errors=True)
     print(
         f"export: {options.out}, {as_size(size)}, of which the decoder's weights are "
-        f"{as_size(RunFolder(options.out).best.stat().st_size)}"
+        f"{as_size(RunFolder(out).best.stat().st_size)}"
     )
 
 
@@ -71,37 +77,33 @@ def _load_table(run: RunFolder) -> CaptionTable | None:
     return None
 
 
-def _card(about: Mapping[str, Any], config: Mapping[str, Any], run: RunFolder) -> str:
+def _measured(
+    options: ExportOptions, new: RunFolder, run: RunFolder, table: CaptionTable | None
+) -> dict[str, Any]:
+    """Return scores, confidence and claims of the new captioner; nothing if it has no scores."""
+    reason = "of --no-scores"
+    if not options.no_scores:
+        device = choose_device(options.device)
+        try:
+            if table is None:
+                raise UserError(f"{run.work.captions} does not exist")
+            return measure(new, run, table, device)
+        except UserError as error:
+            reason = f"the validation split cannot be captioned and scored: {error}"
+    print(f"export: the card has no scores and captions have no confidence, because {reason}")
+    return {}
+
+
+def _write_card(
+    about: dict[str, Any], config: dict[str, Any], run: RunFolder, new: RunFolder
+) -> None:
     try:
-        return card.markdown(about, config)
+        write_atomically(new.card, card.markdown(about, config))
+        if (licence := front_matter.licence(about)) is not None:
+            write_atomically(new.licence, licence)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # Only what comes from the captioner.json of an exported captioner is unchecked.
         raise damaged(run, error) from error
-
-
-def _check_destination(out: Path, run: RunFolder) -> None:
-    """Raise UserError unless `out` is free, empty, or a captioner that may be replaced."""
-    destination, source = out.resolve(), run.path.resolve()
-    if destination == source or destination in source.parents:
-        raise UserError(
-            f"--out {out} is the folder of the run or contains it; choose another folder"
-        )
-    if not out.exists() or RunFolder(out).captioner.is_file():
-        return
-    if not out.is_dir() or any(out.iterdir()):
-        raise UserError(
-            f"--out {out}: expected a new or empty folder, or a captioner to replace, found "
-            f"{'other files' if out.is_dir() else 'a file'}; choose another folder"
-        )
-
-
-def _publish(new: Path, out: Path) -> None:
-    """Move the finished folder to `out`, after moving an old captioner there out of the way."""
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    if out.exists():
-        out.rename(old)
-    new.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,19 +4,21 @@ import argparse
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
+from decoder.data.weights import parse_weights
 from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.runs.folder import locked, move_aside
-from decoder.training import checks
+from decoder.training import checks, transfer
 from decoder.training.config import arguments_like, describe, differences, with_former_options
 from decoder.training.estimate import estimate
-from decoder.training.options import TrainOptions
+from decoder.training.options import EPOCHS, TrainOptions, cross_entropy_epochs
 from decoder.training.phases import TITLES
 from decoder.training.state import TrainingState
 from decoder.training.trainer import Stopped, Trainer
@@ -45,7 +47,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
     if options.dry_run:
         if world_size() > 1:
             raise UserError("--dry-run measures one process; start it without torchrun")
-        print(estimate(_trainer(options, run)))
+        print(estimate(new_trainer(options)))
         return 0
     with locked(run) if first else nullcontext():
         inputs = _inputs(WorkFolder(options.work))
@@ -54,7 +56,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         if broadcast(unchanged and not (options.force and not options.resume)):
             _print_once(f"train: {run.path} unchanged, skipped")
             return 0
-        trainer = _trainer(options, run)
+        trainer = new_trainer(options)
         state = trainer.state
         continues = broadcast(_continues(state, options.resume, options.force) if first else False)
         if continues and not first:
@@ -92,38 +94,68 @@ def _inputs(work: WorkFolder) -> list[Path]:
     return [work.captions, work.vocabulary, work.features]
 
 
-def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
-    """Read the work directory and return a trainer with new weights; write nothing."""
+def new_trainer(options: TrainOptions) -> Trainer:
+    """Read the work directory and return a trainer with new weights; write nothing.
+
+    `train` uses it. On its own it is for looking at single steps: `initialise`, then `step`.
+
+    Raises:
+        UserError: a file of the work directory is missing or broken, or has no captions to use.
+    """
     work = WorkFolder(options.work)
+    run = work.run(options.run)
     table, store = captions.load(work.captions), FeatureStore(work.features)
+    table.split("train")  # without these images there is no vocabulary either
     words = vocabulary.load(work.vocabulary)
     # The decoder comes first: the readers depend on whether it attends.
     torch.manual_seed(options.seed)
     device = own_device(choose_device(options.device))
     model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
+    trained = None
+    if options.init is not None:
+        trained = transfer.load(options.init, options.decoder, store, device)
     if options.compile:
         model.use_operations(compiled(device))
+    weights = parse_weights(options.source_weights) if options.source_weights else None
     training = TrainingReader(
-        store, table, words, options.batch_size, options.seed, grid=model.attends
+        store, table, words, options.batch_size, options.seed, grid=model.attends, weights=weights
     )
     validation = SplitReader(store, table, "val", grid=model.attends)
+    options = _with_epochs(options, training)
     expect_captions(validation)
     first = rank() == 0
     if first:
         _report_left_out(training, validation)
         checks.report(store, table, training.captions)
-        checks.report_few_steps(options.xe.epochs * training.batches_per_epoch, len(training))
+        if trained is None:
+            steps = (options.xe.epochs or 0) * training.batches_per_epoch
+            checks.report_few_steps(steps, len(training))
         checks.report_precision(options.precision, device)
+        if trained is not None:
+            transfer.report_overlap(trained, table, options.work)
 
     used = {"train": training.images, "val": validation.images}
-    config = describe(options, store, model, words, used)
+    record = None if trained is None else trained.record()
+    config = describe(options, store, model, words, used, record)
     validator = None
     if first:
         if options.like is not None:
             _report_unlike(config, options.like)
         references = {image.id: [c.text for c in image.captions] for image in validation.images}
         validator = Validator(references)
-    return Trainer(options, run, config, model, words, training, validation, validator)
+    return Trainer(options, run, config, model, words, training, validation, validator, trained)
+
+
+def _with_epochs(options: TrainOptions, training: TrainingReader) -> TrainOptions:
+    """Return the options with the epochs of cross-entropy for the size of the data."""
+    batches = training.batches_per_epoch
+    epochs = cross_entropy_epochs(options.xe.epochs, batches)
+    if options.xe.epochs is None and epochs > EPOCHS:
+        _print_once(
+            f"train: {epochs} epochs of cross-entropy, because {len(training)} training images "
+            f"give only {batches} steps an epoch; --xe.epochs changes this"
+        )
+    return replace(options, xe=replace(options.xe, epochs=epochs))
 
 
 def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
@@ -176,15 +208,23 @@ def _report_left_out(*readers: SplitReader) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run_command(train, TrainOptions, "decoder.train", argv, _with_options_of_like)
+    return run_command(train, TrainOptions, "decoder.train", argv, _with_options_of_others)
 
 
-def _with_options_of_like(argv: list[str]) -> list[str]:
-    """Put the options of the run that --like names before those in `argv`, which override them."""
+def _with_options_of_others(argv: list[str]) -> list[str]:
+    """Put the options of the runs that --like and --init name before those in `argv`.
+
+    Those in `argv` override them. Of --init only the architecture is taken.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)
-    like = parser.parse_known_args(argv)[0].like
-    return argv if like is None else [*arguments_like(like), *argv]
+    parser.add_argument("--init")
+    given = parser.parse_known_args(argv)[0]
+    if given.like is not None:
+        argv = [*arguments_like(given.like), *argv]
+    if given.init is not None:
+        argv = [*transfer.arguments_of(given.init), *argv]
+    return argv
 
 
 if __name__ == "__main__":

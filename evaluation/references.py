@@ -1,7 +1,7 @@
 """Reference captions to score against: a split of a work directory, or any COCO captions file."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ class References:
     """Number of images of the split or the file, with and without a result."""
     training: list[str]
     """The captions of the training split; empty if the file has no splits."""
+    sources: dict[int, str] = field(default_factory=dict)
+    """The data set that each of these images came from; empty if the file has no splits."""
 
 
 def choose(
@@ -57,7 +59,8 @@ def choose(
         chosen = match(results, every, where, results_path, partial)
         train = [image for image in table.images if image.split == "train"]
         training = [text for texts in captions_of(train).values() for text in texts]
-        return References(split, chosen, len(every), training)
+        sources = {image.id: image.source for image in table.images if image.id in chosen}
+        return References(split, chosen, len(every), training, sources)
     every = _coco(content, path)
     if split is not None:
         raise UserError(

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from evaluation import spice
 from evaluation.bootstrap import intervals
+from evaluation.by_source import scores_by_source
 from evaluation.diagnostics import diagnose, share_of_new
 from evaluation.options import ScoreOptions
 from evaluation.outputs import check_out, scores_path
@@ -16,7 +17,7 @@ from evaluation.results import read
 from evaluation.scores import Scores
 from evaluation.scores import load as load_scores
 from evaluation.table import compare
-from evaluation.toolkit import METRICS, Captions, score, versions
+from evaluation.toolkit import METRICS, Captions, score_tokens, tokenize, versions
 from evaluation.validation import tokenize_without_java
 from features.files import write_json
 from pipeline.command import run
@@ -52,7 +53,10 @@ def score_captions(options: ScoreOptions) -> None:
         print(_as_table(load_scores(out)))
         return
     metrics = (*METRICS, "SPICE") if options.spice else METRICS
-    scores = score(references, results, metrics, options.time_limit)
+    written = tokenize({image: [text] for image, text in results.items()}, options.time_limit)
+    tokens = tokenize(references, options.time_limit)
+    candidates = {image: texts[0] for image, texts in written.items()}
+    scores = score_tokens(tokens, candidates, metrics, options.time_limit)
     bounds = intervals(
         scores.per_image, scores.statistics, options.bootstrap, options.seed, _CONFIDENCE
     )
@@ -81,6 +85,9 @@ def score_captions(options: ScoreOptions) -> None:
             for name, rows in scores.statistics.items()
         },
     }
+    if len(set(chosen.sources.values())) > 1:
+        draws = (options.bootstrap, options.seed, _CONFIDENCE)
+        record["sources"] = scores_by_source(scores, tokens, chosen.sources, *draws)
     write_json(out, record)
     stamp.write([out])
     print(_as_table(load_scores(out)))
@@ -118,6 +125,11 @@ def _as_table(scores: Scores) -> str:
             low, high = scores.intervals[name]
             interval = f"   {low:.3f} to {high:.3f}"
         lines.append(f"{name:8}  {value:.3f}{interval}")
+    for source, record in scores.sources.items():
+        values = (
+            f"{name} {value:.3f}" for name, value in record["corpus"].items() if value is not None
+        )
+        lines.append(f"{source}, {record['images']:,} images: {', '.join(values)}")
     figures = scores.diagnostics
     lines.append(
         f"bad endings {figures['bad_endings']:.1%}, repeated phrase "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class Scores:
     """See `evaluation.diagnostics.diagnose`. Those that were not computed are missing."""
     toolkit: dict[str, str]
     """Versions of the toolkit and of Java."""
+    sources: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Images, corpus scores and intervals of each source, if the work directory has several."""
 
     @property
     def cider(self) -> dict[int, float]:
@@ -60,6 +62,7 @@ class Scores:
             "intervals": {name: list(bounds) for name, bounds in self.intervals.items()},
             "confidence": self.confidence,
             "diagnostics": self.diagnostics,
+            **({"sources": self.sources} if self.sources else {}),
         }
 
 
@@ -117,7 +120,25 @@ def _parse(path: Path, content: object) -> Scores:
             name: _text(value, f"the version of {name}")
             for name, value in _object(content, "toolkit").items()
         },
+        sources=_sources(content),
     )
+
+
+def _sources(content: Mapping[str, object]) -> dict[str, dict[str, Any]]:
+    if "sources" not in content:  # one data set
+        return {}
+    sources = _object(content, "sources")
+    return {
+        name: {
+            "images": int(_number(_object(sources, name).get("images"), f"the images of {name}")),
+            "corpus": {
+                metric: None if value is None else _number(value, f"{metric} of {name}")
+                for metric, value in _object(sources[name], "corpus").items()
+            },
+            "intervals": _intervals(_object(sources[name], "intervals")),
+        }
+        for name in sources
+    }
 
 
 def _intervals(bounds: Mapping[str, object]) -> dict[str, tuple[float, float]]:

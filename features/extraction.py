@@ -3,7 +3,7 @@
 import os
 import platform
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -12,6 +12,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -139,6 +140,7 @@ def extract_features(
     views: Sequence[str],
     batch_size: int,
     workers: int | None = None,
+    read: Callable[[Path], Image.Image] = read_picture,
 ) -> Generator[Extracted | PictureError, None, None]:
     """Yield the features of each picture, or why it cannot be read, in the order of `paths`.
 
@@ -149,20 +151,25 @@ def extract_features(
         batch_size: number of pictures that go through the network together, unless the backbone
             takes them one by one.
         workers: as in `extract`.
+        read: decodes a picture, or raises PictureError.
     """
     if backbone.one_by_one:
-        return _one_by_one(backbone, paths, views, workers or torch.get_num_threads())
-    return _in_batches(backbone, paths, views, batch_size, workers or os.cpu_count() or 1)
+        return _one_by_one(backbone, paths, views, workers or torch.get_num_threads(), read)
+    return _in_batches(backbone, paths, views, batch_size, workers or os.cpu_count() or 1, read)
 
 
 def _one_by_one(
-    backbone: Backbone, paths: Sequence[Path], views: Sequence[str], workers: int
+    backbone: Backbone,
+    paths: Sequence[Path],
+    views: Sequence[str],
+    workers: int,
+    read: Callable[[Path], Image.Image],
 ) -> Generator[Extracted | PictureError, None, None]:
     """Decode each picture and compute its features in one thread, so no core waits for another."""
 
     def compute(path: Path) -> Extracted | PictureError:
         try:
-            pixels = backbone.views(read_picture(path), views)
+            pixels = backbone.views(read(path), views)
         except PictureError as error:
             return error
         grid, pooled = backbone.run(torch.from_numpy(pixels))
@@ -193,7 +200,12 @@ class _Computing(NamedTuple):
 
 
 def _in_batches(
-    backbone: Backbone, paths: Sequence[Path], views: Sequence[str], batch_size: int, workers: int
+    backbone: Backbone,
+    paths: Sequence[Path],
+    views: Sequence[str],
+    batch_size: int,
+    workers: int,
+    read: Callable[[Path], Image.Image],
 ) -> Generator[Extracted | PictureError, None, None]:
     """Decode batches in threads while the network computes the previous one.
 
@@ -204,7 +216,7 @@ def _in_batches(
 
     def decode(path: Path, into: np.ndarray) -> PictureError | None:
         try:
-            into[:] = backbone.views(read_picture(path), views)
+            into[:] = backbone.views(read(path), views)
         except PictureError as error:
             return error
         return None

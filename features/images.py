@@ -49,8 +49,10 @@ class PictureError(Exception):
         self.passing = passing
 
 
-def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
+def read_picture(source: str | Path | bytes | BinaryIO | Image.Image) -> Image.Image:
     """Decode a picture (a path, its bytes or an open binary file) as upright 8-bit sRGB.
+
+    An image of Pillow is converted in the same way, and is not changed.
 
     The EXIF orientation and the colour profile are applied, an animation gives its first frame,
     transparent parts become white, and 16-bit grays keep their upper 8 bits. A large JPEG is
@@ -63,6 +65,8 @@ def read_picture(source: str | Path | bytes | BinaryIO) -> Image.Image:
             is checked before decoding.
     """
     _ignore_pillow_warnings()
+    if isinstance(source, Image.Image):
+        return _converted(source)
     try:
         opened = _checked(source)
         try:
@@ -103,6 +107,32 @@ def _decoded(source: Path | BinaryIO) -> Image.Image:
             image.load()
             _turn_upright(image)
             return _rgb(image)
+
+
+def _converted(image: Image.Image) -> Image.Image:
+    """Return an upright 8-bit sRGB copy of an image of Pillow; see `read_picture`."""
+    try:
+        if isinstance(image, JpegImageFile) and image.tile and image.fp is not None:
+            # Its pixels are not decoded yet. As a file it is decoded at the same reduced scale.
+            place = image.fp.tell()
+            image.fp.seek(0)
+            content = image.fp.read()
+            image.fp.seek(place)
+            return read_picture(content)
+        if image.width * image.height > MAX_PIXELS and not isinstance(image, JpegImageFile):
+            raise PictureError(f"more than {MAX_PIXELS:,} pixels")
+        try:
+            upright = ImageOps.exif_transpose(image)
+        except Exception:  # only the EXIF data is damaged, or the pixels, which copying reports
+            upright = image.copy()
+        upright.format = image.format  # which copies lose
+        return _rgb(upright)
+    except PictureError:
+        raise
+    except OSError as error:
+        raise PictureError(error.strerror or str(error), error.errno is not None) from error
+    except Exception as error:  # Pillow raises anything at all on damaged or closed images
+        raise PictureError(f"damaged ({type(error).__name__}: {error})") from error
 
 
 def _opened(source: Path | BinaryIO) -> ImageFile.ImageFile:

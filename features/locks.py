@@ -16,10 +16,11 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 @contextmanager
-def locked(file: Path, busy: str) -> Iterator[None]:
+def locked(file: Path, busy: str, wait: bool = False) -> Iterator[None]:
     """Hold the lock `file` for the duration of the block.
 
-    On a disk without locks, as some network disks are, there is a warning instead of a lock.
+    On a disk without locks, as some network disks are, there is a warning instead of a lock. With
+    `wait`, this logs `busy` and waits while another process holds the lock.
 
     Raises:
         UserError: another process holds the lock; `busy` is the message.
@@ -27,9 +28,13 @@ def locked(file: Path, busy: str) -> Iterator[None]:
     """
     lock = filelock.FileLock(file, timeout=0)
     try:
-        lock.acquire()
-    except filelock.Timeout as error:
-        raise UserError(busy) from error
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            if not wait:
+                raise UserError(busy) from error
+            log.info(busy)
+            lock.acquire(timeout=-1)
     except (NotImplementedError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
             raise

@@ -2,14 +2,15 @@
 
 `WORK/captions.json` is in the COCO caption format with three additions: each image has a "split",
 each annotation has its "tokens" (so that later stages need no tokenizer), and "info" names the
-data set and the image root.
+data set and the image root. If several data sets were prepared as one, "info" describes these
+"sources", and each image has the name of its "source".
 """
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -30,22 +31,43 @@ class Caption:
 
 
 @dataclass(frozen=True)
+class Source:
+    """One of the data sets that a table consists of."""
+
+    name: str
+    """Unique in its table; by default that of the data set."""
+    dataset: str
+    """How it was read: flickr8k, coco, folder and so on."""
+    terms: str | None = None
+    """Terms of use or licence, if the user stated them."""
+
+
+@dataclass(frozen=True)
 class Image:
-    """One picture of the data set; `file_name` is relative to the root of its table."""
+    """One picture of the data set; `file_name` is relative to the root of its table.
+
+    `source` is the name of the data set that the picture came from.
+    """
 
     id: int
     file_name: str
     split: str
     captions: tuple[Caption, ...]
+    # Not part of the repr, whose digest identifies the images of runs older than this field.
+    source: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
 class CaptionTable:
-    """All images of a data set, in the order of the feature store's rows."""
+    """All images of a data set, in the order of the feature store's rows.
+
+    `sources` are the data sets that it consists of; empty stands for the data set itself.
+    """
 
     dataset: str
     root: Path
     images: tuple[Image, ...]
+    sources: tuple[Source, ...] = ()
 
     def split(self, name: str) -> list[Image]:
         """Return the images of a split.
@@ -99,7 +121,10 @@ def save(table: CaptionTable, path: Path) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image in table.images:
-        images.append({"id": image.id, "file_name": image.file_name, "split": image.split})
+        entry = {"id": image.id, "file_name": image.file_name, "split": image.split}
+        if image.source not in ("", table.dataset):
+            entry["source"] = image.source
+        images.append(entry)
         for caption in image.captions:
             annotations.append(
                 {
@@ -109,10 +134,17 @@ def save(table: CaptionTable, path: Path) -> None:
                     "tokens": list(caption.tokens),
                 }
             )
-    info = {"dataset": table.dataset, "image_root": str(root)}
+    info: dict[str, Any] = {"dataset": table.dataset, "image_root": str(root)}
+    if table.sources not in ((), (Source(table.dataset, table.dataset),)):
+        info["sources"] = [described(source) for source in table.sources]
     content = {"info": info, "images": images, "annotations": annotations}
     # Not indented: that would put every token on a line of its own.
     write_atomically(path, json.dumps(content, ensure_ascii=False))
+
+
+def described(source: Source) -> dict[str, str]:
+    """Return a source as captions.json describes it, without terms that nobody stated."""
+    return {name: value for name, value in vars(source).items() if value is not None}
 
 
 def load(path: Path) -> CaptionTable:
@@ -130,6 +162,7 @@ def parse(content: Any, path: Path) -> CaptionTable:
     """Check `content`, read from the JSON file `path`, and return its caption table; see `load`."""
     try:
         info = content["info"]
+        dataset = _string(info["dataset"])
         captions = _captions_by_image(content["annotations"])
         images = tuple(
             Image(
@@ -137,11 +170,12 @@ def parse(content: Any, path: Path) -> CaptionTable:
                 check_file_name(entry["file_name"]),
                 _string(entry["split"]),
                 tuple(captions.pop(entry["id"], ())),
+                _string(entry.get("source", dataset)),
             )
             for entry in content["images"]
         )
         root = path.parent / _string(info["image_root"])
-        table = CaptionTable(_string(info["dataset"]), root, images)
+        table = CaptionTable(dataset, root, images, _sources(info, dataset, images))
     except KeyError as error:
         raise UserError(f"{path} lacks the key {error}; create it again with {PREPARE}") from error
     except (TypeError, ValueError, AttributeError) as error:
@@ -159,6 +193,23 @@ def parse(content: Any, path: Path) -> CaptionTable:
     if unknown:
         raise UserError(f"{path}: unknown splits {sorted(unknown)}; expected {', '.join(SPLITS)}")
     return table
+
+
+def _sources(info: dict[str, Any], dataset: str, images: Iterable[Image]) -> tuple[Source, ...]:
+    """Return the sources that "info" describes, and those that only images name."""
+    described = [
+        Source(
+            _string(entry["name"]),
+            _string(entry["dataset"]),
+            None if entry.get("terms") is None else _string(entry["terms"]),
+        )
+        for entry in info.get("sources", [])
+    ]
+    names = [source.name for source in described]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two sources have the same name: {', '.join(names)}")
+    others = dict.fromkeys(image.source for image in images if image.source not in names)
+    return (*described, *(Source(name, name) for name in others))
 
 
 def check_ids(images: Iterable[Image], where: Path) -> None:

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from features.errors import UserError, first_few
 from pipeline import captions, shapes
-from pipeline.captions import Caption, CaptionTable, Image
+from pipeline.captions import Caption, CaptionTable, Image, Source
 from pipeline.options import PrepareOptions
 from pipeline.readers.cells import is_missing, plain_text
 from pipeline.readers.coco import read_coco
@@ -20,6 +20,7 @@ from pipeline.readers.karpathy import read_karpathy
 from pipeline.readers.names import PictureNames, match_names
 from pipeline.readers.records import Reading, Record
 from pipeline.text import CONTROL, tokenize
+from pipeline.work import WorkFolder
 
 
 def read_shapes(root: Path, options: PrepareOptions) -> Reading:
@@ -45,9 +46,9 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
 
     Raises:
         UserError: the data set is missing or damaged, lacks pictures (unless `skip_missing`), or
-            has no training captions.
+            has no captions.
     """
-    root = options.root or options.work / "images"
+    root = options.root or WorkFolder(options.work).images
     if options.root is not None and not root.is_dir():
         found = "there is no such folder"
         if root.is_file():
@@ -61,16 +62,11 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     remarks += renamed
     numbered = _numbered(records, options.dataset)
     existing = _existing(numbered, reading.image_root, options.skip_missing, remarks)
-    images = _with_captions(existing, remarks)
-    if not any(image.split == "train" for image in images):
-        counts = Counter(image.split for image in images)
-        raise UserError(
-            f"{root}: expected images with captions in the split train, found "
-            + (", ".join(f"{n} in {split}" for split, n in counts.items()) or "none in any split")
-        )
-    if not any(image.split == "val" for image in images):
-        remarks.append("no image is in the split val, which decoder.train needs")
-    return CaptionTable(options.dataset, reading.image_root, tuple(images)), remarks
+    source = Source(options.name or options.dataset, options.dataset, options.terms)
+    images = _with_captions(existing, source.name, remarks)
+    if not images:
+        raise UserError(f"{root}: expected images with captions, found none in any split")
+    return CaptionTable(options.dataset, reading.image_root, tuple(images), (source,)), remarks
 
 
 def _remark(remarks: list[str], count: int, what: str, items: Iterable[object] = ()) -> None:
@@ -118,12 +114,16 @@ def _existing(
                 unreadable[record.file_name] = why
         else:
             missing.append(record.file_name)
-    useful = any(record.split == "train" and any(record.captions) for _, record in existing)
+    trains = any(record.split == "train" for _, record in numbered)
+    useful = any(
+        any(record.captions) and (record.split == "train" or not trains) for _, record in existing
+    )
     if missing and not (skip_missing and useful):
+        kind = "training picture" if trains else "picture with a caption"
         raise UserError(
             f"{image_root}: {len(missing)} of {len(numbered)} pictures are missing: "
             f"{first_few(missing)}; "
-            + ("--skip-missing leaves them out" if useful else "no training picture would be left")
+            + ("--skip-missing leaves them out" if useful else f"no {kind} would be left")
             + _near_misses(missing, image_root)
         )
     _remark(remarks, len(missing), "pictures are missing, left out", missing)
@@ -153,7 +153,9 @@ def _check_readable(
     )
 
 
-def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> list[Image]:
+def _with_captions(
+    numbered: list[tuple[int, Record]], source: str, remarks: list[str]
+) -> list[Image]:
     """Tokenize; leave out captions without a word and images without a caption."""
     images, without_captions, wordless, escaped = [], [], 0, 0
     missing: Counter[str] = Counter()
@@ -174,7 +176,7 @@ def _with_captions(numbered: list[tuple[int, Record]], remarks: list[str]) -> li
         kept = tuple(caption for caption in parsed if caption.tokens)
         wordless += len(parsed) - len(kept)
         if kept:
-            images.append(Image(image_id, record.file_name, str(record.split), kept))
+            images.append(Image(image_id, record.file_name, str(record.split), kept, source))
         else:
             without_captions.append(record.file_name)
     _remark(remarks, escaped, "captions had HTML entities or tags, which became plain text")

@@ -1,8 +1,11 @@
 """Options of pipeline.prepare, extract and doctor; the fields' docstrings are their help texts."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
+
+import tyro
 
 from features.errors import UserError, unknown_name
 from pipeline.readers.columns import parse_columns
@@ -21,6 +24,9 @@ class PrepareOptions:
         "Read a folder with your own pictures and a captions.csv": (
             "--dataset folder --root pictures --work work"
         ),
+        "Put two data sets into one work directory": (
+            "--work work --dataset flickr8k --root data --dataset folder --root pictures"
+        ),
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "dataset",
@@ -28,6 +34,9 @@ class PrepareOptions:
         "root",
         "captions",
         "columns",
+        "name",
+        "terms",
+        "also",
         "download",
         "skip_missing",
         "min_count",
@@ -48,11 +57,20 @@ class PrepareOptions:
     columns: str | None = None
     """The columns of folder's table as image=NAME,caption=NAME[,split=NAME]; caption may be
     repeated."""
+    name: str | None = None
+    """The name of the data set as a source of pictures, if there are more; by default that of
+    --dataset."""
+    terms: str | None = None
+    """The terms of use of the data set, in quotes, for the model card."""
+    also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """The options of a further data set in quotes, such as "--dataset folder --root B"; instead,
+    --dataset may be repeated, and the options of each data set follow it."""
     release: Literal["karpathy", "2014", "2017"] | None = None
     """With --dataset coco: the captions and splits to use; by default the first of these found in
     --root."""
-    min_count: int = 5
-    """Words that occur less often in the training captions become unknown."""
+    min_count: int | None = None
+    """Words that occur less often in the training captions become unknown; by default 5, but 2
+    below 5,000 captions and 1 below 1,000."""
     max_length: int = 20
     """Training captions are cut to this many words."""
     skip_missing: bool = False
@@ -88,8 +106,13 @@ class PrepareOptions:
                 raise UserError(f"--columns is for --dataset folder, found {self.dataset}")
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
             raise UserError(f"--mirror: expected http://... or https://..., found {self.mirror!r}")
+        if self.name is not None and not re.fullmatch(r"[\w.+-]+", self.name):
+            raise UserError(
+                "--name: expected letters, digits and any of . + - _, without spaces, found "
+                f"{self.name!r}"
+            )
         for name in ("min_count", "max_length", "images", "size"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 option = f"--{name.replace('_', '-')}"
                 raise UserError(f"{option} must be at least 1, found {getattr(self, name)}")
         if self.max_length > MAX_LENGTH:

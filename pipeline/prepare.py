@@ -1,70 +1,118 @@
-"""Stage `prepare`: from a data set to WORK/captions.json and WORK/vocabulary.json."""
+"""Stage `prepare`: from data sets to WORK/captions.json and WORK/vocabulary.json."""
 
+import math
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
+from features.commands import CAPTION
 from features.errors import UserError
 from features.files import make_folder
 from pipeline import captions, vocabulary
-from pipeline.captions import SPLITS, CaptionTable
+from pipeline.captions import SPLITS, CaptionTable, Image
 from pipeline.command import run
-from pipeline.datasets import caption_files, load_table
 from pipeline.download import download
 from pipeline.options import PrepareOptions
+from pipeline.sources import all_caption_files, data_sets, load_tables, repeated_as_also
 from pipeline.up_to_date import Stamp
 from pipeline.vocabulary import SPECIAL, UNK, Vocabulary
 from pipeline.work import WorkFolder
 
+# By default a word must occur so often, in fewer training captions than this: an unknown word
+# leaves a gap in a caption, and the smaller the data, the more of its words are rare.
+MIN_COUNTS = ((1_000, 1), (5_000, 2), (math.inf, 5))
+
 
 def prepare(options: PrepareOptions) -> None:
-    """Read and check a data set, and write its captions and vocabulary to a work directory."""
-    if options.download:
-        download(options)
+    """Read and check data sets, and write their captions and vocabulary to a work directory."""
+    every = data_sets(options)
+    for one in every if options.download else ():
+        download(one)
     # Created first: inside the root it changes the root's modification time, which is an input.
     make_folder(options.work)
-    stamp = Stamp(options.work, "prepare", options, caption_files(options))
+    stamp = Stamp(options.work, "prepare", options, all_caption_files(options))
     if stamp.holds() and not options.force:
         print("prepare: unchanged, skipped")
         return
-    table, remarks = load_table(options)
-    train = table.split("train")
-    words = vocabulary.build(
-        (caption.tokens for image in train for caption in image.captions),
-        options.min_count,
-        options.max_length,
-    )
+    table, remarks = load_tables(options)
+    words, remark = _vocabulary(table, options)
+    work = WorkFolder(options.work)
+    outputs = [work.captions]
+    captions.save(table, work.captions)
+    if words is not None:
+        vocabulary.save(words, work.vocabulary)
+        outputs.append(work.vocabulary)
+    else:
+        work.vocabulary.unlink(missing_ok=True)  # of data that were here before
+    for line in (*remarks, *remark, *_summary(table, words, options.max_length)):
+        print(f"prepare: {line}")
+    drawn = [WorkFolder(options.work).images] if any(o.root is None for o in every) else []
+    stamp.write([*outputs, *drawn])
+
+
+def _vocabulary(
+    table: CaptionTable, options: PrepareOptions
+) -> tuple[Vocabulary | None, list[str]]:
+    """Return the vocabulary of the training captions, None if there are none, and remarks.
+
+    Raises:
+        UserError: no word is frequent enough.
+    """
+    train = [image for image in table.images if image.split == "train"]
+    if not train:
+        return None, [
+            "no image is in the split train, so there is no vocabulary and nothing to train on; a "
+            f"run trained elsewhere can caption the others: {CAPTION} --run RUN --split NAME "
+            f"--work {options.work}"
+        ]
+    every = [caption.tokens for image in train for caption in image.captions]
+    min_count, remarks = options.min_count, []
+    if min_count is None:
+        min_count = next(count for most, count in MIN_COUNTS if len(every) < most)
+        if min_count < MIN_COUNTS[-1][1]:
+            remarks.append(
+                f"words are kept that occur {min_count} times, because there are only "
+                f"{len(every):,} training captions; --min-count changes this"
+            )
+    if not any(image.split == "val" for image in table.images):
+        remarks.append("no image is in the split val, which decoder.train needs")
+    words = vocabulary.build(every, min_count, options.max_length)
     if len(words) == len(SPECIAL):
         raise UserError(
-            f"no word occurs {options.min_count} times in the captions of the {len(train)} "
-            "training images; lower --min-count"
+            f"no word occurs {min_count} times in the captions of the {len(train)} training "
+            "images; lower --min-count"
         )
-    work = WorkFolder(options.work)
-    table_path, words_path = work.captions, work.vocabulary
-    captions.save(table, table_path)
-    vocabulary.save(words, words_path)
-    for line in (*remarks, *_summary(table, words)):
-        print(f"prepare: {line}")
-    drawn_pictures = [table.root] if options.root is None else []
-    stamp.write([table_path, words_path, *drawn_pictures])
+    return words, remarks
 
 
-def _summary(table: CaptionTable, words: Vocabulary) -> list[str]:
-    counts = Counter(image.split for image in table.images)
+def _summary(table: CaptionTable, words: Vocabulary | None, max_length: int) -> list[str]:
     lengths = [len(c.tokens) for image in table.images for c in image.captions]
-    longer = sum(length > words.max_length for length in lengths)
+    longer = sum(length > max_length for length in lengths)
+    lines = [_counts(table.images, table.dataset)]
+    if len(table.sources) > 1:
+        lines += [
+            _counts([i for i in table.images if i.source == source.name], source.name)
+            for source in table.sources
+        ]
+    lines.append(f"{len(lengths)} captions, {longer} longer than {max_length} words")
+    if words is None:
+        return lines
     unknown, total = words.counts[UNK], sum(words.counts)
     return [
-        ", ".join(f"{counts[split]} {split}" for split in SPLITS) + f" images of {table.dataset}",
-        f"{len(lengths)} captions, {longer} longer than {words.max_length} words",
+        *lines,
         f"vocabulary of {len(words) - len(SPECIAL)} words, {1 - unknown / total:.2%} of the "
         f"{total} in training captions; {unknown} unknown (fewer than {words.min_count} times)",
     ]
 
 
+def _counts(images: Iterable[Image], name: str) -> str:
+    counts = Counter(image.split for image in images)
+    return ", ".join(f"{counts[split]} {split}" for split in SPLITS) + f" images of {name}"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(prepare, PrepareOptions, "pipeline.prepare", argv)
+    return run(prepare, PrepareOptions, "pipeline.prepare", argv, repeated_as_also)
 
 
 if __name__ == "__main__":

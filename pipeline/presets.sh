@@ -4,7 +4,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034  # run_all.sh reads the arrays
 
-PRESETS='shapes, flickr8k, flickr30k, coco or coco_att2in'
+PRESETS='shapes, flickr8k, flickr30k, coco, coco_att2in or transfer'
 
 preset() {
     prepare=() extract=() train=() best=()
@@ -25,6 +25,11 @@ preset() {
             ;;
         # The defaults (one CNN, one view), for a quick start with your own pictures.
         karpathy | folder) ;;
+        # A small folder: start from the included captioner, which was trained on the same features.
+        transfer)
+            extract=(--backbone efficientnet_lite0+efficientnet_lite1+efficientnet_lite2)
+            train=(--init packaged)
+            ;;
         # The defaults: nobody has trained on Flickr30k with this project yet.
         flickr30k) ;;
         # The published settings of Up-Down (Anderson et al. 2018, arXiv 1707.07998) and Att2in (Rennie et

@@ -47,7 +47,7 @@ class Stamp:
         try:
             record = json.loads(self.path.read_text())
             return (
-                record["options"] == self._options
+                _given(record["options"]) == _given(self._options)
                 and record["inputs"] == self._inputs
                 and record["outputs"]
                 == self._states(self._folder / path for path in record["outputs"])
@@ -90,6 +90,11 @@ def changed_inputs(folder: Path, stage: str) -> list[str]:
         return [name for name, state in inputs if _has_changed(folder / name, state)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # no record or a damaged one: the stage will run
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are given: those of a later version are None unless they are."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _has_changed(path: Path, state: str) -> bool:

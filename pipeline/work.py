@@ -10,6 +10,7 @@ class WorkFolder:
         self.path = path
         self.captions = path / "captions.json"
         self.vocabulary = path / "vocabulary.json"
+        self.images = path / "images"  # drawn, if the data set is shapes
         self.features = path / "features.h5"
         self.extraction = path / "extract.json"  # options and figures of the last extraction
         self.search = path / "search"  # index of decoder.search
@@ -17,6 +18,10 @@ class WorkFolder:
     def run(self, name: str) -> "RunFolder":
         """Return the run `name`."""
         return RunFolder(self.path / "runs" / name)
+
+    def captions_by(self, run: "RunFolder", split: str, suffix: str = "") -> Path:
+        """Return the file of the captions of a split by a run of another work directory."""
+        return self.path / f"captions_{split}_{run.path.resolve().name}{suffix}.json"
 
 
 class RunFolder:
@@ -34,12 +39,14 @@ class RunFolder:
         self.report = path / "report.html"
         # Beside the folder, so that it stays locked while the folder is moved aside.
         self.lock = path.with_name(f".{path.name}.lock")
-        # Only a captioner has these; the last three are optional.
+        # Only a captioner has these; the last four are optional.
         self.captioner = path / "captioner.json"
-        self.card = path / "MODEL_CARD.md"
+        self.card = path / "README.md"  # MODEL_CARD.md until version 0.2
+        self.licence = path / "LICENSE"
         self.frequencies = path / "document_frequencies.safetensors"
         self.expectation = path / "expectation.safetensors"
         self.embedding = path / "embedding.safetensors"
+        self.novelty = path / "novelty.safetensors"
 
     @property
     def work(self) -> WorkFolder:

@@ -10,7 +10,8 @@ install test
 
 .venv/bin/ruff format --config tests/ruff.toml --check .
 .venv/bin/ruff check --config tests/ruff.toml .
-.venv/bin/mypy &  # a minute of one core, which the tests do not always need
+# A minute of one core, which the tests do not always need; then the types that users of the Python API see.
+{ .venv/bin/mypy && .venv/bin/mypy tests/decoder/typed_use.py; } &
 types=$! status=0
 # One thread in each process. Each process collects the tests again, so there are at most four.
 OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal "$@" || status=$?

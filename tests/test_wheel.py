@@ -50,6 +50,7 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
         if path.suffix == ".py" or path.is_relative_to(PROJECT / "decoder" / "trained")
         if path.is_file() and path.suffix in DATA
     }
+    expected |= {f"{name}/py.typed" for name in PACKAGES}  # type hints for users' code
     expected |= {"evaluation/report.html", "pipeline/install.sh", "pipeline/presets.sh"}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -1,8 +1,9 @@
 """A trained run, or an ensemble of runs, as a captioner: from features to candidate captions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,16 +11,19 @@ import numpy as np
 import torch
 
 from decoder.data.batches import Features, pack, pad
-from decoder.data.pictures import backbone_of
+from decoder.data.pictures import MANY, backbone_of
 from decoder.generation.constraints import constraints
 from decoder.generation.ensemble import Ensemble, of_view
 from decoder.generation.generate import LanguageModel, generate
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.consensus import by_consensus, frequencies_of
+from decoder.ranking.embedding_file import provenance
+from decoder.ranking.novelty import Novelty
 from decoder.ranking.reranker import Reranker
 from decoder.runs.loading import load_decoder
 from features.backbones import Backbone
 from features.errors import UserError, first_few
+from features.labels import Label, Labels
 from features.store import differences, fingerprint
 from pipeline.vocabulary import EOS, Vocabulary
 from pipeline.work import RunFolder
@@ -37,6 +41,9 @@ class Candidate(NamedTuple):
     """Plain lower-case text."""
     log_probability: float
     """Natural logarithm of the probability of its words and EOS."""
+    scores: Mapping[str, float] = {}
+    """What else speaks for or against it, by name: the scores of the reranker, and the novelty of
+    its picture, if the captioner has them."""
 
 
 class Captioner:
@@ -73,12 +80,19 @@ class Captioner:
         )
         self.options = options
         self._device = device
+        self._backbone: Backbone | None = None
+        self._backbone_for = 0
         self._max_length = options.max_length or self.vocabulary.max_length
         self._forbidden = constraints(options, self.vocabulary, self._max_length)
         self._frequencies = frequencies_of(self.run, self.vocabulary) if options.consensus else None
         self._reranker = None
         if options.rerank:
             self._reranker = Reranker.of(self.run, self.vocabulary, self.config["features"])
+        self._novelty = None
+        if self.run.novelty.exists():
+            features = self.config["features"]
+            belongs_to = provenance(self.vocabulary, fingerprint(features))
+            self._novelty = Novelty.load(self.run.novelty, belongs_to, features["channels"])
 
     def caption(self, features: Features) -> list[Candidate]:
         """Return the best caption of each image of a batch; see `captions` for the arguments."""
@@ -97,28 +111,45 @@ class Captioner:
         generated = generate(
             self._model, features.to(self._device), self.options, self._max_length, self._forbidden
         )
+        scores: dict[str, torch.Tensor] = {}
         if self._reranker is not None:
-            generated = self._reranker(generated, features, self.options.views, drawn)
+            generated, reranked = self._reranker(generated, features, self.options.views, drawn)
+            scores = {name.removesuffix("_IK"): score for name, score in reranked._asdict().items()}
         elif self._frequencies is not None:
             generated = by_consensus(generated, self._frequencies, drawn)
         elif drawn:
             order_IK = generated.log_probability_IK.argsort(1, descending=True)
             generated = generated.reordered(order_IK)
+        if self._novelty is not None:
+            whole = of_view(features, 0, self.options.views)
+            novelty_I = self._novelty.of(whole.pooled_IC.cpu())
+            scores["novelty"] = novelty_I[:, None].expand_as(generated.log_probability_IK)
+        tokens, log_probabilities = (
+            generated.tokens_IKT.tolist(),
+            generated.log_probability_IK.tolist(),
+        )
+        values = {name: score_IK.tolist() for name, score_IK in scores.items()}
         return [
-            self._distinct(tokens, log_probabilities)
-            for tokens, log_probabilities in zip(
-                generated.tokens_IKT.tolist(), generated.log_probability_IK.tolist(), strict=True
+            self._distinct(
+                tokens[i], log_probabilities[i], {name: of[i] for name, of in values.items()}
             )
+            for i in range(len(tokens))
         ]
 
-    def _distinct(self, tokens: list[list[int]], log_probabilities: list[float]) -> list[Candidate]:
+    def _distinct(
+        self,
+        tokens: list[list[int]],
+        log_probabilities: list[float],
+        scores: Mapping[str, list[float]],
+    ) -> list[Candidate]:
         """Return the first `options.captions` distinct captions of an image."""
         candidates: dict[str, Candidate] = {}
-        for ids, log_probability in zip(tokens, log_probabilities, strict=True):
+        for k, (ids, log_probability) in enumerate(zip(tokens, log_probabilities, strict=True)):
             text = self.vocabulary.decode(ids)
             # An unused beam has probability 0.
             if text not in candidates and (log_probability > -math.inf or not candidates):
-                candidates[text] = Candidate(self.vocabulary.strip(ids), text, log_probability)
+                own = {name: of[k] for name, of in scores.items()}
+                candidates[text] = Candidate(self.vocabulary.strip(ids), text, log_probability, own)
         return list(candidates.values())[: self.options.captions]
 
     @property
@@ -160,9 +191,29 @@ class Captioner:
         attention_ITR[words.caption_P.cpu().numpy(), step_P] = mean_PR
         return attention_ITR
 
+    def labels(self, features: Features) -> list[list[Label]]:
+        """Return the classes that the CNN sees in each image, if it has any; see `Labels.best`.
+
+        Args:
+            features: see `captions`.
+        """
+        whole = of_view(features, 0, self.options.views)
+        known = self._labels
+        return [[]] * len(whole.pooled_IC) if known is None else known.best(whole.pooled_IC)
+
+    @cached_property
+    def _labels(self) -> Labels | None:
+        return Labels.of(self.config["features"])
+
     def backbone(self, pictures: int = 1) -> Backbone:
-        """Load the CNN whose features the run was trained on; see `backbone_of`."""
-        return backbone_of(self.config["features"], self._device, pictures)
+        """Return the CNN whose features the run was trained on; see `backbone_of`.
+
+        It is kept, and loaded again only if a faster backend pays for the number of pictures.
+        """
+        if self._backbone is None or self._backbone_for < MANY <= pictures:
+            self._backbone = backbone_of(self.config["features"], self._device, pictures)
+            self._backbone_for = pictures
+        return self._backbone
 
 
 def _expect_compatible(

@@ -1,15 +1,13 @@
 """Confidence: the probability that a caption is good, calibrated on validation captions.
 
-A caption is good if its CIDEr is at least `GOOD`. A logistic regression on the mean log-probability
-per word (Platt 1999) predicts whether it is.
+A caption is good if its CIDEr is at least `GOOD`. A logistic regression (Platt 1999) predicts
+whether it is, from signals of caption and picture. `decoder.sharing.calibration` fits it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from decoder.captioning.captioner import Candidate, Captioner, default_generation
 from features.commands import EXPORT
@@ -18,29 +16,49 @@ from features.files import read_json
 
 # As scored by the toolkit, usually against five reference captions.
 GOOD = 0.3
-# With fewer validation captions a captioner has no confidence estimate.
-LEAST = 50
+# The only signal of captioners before 0.3.
+_LOG_PROBABILITY = "log_probability"
+
+Signals = Mapping[str, float]
+"""What speaks for or against a caption, by name: "log_probability" is the mean natural logarithm of
+the probability of a word; the others are those of `Candidate.scores`."""
 
 
 @dataclass(frozen=True)
 class Confidence:
-    """The probability that a caption is good, as a function of its mean log-probability."""
+    """The probability that a caption is good, as a function of its signals."""
 
-    slope: float
+    weights: Mapping[str, float]
+    """Of each signal."""
     intercept: float
     good: float
     """The lowest CIDEr of a good caption."""
     images: int
     """Number of validation captions it was fitted to."""
+    novelty: float | None = None
+    """A picture of a larger novelty is unfamiliar: hardly a photograph of the kind trained on."""
 
-    def of(self, mean_log_probability: float) -> float:
-        """Return the probability that such a caption is good, from 0 to 1."""
-        return _logistic(self.slope * mean_log_probability + self.intercept)
+    def of(self, signals: Signals) -> float:
+        """Return the probability that a caption with these signals is good, from 0 to 1.
+
+        A signal that is missing counts as 0; `applies` says whether one is.
+        """
+        total = sum(weight * signals.get(name, 0.0) for name, weight in self.weights.items())
+        return _logistic(total + self.intercept)
+
+    def applies(self, signals: Signals) -> bool:
+        """Whether a caption has all the signals needed."""
+        return self.weights.keys() <= signals.keys()
+
+    def unfamiliar(self, signals: Signals) -> bool:
+        """Whether the picture is unlike those that the captioner was trained on."""
+        return self.novelty is not None and signals.get("novelty", 0.0) > self.novelty
 
 
-def mean_log_probability(caption: Candidate) -> float:
-    """Return a caption's natural log-probability per word; EOS counts as a word."""
-    return caption.log_probability / (len(caption.ids) + 1)
+def signals_of(caption: Candidate) -> dict[str, float]:
+    """Return the signals of a caption; EOS counts as a word."""
+    mean = caption.log_probability / (len(caption.ids) + 1)
+    return {_LOG_PROBABILITY: mean, **caption.scores}
 
 
 def is_comparable(captioner: Captioner) -> bool:
@@ -63,36 +81,6 @@ def confidence_of(captioner: Captioner) -> Confidence | None:
     return load(captioner.run.path) if is_comparable(captioner) else None
 
 
-def fit(mean_log_probabilities: Sequence[float], ciders: Sequence[float]) -> Confidence | None:
-    """Fit a logistic regression that predicts from log-probabilities which captions are good.
-
-    Args:
-        mean_log_probabilities: natural log-probability per word of each caption.
-        ciders: CIDEr of each caption.
-
-    Returns:
-        None if there are fewer than `LEAST` captions, or too few good or too few bad ones.
-    """
-    x, y = np.array(mean_log_probabilities, float), np.array(ciders, float) >= GOOD
-    if len(x) < LEAST or min(y.sum(), (~y).sum()) < LEAST / 10:
-        return None
-    scaled = np.stack([(x - x.mean()) / max(x.std(), 1e-9), np.ones(len(x))], 1)
-    # Platt's targets keep the slope finite if good and bad captions do not overlap.
-    target = np.where(y, (y.sum() + 1) / (y.sum() + 2), 1 / ((~y).sum() + 2))
-    weights = np.zeros(2)
-    for _ in range(50):  # Newton's method converges to the last digit in a handful of steps
-        predicted = 1 / (1 + np.exp(-np.clip(scaled @ weights, -500, 500)))
-        slopes = predicted * (1 - predicted)
-        curvature = scaled.T @ (scaled * slopes[:, None]) + 1e-9 * np.eye(2)
-        step = np.linalg.solve(curvature, scaled.T @ (predicted - target))
-        weights -= step
-        if np.abs(step).max() < 1e-9:
-            break
-    slope = float(weights[0] / max(x.std(), 1e-9))
-    intercept = float(weights[1] - slope * x.mean())
-    return Confidence(round(slope, 6), round(intercept, 6), GOOD, len(x))
-
-
 def load(folder: Path) -> Confidence | None:
     """Read the confidence estimate in `folder`/captioner.json; None if no file or estimate exists.
 
@@ -107,45 +95,19 @@ def load(folder: Path) -> Confidence | None:
         values = content["confidence"]
         if values is None:
             return None
-        slope, intercept, good = (float(values[name]) for name in ("slope", "intercept", "good"))
-        if not all(map(math.isfinite, (slope, intercept, good))):
-            raise ValueError(f"expected finite numbers, found {slope}, {intercept}, {good}")
-        return Confidence(slope, intercept, good, int(values["images"]))
-    except (KeyError, OverflowError, TypeError, ValueError) as error:
+        # Before 0.3 there was one signal, whose weight was called the slope.
+        weights = values["weights"] if "weights" in values else {_LOG_PROBABILITY: values["slope"]}
+        weights = {str(name): float(weight) for name, weight in weights.items()}
+        intercept, good = (float(values[name]) for name in ("intercept", "good"))
+        novelty = values.get("novelty")
+        novelty = None if novelty is None else float(novelty)
+        if not all(map(math.isfinite, (*weights.values(), intercept, good, novelty or 0))):
+            raise ValueError(f"expected finite numbers, found {weights}, {intercept}, {good}")
+        return Confidence(weights, intercept, good, int(values["images"]), novelty)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error!r}); export the captioner again with {EXPORT}"
         ) from error
-
-
-def table(
-    confidence: Confidence, captions: Sequence[tuple[float, float]]
-) -> list[dict[str, float]]:
-    """Tabulate how many captions are good at each confidence, in five bins of equal width.
-
-    Args:
-        confidence: the estimate to check.
-        captions: (mean log-probability, CIDEr) of each caption.
-
-    Returns:
-        For each bin that is not empty: its bounds, the number of captions, the share of good ones
-        and their mean CIDEr.
-    """
-    probability = np.array([confidence.of(x) for x, _ in captions])
-    cider = np.array([y for _, y in captions])
-    rows = []
-    for fifth in range(5):
-        chosen = (np.clip((probability * 5).astype(int), 0, 4)) == fifth
-        if chosen.any():
-            rows.append(
-                {
-                    "from": fifth / 5,
-                    "to": (fifth + 1) / 5,
-                    "captions": int(chosen.sum()),
-                    "good": round(float((cider[chosen] >= confidence.good).mean()), 4),
-                    "CIDEr": round(float(cider[chosen].mean()), 4),
-                }
-            )
-    return rows
 
 
 def _logistic(x: float) -> float:

@@ -57,5 +57,5 @@ def print_captions(writer: CaptionWriter, paths: Sequence[Path], json_lines: boo
             print(json.dumps(line, ensure_ascii=False), flush=True)
         elif not isinstance(result, PictureError):
             for caption in result:
-                mark = "\tunsure" if caption.unsure else ""
-                print(f"{path}\t{caption.sentence}{mark}", flush=True)
+                doubt = f"\t{caption.doubt}" if caption.doubt else ""
+                print(f"{path}\t{caption.caption}{doubt}", flush=True)

@@ -30,7 +30,7 @@ from features.locks import locked
 # Columns of version 0.2. The later ones stand at the end, so that its rows stay as they are: they
 # are shorter than those of this version, which tells the two apart.
 OLD_COLUMNS = ("path", "caption", "unsure", "confidence", "bytes", "modified", "writer")
-COLUMNS = (*OLD_COLUMNS, "error")
+COLUMNS = (*OLD_COLUMNS, "labels", "error")
 # A name that is not UTF-8 must be read back as the same bytes. JSON holds it escaped instead.
 _ERRORS = "surrogateescape"
 # What a disk without locks answers, such as some network disks.

@@ -25,6 +25,9 @@ class CaptionOptions:
             "--alt site/ --out copy/ --review texts.csv"
         ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
+        "Caption that of another data set, to score it there": (
+            "--run work/runs/first --split test --work other"
+        ),
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "pictures",
@@ -33,6 +36,7 @@ class CaptionOptions:
         "alt",
         "review",
         "split",
+        "work",
         "run",
         "generate.captions",
         "generate.beam",
@@ -49,6 +53,9 @@ class CaptionOptions:
     """Pictures, and folders that are searched for pictures, subfolders included."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
+    work: Path | None = None
+    """With --split: caption that of this work directory instead, whose features must be of the
+    same kind, into WORK/captions_SPLIT_NAME.json for the run NAME."""
     alt: tuple[Path, ...] = ()
     """Copy these HTML pages to PAGE.alt.html, or the pages of folders to --out DIR, and add
     alternative texts to the images without one."""
@@ -97,6 +104,7 @@ class CaptionOptions:
             self.split is None or len(self.run) > 0,
             "--split needs --run: the folder WORK/runs/NAME of a trained run",
         )
+        require(self.split is not None or self.work is None, "--work needs --split NAME")
         require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
         require(
             self.sidecar is None or self.out is None,

@@ -114,7 +114,7 @@ def _result(caption: Caption, others: list[str], path: Path, words: str) -> str:
         mark = '<span class="unsure">Unsure.</span> ' if caption.unsure else ""
         confidence = f"{mark}Probability that this is a good caption: {caption.confidence:.0%}."
     listed = "".join(f"<li>{escape(one)}</li>" for one in others) or "<li>There are none.</li>"
-    sentence = escape(caption.sentence)
+    sentence = escape(caption.caption or "")
     return (
         f'<div class="result"><p class="caption">{sentence}</p>'
         f'<p class="confidence">{confidence}</p>'

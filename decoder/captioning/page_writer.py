@@ -72,7 +72,7 @@ class PageWriter:
                 if not page.waiting:
                     self._write(page)
             for picture, (best, *_) in self._writer.captions(list(order)):
-                text = Alternative(best.hedged, best.unsure)
+                text = Alternative(best.hedged, bool(best.unsure))
                 for page in waiting.pop(picture):
                     self._finish(page, picture, text)
             for picture, rest in waiting.items():  # they could not be read the second time

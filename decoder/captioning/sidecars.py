@@ -94,7 +94,7 @@ def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: Kind, for
 
     try:
         for path, (best, *_) in writer.captions(list(missing), len(outcome.kept)):
-            if best.sentence:
+            if best.caption:
                 waiting.append(_Task(path, missing[path], best.hedged))
             else:
                 empty.append(str(path))

@@ -8,13 +8,14 @@ import numpy as np
 from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner
-from decoder.captioning.confidence import is_comparable, mean_log_probability
+from decoder.captioning.confidence import is_comparable, signals_of
 from decoder.data.readers import SplitReader
 from features.commands import EXTRACT
 from features.errors import UserError
 from features.files import write_atomically, write_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
+from pipeline.work import WorkFolder
 
 
 def name_of(out: Path) -> str:
@@ -23,12 +24,13 @@ def name_of(out: Path) -> str:
 
 
 def caption_split(
-    captioner: Captioner, split: str, out: Path, batch_size: int, attended: int
+    captioner: Captioner, work: WorkFolder, split: str, out: Path, batch_size: int, attended: int
 ) -> list[Path]:
-    """Caption a split of the work directory of the captioner's run, and return the files written.
+    """Caption a split of a work directory, and return the files written.
 
     Args:
         captioner: the captioner.
+        work: the work directory, of the captioner's run or another with features of the same kind.
         split: name of the split.
         out: where to write the captions, in the COCO results format. The attention is written
             beside it, as attention_NAME.npz.
@@ -40,7 +42,7 @@ def caption_split(
             split or the views.
     """
     views = captioner.options.views
-    reader = _reader(captioner, split, views)
+    reader = _reader(captioner, work, split, views)
     comparable = is_comparable(captioner)  # decoder.export calibrates confidence on these captions
     results: list[dict[str, Any]] = []
     words: list[list[str]] = []
@@ -51,7 +53,9 @@ def caption_split(
             for image, (best, *others) in zip(images, batch, strict=True):
                 result: dict[str, Any] = {"image_id": image.id, "caption": best.text}
                 if comparable:
-                    result["mean_log_probability"] = mean_log_probability(best)
+                    signals = signals_of(best)
+                    result["mean_log_probability"] = signals.pop("log_probability")
+                    result["signals"] = {name: round(x, 6) for name, x in signals.items()}
                 if captioner.options.captions > 1:
                     result["alternatives"] = [other.text for other in others]
                 results.append(result)
@@ -74,9 +78,9 @@ def caption_split(
     return outputs
 
 
-def _reader(captioner: Captioner, split: str, views: int) -> SplitReader:
-    """Open the features of a split that the captioner was trained on."""
-    work, description = captioner.run.work, captioner.config["features"]
+def _reader(captioner: Captioner, work: WorkFolder, split: str, views: int) -> SplitReader:
+    """Open the features of a split, of the kind that the captioner was trained on."""
+    description = captioner.config["features"]
     store = FeatureStore(work.features)
     store.expect(fingerprint(description), f"the run {captioner.run.path}", description)
     stored = len(store.row_format.views)

@@ -1,19 +1,21 @@
-"""From picture files to captions for people: a sentence and how confident the captioner is."""
+"""From pictures to captions for people: a sentence and how confident the captioner is."""
 
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner, Runs, input_files
-from decoder.captioning.confidence import Confidence, confidence_of, mean_log_probability
+from decoder.captioning.confidence import Confidence, confidence_of, signals_of
 from decoder.data.batches import Features
 from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
@@ -23,47 +25,98 @@ from features.images import PictureError, read_picture
 from features.views import VIEWS
 from pipeline.text import as_sentence
 
-_KEYS = ("caption", "unsure", "confidence", "log_probability")  # of a caption as JSON
+Picture = str | Path | bytes | Image.Image
+"""A picture: the path of a file, the content of one, or an image of Pillow."""
+
+P = TypeVar("P", bound=Picture)
 
 
-class Caption(NamedTuple):
-    """A caption as people read it."""
+@dataclass(frozen=True)
+class Caption:
+    """The caption of a picture as people read it, or the reason why it has none.
 
-    sentence: str
-    """With a capital letter and a full stop; empty if the decoder generated no word."""
-    log_probability: float
-    confidence: float | None
-    """The probability that the caption is good (see `decoder.captioning.confidence`); None if the
-    captioner has no confidence estimate.
+    The fields have the names of the keys of `decoder.caption --json` and of the columns of tables.
     """
-    unsure: bool
-    """Whether the confidence is below the threshold."""
+
+    caption: str | None
+    """A sentence with a capital letter and a full stop; empty if the decoder generated no word,
+    None if there is an `error`.
+    """
+    unsure: bool | None
+    """Whether the confidence is below the threshold; None if there is an `error`."""
+    confidence: float | None
+    """Probability from 0 to 1 that the caption is good (see `decoder.captioning.confidence`),
+    rounded to 3 digits; None if the captioner has no confidence estimate.
+    """
+    log_probability: float | None
+    """Natural logarithm of the probability of its words; None if there is an `error`."""
+    error: str | None = None
+    """Why the picture has no caption: it cannot be read, or shows nothing; None if it has one."""
+    labels: tuple[str, ...] = ()
+    """If the caption is unsure: what else the picture may show, the most probable first. These are
+    ImageNet classes that the CNN itself gives a probability of 0.1 or more."""
+    unfamiliar: bool = False
+    """Whether the picture is unlike the photographs that the captioner was trained on, such as a
+    page of text, a diagram or a drawing; its caption is unsure."""
+    alternatives: tuple["Caption", ...] = ()
+    """Further captions, the most probable first, if more than one was asked for."""
 
     @property
     def hedged(self) -> str:
         """The sentence, with "Perhaps" if it is unsure: for places that have no other mark."""
-        if not self.unsure or not self.sentence:
-            return self.sentence
-        return f"Perhaps: {self.sentence[0].lower()}{self.sentence[1:]}"
+        if not self.unsure or not self.caption:
+            return self.caption or ""
+        return f"Perhaps: {self.caption[0].lower()}{self.caption[1:]}"
 
     def as_json(self) -> dict[str, Any]:
-        """Return the caption as a JSON object."""
-        rounded = None if self.confidence is None else round(self.confidence, 3)
-        values = (self.sentence, self.unsure, rounded, self.log_probability)
-        return dict(zip(_KEYS, values, strict=True))
+        """Return what a JSON object or a row of a table says about the caption itself."""
+        return {
+            "caption": self.caption,
+            "unsure": self.unsure,
+            "confidence": self.confidence,
+            "log_probability": self.log_probability,
+            "labels": list(self.labels),
+        }
+
+    @property
+    def doubt(self) -> str:
+        """Why not to trust the caption and what else the picture may show; empty if it is sure."""
+        if not self.unsure:
+            return ""
+        reason = "unsure, not like a photograph" if self.unfamiliar else "unsure"
+        return f"{reason}; it may show: {', '.join(self.labels)}" if self.labels else reason
 
 
 def describe(candidate: Candidate, calibration: Confidence | None, threshold: float) -> Caption:
-    """Format a caption for people; it is unsure if its confidence is below `threshold`."""
-    probability = None
-    if calibration is not None:
-        probability = calibration.of(mean_log_probability(candidate))
-    unsure = probability is not None and probability < threshold
-    return Caption(as_sentence(candidate.text), candidate.log_probability, probability, unsure)
+    """Format a caption for people.
+
+    It is unsure if its confidence is below `threshold`, or its picture unfamiliar.
+    """
+    probability, unfamiliar = None, False
+    signals = signals_of(candidate)
+    if calibration is not None and calibration.applies(signals):
+        probability = calibration.of(signals)
+        unfamiliar = calibration.unfamiliar(signals)
+    unsure = unfamiliar or (probability is not None and probability < threshold)
+    return Caption(
+        as_sentence(candidate.text),
+        unsure,
+        None if probability is None else round(probability, 3),
+        candidate.log_probability,
+        unfamiliar=unfamiliar,
+    )
+
+
+def _one(result: Sequence[Caption] | PictureError) -> Caption:
+    """Return the best caption of a picture with the others as its alternatives, or its error."""
+    if isinstance(result, PictureError):
+        return Caption(None, None, None, None, " ".join(str(result).split()))
+    best, *others = result
+    return replace(best, alternatives=tuple(others))
 
 
 class CaptionWriter:
-    """Captions picture files; the models are loaded when the first picture needs them.
+    """Captions pictures; the models are loaded when the first picture needs them, and kept.
 
     Args:
         runs: the runs and their weights.
@@ -74,9 +127,9 @@ class CaptionWriter:
         device: where to compute.
 
     Attributes:
-        written: number of pictures captioned so far.
+        written: number of pictures that `results` captioned so far.
         captions_each: most captions of a picture.
-        unreadable: the pictures that could not be read or show nothing, and why.
+        unreadable: the pictures of `results` that could not be read or show nothing, and why.
     """
 
     def __init__(
@@ -98,6 +151,67 @@ class CaptionWriter:
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
+
+    def load(self) -> None:
+        """Load the decoder now, which reports a broken run before the first picture.
+
+        Raises:
+            UserError: see `Captioner`.
+        """
+        _ = self._captioner, self._calibration
+
+    @cached_property
+    def _captioner(self) -> Captioner:
+        return Captioner(self._runs, self._options, self._device)
+
+    @cached_property
+    def _calibration(self) -> Confidence | None:
+        return confidence_of(self._captioner)
+
+    @overload
+    def caption(self, pictures: Picture) -> Caption: ...  # type: ignore[overload-overlap]
+
+    @overload
+    def caption(self, pictures: Iterable[Picture]) -> list[Caption]: ...
+
+    def caption(self, pictures: Picture | Iterable[Picture]) -> Caption | list[Caption]:
+        """Return the caption of a picture, or of each picture of a list, as decoder.caption does.
+
+        A picture that cannot be read, or shows nothing, has an `error` instead of a caption.
+
+        Args:
+            pictures: a path, the content of a file, or an image of Pillow; or several of them.
+
+        Raises:
+            TypeError: it is something else.
+            UserError: see `Captioner`.
+        """
+        single = isinstance(pictures, Picture)
+        chosen: list[Picture] = [pictures] if isinstance(pictures, Picture) else list(pictures)
+        for picture in chosen:
+            if not isinstance(picture, Picture):
+                raise TypeError(
+                    "expected the path of a picture, its bytes or an image of Pillow, found "
+                    f"{type(picture).__name__}"
+                )
+        devices = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(devices):  # the caller's random numbers are left alone
+            captions = [_one(result) for _, result in self._captioned(chosen)] if chosen else []
+        return captions[0] if single else captions
+
+    def _captioned(self, pictures: Sequence[P]) -> Iterator[tuple[P, list[Caption] | PictureError]]:
+        """Yield each picture's captions, the best first, or why it has none."""
+        torch.manual_seed(self._seed)
+        calibration = self._calibration
+        for picture, result in caption_pictures(self._captioner, pictures, self._batch_size):
+            if isinstance(result, PictureError):
+                yield picture, result
+                continue
+            captions = [describe(one, calibration, self._threshold) for one in result.candidates]
+            if captions[0].unsure:
+                labels = tuple(label.name for label in self._captioner.labels(result.features)[0])
+                captions[0] = replace(captions[0], labels=labels)
+            yield picture, captions
 
     def captions(
         self, paths: Sequence[Path], done: int = 0, quiet: bool = False
@@ -124,20 +238,17 @@ class CaptionWriter:
         """
         if not paths:
             return
-        torch.manual_seed(self._seed)
-        captioner = Captioner(self._runs, self._options, self._device)
-        calibration = confidence_of(captioner)
         total = done + len(paths)
         with tqdm(
             total=total, initial=done, desc="caption", unit="image", disable=quiet or None
         ) as bar:
-            for path, result in caption_pictures(captioner, paths, self._batch_size):
+            for path, result in self._captioned(paths):
                 bar.update()
                 if isinstance(result, PictureError):
                     self.unreadable.append((path, result))
                     yield path, result
                     continue
-                yield path, [describe(one, calibration, self._threshold) for one in result]
+                yield path, result
                 self.written += 1
 
     def as_json(self, result: Sequence[Caption] | PictureError) -> dict[str, Any]:
@@ -146,15 +257,11 @@ class CaptionWriter:
         Without `--captions` there is no list of alternatives. A picture that cannot be read has
         the same keys, without values, and the reason as `error`.
         """
-        if isinstance(result, PictureError):
-            best: dict[str, Any] = dict.fromkeys(_KEYS)
-            others: Sequence[Caption] = ()
-            error = " ".join(str(result).split())
-        else:
-            best, others, error = result[0].as_json(), result[1:], None
+        caption = _one(result)
+        values = caption.as_json()
         if self._options.captions > 1:
-            best["alternatives"] = [other.as_json() for other in others]
-        return {**best, "error": error}
+            values["alternatives"] = [other.as_json() for other in caption.alternatives]
+        return {**values, "error": caption.error}
 
     def identity(self) -> str:
         """Hash of the weights and options that determine the captions.
@@ -187,20 +294,28 @@ class CaptionWriter:
         return status
 
 
+class Captioned(NamedTuple):
+    """The captions of a picture and what they were written from."""
+
+    candidates: list[Candidate]
+    features: Features
+    """Of one picture; see `Captioner.captions`."""
+
+
 def caption_pictures(
-    captioner: Captioner, paths: Sequence[Path], batch_size: int
-) -> Iterator[tuple[Path, list[Candidate] | PictureError]]:
-    """Yield each picture's captions, or why it cannot be read, in the order of `paths`.
+    captioner: Captioner, pictures: Sequence[P], batch_size: int
+) -> Iterator[tuple[P, Captioned | PictureError]]:
+    """Yield each picture's captions, or why it cannot be read, in the order of `pictures`.
 
     Threads decode a batch of pictures at a time. A picture that cannot be read, or shows nothing,
     does not stop the others.
     """
-    backbone = captioner.backbone(len(paths) * captioner.options.views)
+    backbone = captioner.backbone(len(pictures) * captioner.options.views)
     views = VIEWS[: captioner.options.views]
 
-    def read(path: Path) -> torch.Tensor | Features | PictureError:
+    def read(source: P) -> torch.Tensor | Features | PictureError:
         try:
-            picture = read_picture(path)
+            picture = read_picture(source)
             check_content(picture)
             pixels = backbone.views(picture, views)
         except PictureError as error:
@@ -209,15 +324,21 @@ def caption_pictures(
         return as_stored(backbone, [images]) if backbone.one_by_one else images
 
     with ThreadPoolExecutor() as pool:
-        for start in range(0, len(paths), batch_size):
-            batch = paths[start : start + batch_size]
+        for start in range(0, len(pictures), batch_size):
+            batch = pictures[start : start + batch_size]
             results = list(pool.map(read, batch))
             parts = [result for result in results if isinstance(result, Features)]
             if images := [result for result in results if isinstance(result, torch.Tensor)]:
                 parts = [as_stored(backbone, images)]
-            captions: Iterator[list[Candidate]] = iter(())
+            captioned: Iterator[Captioned] = iter(())
             if parts:
                 features = Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-                captions = iter(captioner.captions(features))
-            for path, result in zip(batch, results, strict=True):
-                yield path, result if isinstance(result, PictureError) else next(captions)
+                each = zip(*(tensor.split(len(views)) for tensor in features), strict=True)
+                captioned = (
+                    Captioned(candidates, Features(*of_picture))
+                    for candidates, of_picture in zip(
+                        captioner.captions(features), each, strict=True
+                    )
+                )
+            for source, result in zip(batch, results, strict=True):
+                yield source, result if isinstance(result, PictureError) else next(captioned)

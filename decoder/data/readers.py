@@ -1,6 +1,6 @@
 """Readers of the feature store: a split's images in order, and shuffled training batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Batch, Features, pad
+from decoder.data.weights import WeightedDraws
 from features.commands import EXTRACT, PREPARE
 from features.distributed import rank, world_size
 from features.errors import UserError, first_few
@@ -117,9 +118,10 @@ class TrainingReader(SplitReader):
         size: images in a batch.
         seed: of the order of the images and of their views.
         grid: read the grid too, not the pooled features alone.
+        weights: how often the images of each source are drawn in an epoch; once by default.
 
     Raises:
-        UserError: as `SplitReader`, or an image has no caption.
+        UserError: as `SplitReader`, an image has no caption, or a weight names an unknown source.
     """
 
     def __init__(
@@ -130,9 +132,11 @@ class TrainingReader(SplitReader):
         size: int,
         seed: int,
         grid: bool = True,
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(store, table, "train", grid)
         expect_captions(self)
+        self._draws = WeightedDraws([image.source for image in self.images], weights or {})
         self.captions = [
             [vocabulary.encode(caption.tokens) for caption in image.captions]
             for image in self.images
@@ -143,14 +147,14 @@ class TrainingReader(SplitReader):
     @property
     def batches_per_epoch(self) -> int:
         """Number of batches in an epoch; the last may be smaller."""
-        return -(-len(self) // self._size)
+        return -(-len(self._draws) // self._size)
 
     def epoch(self, phase: str, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
         """Yield an epoch's batches from `first_batch` on; the next one is read meanwhile."""
         generator = np.random.default_rng([self._seed, *phase.encode(), epoch])
-        order = generator.permutation(len(self))
-        views = generator.integers(len(self._store.row_format.views), size=len(self))
-        starts = range(first_batch * self._size, len(self), self._size)
+        order = generator.permutation(self._draws.draw(generator))
+        views = generator.integers(len(self._store.row_format.views), size=len(order))
+        starts = range(first_batch * self._size, len(order), self._size)
         own_rank, processes = rank(), world_size()
 
         def read(start: int) -> Batch:

@@ -68,9 +68,13 @@ class Generated(NamedTuple):
 
     def best_first(self, score_IK: Tensor) -> "Generated":
         """Sort each image's captions by falling score, with unused beams last."""
+        return self.reordered(self.order_by(score_IK))
+
+    def order_by(self, score_IK: Tensor) -> Tensor:
+        """Return the order of each image's captions by falling score, int64 [I, K]; see above."""
         exists_IK = self.log_probability_IK > -torch.inf
         score_IK = score_IK.masked_fill(~exists_IK, -torch.inf)
-        return self.reordered(score_IK.argsort(dim=1, descending=True, stable=True))
+        return score_IK.argsort(dim=1, descending=True, stable=True)
 
     def reordered(self, order_IK: Tensor) -> "Generated":
         """Return the captions in another order: `order_IK[i, k]` of each image i at position k."""

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from decoder.data.batches import Features
 from decoder.data.readers import SplitReader
 from decoder.ranking.embedding import JointEmbedding, train_embedding
+from decoder.ranking.grades import Grades
 from decoder.runs import checkpoints
 from decoder.runs.folder import digest
 from features.commands import SEARCH
@@ -37,6 +38,9 @@ class Embedding(NamedTuple):
     """Features of some training images, from which the decoder estimates how probable a caption is
     regardless of the picture."""
     file: Path
+    grades: Grades | None
+    """What scores of a search mean; None if there were too few validation captions to measure it.
+    """
 
 
 def provenance(vocabulary: Vocabulary, fingerprint: str) -> dict[str, str]:
@@ -99,7 +103,7 @@ def load_or_train(
     # The store holds them as float16, too.
     tensors |= {_BACKGROUND + name: part.half() for name, part in background._asdict().items()}
     checkpoints.save(file, tensors, expected)
-    return Embedding(model, background, file)
+    return Embedding(model, background, file, None)
 
 
 def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
@@ -125,7 +129,7 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
             f"{file} is damaged ({error!r:.200}); copy the original file again, or delete this "
             "one: the next search trains a new one"
         ) from error
-    return Embedding(model.eval(), Features(grid, pooled), file)
+    return Embedding(model.eval(), Features(grid, pooled), file, None)
 
 
 def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> JointEmbedding:

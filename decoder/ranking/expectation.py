@@ -46,7 +46,7 @@ class Expectation:
         frequencies: Frequencies,
     ) -> None:
         self._frequencies = frequencies
-        scaled_NC = _power_normalised(pooled_NC)
+        scaled_NC = power_normalised(pooled_NC)
         self._mean_C = scaled_NC.mean(0)
         scaled_NC -= self._mean_C
         self._deviation_C = scaled_NC.square().mean(0).sqrt() + 1e-3
@@ -84,7 +84,7 @@ class Expectation:
         Returns:
             float32 [I, N].
         """
-        scaled_IC = (_power_normalised(pooled_IC) - self._mean_C) / self._deviation_C
+        scaled_IC = (power_normalised(pooled_IC) - self._mean_C) / self._deviation_C
         solved_CI = torch.cholesky_solve(scaled_IC.T, self._factor_CC)
         images = len(self._scaled_NC)
         return (self._scaled_NC @ solved_CI).T + 1 / images
@@ -179,7 +179,7 @@ class ReducedExpectation:
     def cider(self, candidates: Generated, pooled_IC: Tensor) -> Tensor:
         """Approximate `Expectation.cider`."""
         tensors = self._tensors
-        centred_IC = _power_normalised(pooled_IC) - tensors["feature_mean"]
+        centred_IC = power_normalised(pooled_IC) - tensors["feature_mean"]
         picture_RI = tensors["directions"] @ (centred_IC / tensors["feature_deviation"]).T
 
         def predict(index_U: Tensor) -> Tensor:
@@ -242,5 +242,6 @@ def _expected_cider(
     return 10 / ORDERS * total_B.view(images, count)
 
 
-def _power_normalised(pooled: Tensor) -> Tensor:
+def power_normalised(pooled: Tensor) -> Tensor:
+    """Return the square roots of features, with their signs, which tame large values."""
     return pooled.sign() * pooled.abs().sqrt()

@@ -108,12 +108,19 @@ class Reranker:
 
     def __call__(
         self, candidates: Generated, features: Features, views: int, sampled: bool
-    ) -> Generated:
-        """Return the candidates of each image, the best first; see `scores` for the arguments."""
-        consensus_IK, expectation_IK, cosine_IK = self.scores(candidates, features, views, sampled)
-        return candidates.best_first(
-            consensus_IK + EXPECTATION_WEIGHT * expectation_IK + EMBEDDING_WEIGHT * cosine_IK
+    ) -> tuple[Generated, Scores]:
+        """Return the candidates of each image, the best first, and their scores in the same order.
+
+        The arguments are those of `scores`.
+        """
+        scores = self.scores(candidates, features, views, sampled)
+        order_IK = candidates.order_by(
+            scores.consensus_IK
+            + EXPECTATION_WEIGHT * scores.expectation_IK
+            + EMBEDDING_WEIGHT * scores.cosine_IK
         )
+        ordered = Scores(*(score_IK.gather(1, order_IK) for score_IK in scores))
+        return candidates.reordered(order_IK), ordered
 
     @torch.inference_mode()
     def scores(

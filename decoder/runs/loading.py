@@ -1,5 +1,7 @@
 """The decoder of a run, loaded back from its folder."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,31 +31,50 @@ def load_decoder(
     Raises:
         UserError: a file is missing or broken, or the three do not belong together.
     """
+    vocabulary, config = load_description(run)
+    with _checked(run):
+        options = _from_json(ModelOptions, config["options"]["decoder"])
+        channels = RowFormat(config["features"]).channels
+        # The meta device takes no memory, whatever sizes a damaged config asks for.
+        with torch.device("meta"):
+            model = decoders.allocate(options, len(vocabulary), channels).eval()
+    checkpoints.load_weights(model, weights, device)
+    return model, vocabulary, config
+
+
+def load_description(run: RunFolder) -> tuple[Vocabulary, dict[str, Any]]:
+    """Load a run's vocabulary and its config, whose "features" describe what it was trained on.
+
+    Raises:
+        UserError: a file is missing or broken, or the two do not belong together.
+    """
     if not run.path.is_dir():
         raise UserError(f"there is no run {run.path}; create it with {TRAIN}")
     config = read_json(run.config, TRAIN)
     vocabulary = vocabularies.load(run.vocabulary)
-    try:
-        options = _from_json(ModelOptions, config["options"]["decoder"])
-        channels = RowFormat(config["features"]).channels
+    with _checked(run):
+        RowFormat(config["features"])
         if not isinstance(config["features"]["backbone"], str):
             raise TypeError(f"a backbone called {config['features']['backbone']!r:.80}")
-        # The meta device takes no memory, whatever sizes a damaged config asks for.
-        with torch.device("meta"):
-            model = decoders.allocate(options, len(vocabulary), channels).eval()
         wanted, _ = str(config["vocabulary"]), str(config["fingerprint"])
-    except UserError as error:
-        raise UserError(f"{run.config}: {error}") from error
-    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{run.config} is not a run's config ({error!r}); train again") from error
     if digest(vocabulary.words) != wanted:
         raise UserError(
             f"{run.vocabulary} is not the vocabulary that the run was trained with: its words or "
             "their order differ; replace it with the vocabulary.json of the run that config.json "
             "and the weights came from"
         )
-    checkpoints.load_weights(model, weights, device)
-    return model, vocabulary, config
+    return vocabulary, config
+
+
+@contextmanager
+def _checked(run: RunFolder) -> Iterator[None]:
+    """Turn what a damaged config.json raises in the block into UserError."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{run.config}: {error}") from error
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{run.config} is not a run's config ({error!r}); train again") from error
 
 
 def _from_json(options_class: type[OptionsClass], values: dict[str, Any]) -> OptionsClass:

@@ -6,23 +6,11 @@ Every figure is taken from the run; none is written here.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# The terms that the makers of each data set state.
-_FLICKR = (
-    "for non-commercial research and education only. The photographs belong to the people who "
-    "published them on Flickr"
-)
-_TERMS = {
-    "flickr8k": _FLICKR,
-    "flickr30k": _FLICKR,
-    "coco": "captions CC BY 4.0; the photographs under the terms of Flickr and of the people who "
-    "published them there",
-    "shapes": "drawn by this project, under its MIT licence",
-}
-_UNKNOWN_TERMS = "not known to this project. Check them before you share this captioner"
+from decoder.sharing.front_matter import front_matter, scored_rows, sources_of, terms_of
 
 
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Return the model card as Markdown.
+    """Return the model card as Markdown, with Hugging Face's metadata at the start.
 
     Args:
         captioner: the content of captioner.json.
@@ -48,7 +36,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         "## Data",
         "",
-        *_data(captioner["data"]),
+        *_data(captioner),
         "",
         "## Training",
         "",
@@ -60,7 +48,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         "## Scores",
         "",
-        *_scores(captioner["scores"]),
+        *_scores(captioner),
         "",
         "## Confidence",
         "",
@@ -73,8 +61,12 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "tone.",
         "- It sees the picture at a low resolution, so it misses text, small objects and faces. It "
         "cannot read, recognise people or count beyond a few.",
-        "- It also writes a sentence about drawings, charts, screenshots and documents. Such "
-        "sentences mean nothing.",
+        "- What it writes about drawings, charts, screenshots and documents means nothing. "
+        + (
+            "Most of these pictures are marked as unlike a photograph."
+            if (captioner["confidence"] or {}).get("novelty") is not None
+            else "It does not recognise them."
+        ),
         "",
         "## What not to use it for",
         "",
@@ -85,7 +77,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "them.",
         "- Uses that the terms of its data exclude.",
     ]
-    return "\n".join(lines) + "\n"
+    return front_matter(captioner) + "\n".join(lines) + "\n"
 
 
 def _reranking(reranks: bool) -> Iterable[str]:
@@ -97,14 +89,16 @@ def _reranking(reranks: bool) -> Iterable[str]:
         )
 
 
-def _data(data: Mapping[str, Any] | None) -> Iterable[str]:
-    if data is None:
+def _data(captioner: Mapping[str, Any]) -> Iterable[str]:
+    sources = sources_of(captioner)
+    if not sources:
         yield "- Not known: the training captions were missing when this captioner was exported."
         return
-    dataset, images, captions = data["dataset"], data["images"], data["captions"]
-    yield f"- Trained on {dataset}: {images:,} images with {captions:,} captions."
-    yield f"- Terms of {dataset}: {_TERMS.get(dataset, _UNKNOWN_TERMS)}."
-    yield "- This folder contains none of its images or captions."
+    for of in sources:
+        name, images, captions = of["name"], of["images"], of["captions"]
+        yield f"- Trained on {name}: {images:,} images with {captions:,} captions."
+        yield f"- Terms of {name}: {terms_of(of)}."
+    yield "- This folder contains none of these images or captions."
 
 
 def _reinforce(rl: Mapping[str, Any], weights: str, reward: str) -> str:
@@ -116,19 +110,21 @@ def _reinforce(rl: Mapping[str, Any], weights: str, reward: str) -> str:
     )
 
 
-def _scores(scores: Mapping[str, Any]) -> Iterable[str]:
+def _scores(captioner: Mapping[str, Any]) -> Iterable[str]:
+    scores = captioner["scores"]
     if not scores:
         yield "None: its captions had not been scored when this captioner was exported."
         return
-    names = list(dict.fromkeys(name for of in scores.values() for name in of["corpus"]))
+    rows = list(scored_rows(captioner))
+    names = list(dict.fromkeys(name for _, _, of in rows for name in of["corpus"]))
     level = next(iter(scores.values()))["confidence"]
     yield f"By the official COCO toolkit, with {level:.0%} bootstrap intervals in brackets."
     yield ""
-    yield "| split | images | " + " | ".join(names) + " |"
-    yield "|---" * (len(names) + 2) + "|"
-    for split, of in scores.items():
+    yield "| data | split | images | " + " | ".join(names) + " |"
+    yield "|---" * (len(names) + 3) + "|"
+    for dataset, split, of in rows:
         cells = [_with_interval(of, name) for name in names]
-        yield f"| {split} | {of['images']:,} | " + " | ".join(cells) + " |"
+        yield f"| {dataset} | {split} | {of['images']:,} | " + " | ".join(cells) + " |"
 
 
 def _with_interval(scores: Mapping[str, Any], name: str) -> str:
@@ -138,23 +134,51 @@ def _with_interval(scores: Mapping[str, Any], name: str) -> str:
     return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f}-{high:.3f})"
 
 
+# What a signal of the confidence is, by its name in captioner.json.
+_SIGNALS = {
+    "log_probability": "the log-probability per word",
+    "expectation": "the CIDEr that a regression on the picture expects of the caption",
+    "consensus": "the agreement with the other candidates",
+    "cosine": "the similarity of picture and caption in the joint embedding",
+    "novelty": "how unlike the training pictures the picture is",
+}
+
+
 def _confidence(confidence: Mapping[str, Any] | None) -> Iterable[str]:
     if confidence is None:
         yield "None: there were no scored validation captions to calibrate it on."
         return
+    weights = confidence.get("weights", {"log_probability": None})
     yield (
         "The confidence of a caption is the estimated probability that its CIDEr is "
-        f"{confidence['good']} or more, which we call good. It depends on the log-probability per "
-        f"word and is calibrated on {confidence['images']:,} validation captions. It is not the "
-        "probability that a caption is true."
+        f"{confidence['good']} or more, which we call good. It depends on "
+        f"{'; '.join(_SIGNALS.get(name, name) for name in weights)}. It is calibrated on "
+        f"{confidence['images']:,} validation captions. It is not the probability that a caption "
+        "is true."
     )
-    yield ""
-    yield "| confidence | validation captions | good | mean CIDEr |"
-    yield "|---|---|---|---|"
-    for row in confidence["table"]:
+    # Before 0.3 the table was that of the captions that it was fitted to.
+    checks = confidence.get("checks", {"": {"table": confidence.get("table", [])}})
+    for source, of in checks.items():
+        yield ""
+        if "error" in of:
+            yield (
+                f"Captions{f' of {source}' if source else ''} that it was not fitted to, in ten "
+                f"parts: calibration error {of['error']:.3f}; perfect calibration would have "
+                f"{of['perfect']:.3f} at this number of captions."
+            )
+            yield ""
+        yield "| confidence | validation captions | good | mean CIDEr |"
+        yield "|---|---|---|---|"
+        for row in of["table"]:
+            yield (
+                f"| {row['from']:.1f} to {row['to']:.1f} | {row['captions']} | {row['good']:.0%} | "
+                f"{row['CIDEr']:.3f} |"
+            )
+    if confidence.get("novelty") is not None:
+        yield ""
         yield (
-            f"| {row['from']:.1f} to {row['to']:.1f} | {row['captions']} | {row['good']:.0%} | "
-            f"{row['CIDEr']:.3f} |"
+            "A picture that is less like the training pictures than 97.5 % of the validation "
+            "pictures is marked as unlike a photograph, and its caption as unsure."
         )
 
 

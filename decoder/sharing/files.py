@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from decoder.captioning.captioner import Captioner
+from decoder.data.readers import SplitReader
 from decoder.ranking.consensus import count_frequencies, save_frequencies
 from decoder.ranking.embedding_file import load_or_train, provenance
+from decoder.ranking.novelty import Novelty
 from decoder.ranking.reranker import fit_expectation
 from decoder.runs import checkpoints
 from features.errors import UserError
-from features.store import fingerprint
+from features.store import FeatureStore, fingerprint
 from pipeline import captions as tables
 from pipeline.captions import CaptionTable
 from pipeline.vocabulary import Vocabulary
@@ -56,6 +58,25 @@ def write_expectation(run: RunFolder, captioner: Captioner, file: Path) -> None:
     frequencies = count_frequencies(tables.load(run.work.captions), vocabulary)
     expectation = fit_expectation(run, vocabulary, features, frequencies)
     expectation.reduced().save(file, provenance(vocabulary, fingerprint(features)))
+
+
+def write_novelty(
+    run: RunFolder, captioner: Captioner, table: CaptionTable | None, file: Path
+) -> None:
+    """Write what recognises unfamiliar pictures, if the run is a captioner or has its features.
+
+    Raises:
+        UserError: the features are damaged, or are not those that the run was trained on.
+    """
+    if run.novelty.exists():
+        shutil.copyfile(run.novelty, file)
+    elif table is not None and run.work.features.exists():
+        features = captioner.config["features"]
+        store = FeatureStore(run.work.features)
+        store.expect(fingerprint(features), f"the run {run.path}", features)
+        reader = SplitReader(store, table, "train", grid=False)
+        fitted = Novelty.fit(reader.pooled(range(len(reader))))
+        fitted.save(file, provenance(captioner.vocabulary, fingerprint(features)))
 
 
 def write_embedding(run: RunFolder, captioner: Captioner, file: Path) -> None:

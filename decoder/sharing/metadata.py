@@ -2,26 +2,27 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner, default_generation
+from decoder.sharing import calibration
 from decoder.sharing.claims import count_claims
 from evaluation.results import read
+from evaluation.scores import Scores
 from evaluation.scores import load as load_scores
-from features.commands import CAPTION, EXPORT, SCORE
+from features.commands import CAPTION, EXPORT
 from features.errors import UserError
 from features.files import read_json
-from pipeline.captions import CaptionTable
+from pipeline.captions import CaptionTable, Image
 from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
 FORMAT = 1
 # What is kept of a scores file: everything except the scores of each image.
-_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics")
+_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics", "sources")
 # What is measured on scored captions. An export without new scores keeps it.
 _EVALUATION_FIELDS = ("scores", "confidence", "claims")
 
@@ -43,7 +44,7 @@ def metadata(
     int8: bool,
     rerank: bool,
 ) -> dict[str, Any]:
-    """Return the content of captioner.json.
+    """Return the content of captioner.json, with the scores that the run already has.
 
     Args:
         run: the run or captioner that is exported.
@@ -71,7 +72,7 @@ def metadata(
         "data": _data(table) if previous is None else previous["data"],
         "features": captioner.config["features"],
         "fingerprint": captioner.config["fingerprint"],
-        **_evaluation_record(run, table, weights, rerank, previous),
+        **_known_evaluation(run, table, weights, rerank, previous),
     }
 
 
@@ -90,6 +91,8 @@ def _previous_record(run: RunFolder) -> dict[str, Any] | None:
             "data": content.get("data"),
             **{name: content[name] for name in _EVALUATION_FIELDS},
         }
+        if not isinstance(record["scores"], dict):
+            raise ValueError("its scores are no object")
         if content["weights_sha256"] != hashlib.sha256(run.best.read_bytes()).hexdigest():
             raise ValueError(f"it belongs to other weights than {run.best.name}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -102,38 +105,61 @@ def _data(table: CaptionTable | None) -> dict[str, Any] | None:
     if table is None:
         return None
     train = table.split("train")
-    captions = sum(len(image.captions) for image in train)
-    return {"dataset": table.dataset, "images": len(train), "captions": captions}
+    data = {"dataset": table.dataset, **_counts(train)}
+    if len(table.sources) > 1:
+        data["sources"] = [
+            {
+                **vars(source),
+                **_counts([image for image in train if image.source == source.name]),
+            }
+            for source in table.sources
+        ]
+    return data
 
 
-def _evaluation_record(
+def _counts(images: Sequence[Image]) -> dict[str, int]:
+    return {"images": len(images), "captions": sum(len(image.captions) for image in images)}
+
+
+def _known_evaluation(
     run: RunFolder,
     table: CaptionTable | None,
     weights: str,
     rerank: bool,
     previous: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
-    """Return scores, confidence and claims; if nothing was scored, those of `previous`."""
+    """Return the run's scores, confidence and claims, or those of `previous`; or empty ones.
+
+    Reranking changes the captions, so scores without it do not hold with it.
+    """
     if rerank != default_generation(run).rerank:
-        print(
-            "export: the card has no scores and captions have no confidence, because reranking "
-            f"changes the captions; to measure them, export to {run.path.parent}/NAME in the work "
-            "directory, caption and score that like a run, then export it again"
-        )
-        return dict(zip(_EVALUATION_FIELDS, ({}, None, {}), strict=True))
-    scores = _scores(run, weights, expected=previous is None)
+        return evaluation({}, None, table)
+    scores = _scores(run, weights)
     if not scores and previous is not None:
         return {name: previous[name] for name in _EVALUATION_FIELDS}
+    return evaluation(scores, run.captions("val", _suffix(weights)), table)
+
+
+def evaluation(
+    scores: Mapping[str, Scores], captions: Path | None, table: CaptionTable | None
+) -> dict[str, Any]:
+    """Return the entries of captioner.json that are measured: scores, confidence and claims.
+
+    Args:
+        scores: by split.
+        captions: the scored captions of val, needed if there are scores of val.
+        table: the captions of the work directory, None if they are missing.
+    """
     calibrated, claims = None, {}
-    if "val" in scores:
-        file = run.captions("val", _suffix(weights))
-        calibrated = _confidence(file, scores["val"]["per_image"]["CIDEr"])
+    if "val" in scores and captions is not None:
+        ciders = {str(image): cider for image, cider in scores["val"].cider.items()}
+        calibrated = _confidence(captions, ciders, table)
         if table is not None:
-            val = table.split("val")
-            references = {image.id: [c.text for c in image.captions] for image in val}
-            claims = count_claims(read(file), references)
+            references = {i.id: [c.text for c in i.captions] for i in table.split("val")}
+            claims = count_claims(read(captions), references)
     kept = {
-        split: {name: record[name] for name in _SCORE_FIELDS} for split, record in scores.items()
+        split: {name: value for name, value in of.summary().items() if name in _SCORE_FIELDS}
+        for split, of in scores.items()
     }
     return dict(zip(_EVALUATION_FIELDS, (kept, calibrated, claims), strict=True))
 
@@ -143,67 +169,56 @@ def _suffix(weights: str) -> str:
     return "_xe" if weights == "best_xe" else ""
 
 
-def _scores(run: RunFolder, weights: str, expected: bool) -> dict[str, Any]:
+def _scores(run: RunFolder, weights: str) -> dict[str, Scores]:
     """Return the current scores of the run's val and test captions.
 
     Scores are left out, with a message, if their captions changed since, or were not written with
-    the options that the captioner will use by default. If scores are `expected`, missing ones of
-    val are reported.
+    the options that the captioner will use by default.
     """
     default = json.loads(json.dumps(asdict(default_generation(run))))
     scores = {}
     for split in ("val", "test"):
         file = run.scores(split, _suffix(weights))
         if not file.exists():
-            if split == "val" and expected:
-                print(
-                    f"export: {file} does not exist, so the card has no scores of {split} and "
-                    f"captions have no confidence; create it with {CAPTION} --run {run.path} "
-                    f"--split {split} and {SCORE}"
-                )
             continue
         caption_stage = f"caption-{file.stem.removeprefix('scores_')}"
         stages = (caption_stage, file.stem)
         if changed := [path for stage in stages for path in changed_inputs(run.path, stage)]:
-            print(
-                f"export: left out {file}, because {changed[0]} changed since; caption and score "
-                "again"
-            )
+            print(f"export: left out {file}, because {changed[0]} changed since")
             continue
         recorded = recorded_options(run.path, caption_stage)
         if recorded is not None and recorded.get("generate") != default:
             print(
                 f"export: left out {file}, because its captions were written with options that "
-                "the captioner does not use by default; caption without options and score again"
+                "the captioner does not use by default"
             )
             continue
-        scores[split] = _read_scores(file)
+        scores[split] = load_scores(file)
     return scores
 
 
-def _read_scores(file: Path) -> dict[str, Any]:
-    scores = load_scores(file)
-    ciders = {str(image): value for image, value in scores.cider.items()}
-    return {**scores.summary(), "per_image": {"CIDEr": ciders}}
-
-
-def _confidence(file: Path, ciders: Mapping[str, float | None]) -> dict[str, Any] | None:
+def _confidence(
+    file: Path, ciders: Mapping[str, float], table: CaptionTable | None
+) -> dict[str, Any] | None:
     """Calibrate the confidence on validation captions, and return it with how well it fits them.
 
     Returns None, with a message, if there are too few captions.
     """
-    entries = [
-        (entry["mean_log_probability"], cider)
-        for entry in read_json(file, CAPTION)
-        if isinstance(entry.get("mean_log_probability"), float)
-        and (cider := ciders.get(str(entry["image_id"]))) is not None
-    ]
-    fitted = confidence.fit([x for x, _ in entries], [y for _, y in entries])
+    source_of = {} if table is None else {image.id: image.source for image in table.split("val")}
+    signals, scored, sources = [], [], []
+    for entry in read_json(file, CAPTION):
+        cider = ciders.get(str(entry["image_id"]))
+        mean = entry.get("mean_log_probability")
+        if cider is not None and isinstance(mean, float):
+            signals.append({"log_probability": mean, **entry.get("signals", {})})
+            scored.append(cider)
+            sources.append(source_of.get(entry["image_id"]) or "")
+    fitted = calibration.fit(signals, scored, sources)
     if fitted is None:
         print(
             "export: captions will have no confidence: expected at least "
-            f"{confidence.LEAST} scored captions with a log-probability, good ones and others, "
-            f"found {len(entries)} in {file}"
+            f"{calibration.LEAST} scored captions with a log-probability, good ones and others, "
+            f"found {len(signals)} in {file}"
         )
         return None
-    return {**asdict(fitted), "table": confidence.table(fitted, entries)}
+    return {**asdict(fitted), "checks": calibration.check(signals, scored, sources)}

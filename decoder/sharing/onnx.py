@@ -1,6 +1,7 @@
 """A captioner as ONNX, for runtimes without Python: the CNN, the encoding of an image, one step.
 
-The decoder is traced as it is, with its `PLAIN` operations.
+The decoder is traced as it is, with its `PLAIN` operations. PyTorch's newer exporter, based on
+torch.export, gives the same numbers but takes 2 to 50 times as long, and needs onnxscript.
 
 Shape suffixes as in `decoder.model.decoders`, for one image.
 """
@@ -19,6 +20,7 @@ from decoder.model.decoders import Decoder, Memory
 from decoder.model.operations import PLAIN
 from decoder.model.recurrence import Shared
 from decoder.runs.loading import load_decoder
+from decoder.sharing.onnx_examples import JAVASCRIPT, PYTHON, README
 from features.backbones import load_network
 from features.backends import exported
 from features.errors import UserError
@@ -106,7 +108,7 @@ def decoder_files(model: Decoder, regions: int, channels: int) -> dict[str, byte
 
 
 def write_onnx(run: RunFolder, folder: Path) -> None:
-    """Write a captioner's CNN and decoder to `folder`, float32, and a README with the loop.
+    """Write a captioner's CNN and decoder to `folder`, float32, with a README and two examples.
 
     Raises:
         UserError: the run's files do not belong together, or the installed CNN is not the one that
@@ -121,19 +123,24 @@ def write_onnx(run: RunFolder, folder: Path) -> None:
             f"{differences(wanted, found)}; install the version that computed them"
         )
     height, width = wanted["transform"]["size"]
+    settings = {
+        "width": width,
+        "height": height,
+        "interpolation": wanted["transform"]["interpolation"].upper(),
+        "bos": BOS,
+        "eos": EOS,
+        "longest": vocabulary.max_length,
+    }
     files = {
         "cnn.onnx": exported(network, (height, width)),
         **decoder_files(model, wanted["grid"][0] * wanted["grid"][1], wanted["channels"]),
         "words.json": json.dumps(vocabulary.words, ensure_ascii=False, indent=0).encode(),
-        "README.md": _README.format(
-            width=width,
-            height=height,
-            interpolation=wanted["transform"]["interpolation"].upper(),
-            memory=", ".join(memory_names(model)) or "nothing",
-            bos=BOS,
-            eos=EOS,
-            longest=vocabulary.max_length,
+        "settings.json": json.dumps(settings, indent=1).encode(),
+        "README.md": README.format(
+            **settings, memory=", ".join(memory_names(model)) or "nothing"
         ).encode(),
+        "caption.py": PYTHON.encode(),
+        "caption.mjs": JAVASCRIPT.encode(),
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
@@ -159,68 +166,3 @@ def _traced(
             opset_version=_OPSET,
         )
     return file.getvalue()
-
-
-_README = """\
-# The captioner as ONNX
-
-Float32, opset 17, one picture at a time. `words.json` lists the words in the order of their ids.
-
-| file | reads | gives |
-|---|---|---|
-| `cnn.onnx` | `pixels` uint8 [1, {height}, {width}, 3], uncropped, RGB | `grid`, `pooled` |
-| `encode.onnx` | `grid`, `pooled` | what a step needs ({memory}), and `state_...` |
-| `step.onnx` | `word` int64 [captions], the outputs of `encode.onnx` | `log_probabilities` \
-[captions, words], `next_state_...`, `attention` if the model attends |
-
-A caption starts with word {bos} and ends with word {eos}. The first column of \
-`log_probabilities` is word {eos}, so column n is word n + {eos}; no other special word can be \
-written. Captions of the same picture, as in a beam search, are rows of `word` and of the states.
-
-This program writes captions greedily:
-
-```python
-import json
-import sys
-from pathlib import Path
-
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps
-
-folder = Path(sys.argv[1])
-cnn, encode, step = (
-    onnxruntime.InferenceSession(folder / f"{{name}}.onnx", providers=["CPUExecutionProvider"])
-    for name in ("cnn", "encode", "step")
-)
-words = json.loads((folder / "words.json").read_text(encoding="utf-8"))
-outputs = [output.name for output in step.get_outputs()]
-needed = [given.name for given in step.get_inputs() if given.name != "word"]
-
-
-def caption(file):
-    picture = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
-    picture = picture.resize(({width}, {height}), Image.Resampling.{interpolation})
-    grid, pooled = cnn.run(None, {{"pixels": np.asarray(picture)[None]}})
-    feeds = {{given.name: value for given, value in zip(encode.get_inputs(), (grid, pooled))}}
-    names = [output.name for output in encode.get_outputs()]
-    known = dict(zip(names, encode.run(None, feeds)))
-    word, written = {bos}, []
-    for _ in range({longest}):
-        feeds = {{name: known[name] for name in needed}} | {{"word": np.array([word])}}
-        found = dict(zip(outputs, step.run(None, feeds)))
-        word = int(found["log_probabilities"][0].argmax()) + {eos}
-        if word == {eos}:
-            break
-        written.append(words[word])
-        known |= {{name[5:]: value for name, value in found.items() if name.startswith("next_")}}
-    return " ".join(written)
-
-
-for file in sys.argv[2:]:
-    print(caption(file))
-```
-
-`python -m decoder.caption` uses beam search instead, suppresses immediate repetitions, and puts
-transparent pictures on white.
-"""

@@ -9,7 +9,7 @@ from features.errors import require
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Export a trained run as a captioner: a folder that works on its own, with a model card."""
+    """Export a trained run as a captioner: a folder that works on its own, with its scores."""
 
     EXAMPLES: ClassVar[dict[str, str]] = {
         "Export a run as a captioner with a model card": "--run work/runs/first --out captioner",
@@ -21,10 +21,9 @@ class ExportOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "out", "int8", "rerank", "search", "onnx")
 
     run: Path
-    """The run's folder, WORK/runs/NAME; if the run has been scored, the model card shows its
-    scores."""
+    """The run's folder, WORK/runs/NAME."""
     out: Path
-    """The folder to write; an exported captioner in it is replaced."""
+    """The folder to write; an exported captioner in it is replaced, other files in it are kept."""
     weights: Literal["best", "best_xe"] = "best"
     """The best weights of all, or those before REINFORCE."""
     no_frequencies: bool = False
@@ -38,8 +37,13 @@ class ExportOptions:
     """Include the joint embedding of pictures and captions (3 MB), which searches work directories
     without captions."""
     onnx: bool = False
-    """Also write the CNN and the decoder as ONNX in float32, with a README that shows the loop over
-    words."""
+    """Also write the CNN and the decoder as ONNX in float32, with examples for Python and
+    JavaScript."""
+    no_scores: bool = False
+    """Do not caption and score the validation split if the run has no scores that hold for the
+    captioner, which then has no confidence."""
+    device: str = "auto"
+    """Where the validation split is captioned: cpu or cuda; auto uses a GPU if there is one."""
 
     def __post_init__(self) -> None:
         require(

@@ -1,6 +1,7 @@
 """What identifies a run: its config.json, and how two of them differ."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ _NOT_IDENTIFYING = (
 ENVIRONMENT = ("versions", "machine")
 
 # What was in effect in runs that are older than an option.
-_FORMER_OPTIONS = {"length_penalty": 0.0}
+_FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None, "init": None}
 
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
@@ -49,6 +50,7 @@ def describe(
     model: Decoder,
     vocabulary: Vocabulary,
     captions: dict[str, list[Image]],
+    init: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of config.json: all that is needed to repeat a run.
 
@@ -60,8 +62,10 @@ def describe(
         model: the decoder, on its device.
         vocabulary: of the captions.
         captions: the images that the run uses, by split.
+        init: what the run records of the captioner that it starts from.
     """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_IDENTIFYING}
+    sources = Counter(image.source for image in captions["train"])
     return {
         "options": kept,
         "seed": options.seed,
@@ -69,7 +73,9 @@ def describe(
         "features": store.description,
         "fingerprint": store.fingerprint,
         "vocabulary": digest(vocabulary.words),
+        **({} if init is None else {"init": init}),
         "captions": {split: digest(images) for split, images in captions.items()},
+        **({"sources": dict(sorted(sources.items()))} if len(sources) > 1 else {}),
         "reward": reward_signature(options.rl),
         "versions": {
             "python": platform.python_version(),
@@ -141,7 +147,9 @@ def arguments_like(folder: Path) -> list[str]:
             raise ValueError(f"{sorted(unexpected)} among its options")
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r})") from error
-    arguments = [f"--{name.replace('_', '-')}={value}" for name, value in values.items()]
+    arguments = [
+        f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None
+    ]
     return [f"--work={run.work.path}", *arguments]
 
 

@@ -31,7 +31,7 @@ def estimate(trainer: Trainer) -> str:
     validation = _seconds_per_validation(trainer.validation)
     rows, total = [], 0.0
     for phase, seconds in zip(phases, step_seconds, strict=True):
-        epochs = phase.options.epochs
+        epochs = phase.epochs
         of_phase = epochs * (steps * seconds + validation)
         total += of_phase
         figures = f"{epochs} epochs of {steps} steps of {seconds:.3g} s and a validation of"

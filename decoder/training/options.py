@@ -6,17 +6,31 @@ from typing import ClassVar, Literal
 
 import tyro
 
+from decoder.data.weights import parse_weights
 from decoder.generation.options import LENGTH_PENALTY
 from decoder.model.decoders import ModelOptions
 from features.errors import require
+
+# By default cross-entropy takes so many epochs, and more until it has made so many steps.
+EPOCHS, STEPS = 4, 600
+
+
+def cross_entropy_epochs(given: int | None, batches: int) -> int:
+    """Return the epochs of cross-entropy: those given, or enough for the size of the data.
+
+    Args:
+        given: by the user, if any.
+        batches: in an epoch.
+    """
+    return max(EPOCHS, -(-STEPS // batches)) if given is None else given
 
 
 @dataclass(frozen=True)
 class CrossEntropyOptions:
     """Phase 1: teacher forcing with cross-entropy."""
 
-    epochs: int = 4
-    """Epochs of cross-entropy; each sees every caption once."""
+    epochs: int | None = None
+    """Epochs of cross-entropy; by default 4, and more where these are fewer than 600 steps."""
     learning_rate: float = 3e-3
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     label_smoothing: float = 0.0
@@ -65,8 +79,8 @@ class ReinforceOptions:
         require(self.patience >= 0, "--rl.patience must not be negative")
 
 
-def _check_phase(name: str, epochs: int, learning_rate: float) -> None:
-    require(epochs >= 0, f"--{name}.epochs must not be negative, found {epochs}")
+def _check_phase(name: str, epochs: int | None, learning_rate: float) -> None:
+    require(epochs is None or epochs >= 0, f"--{name}.epochs must not be negative, found {epochs}")
     require(learning_rate > 0, f"--{name}.learning-rate must be positive, found {learning_rate}")
 
 
@@ -80,6 +94,7 @@ class TrainOptions:
         "Train another model for longer": (
             "--work work --run gru --model att2in --cell gru --xe.epochs 20"
         ),
+        "Start from the included captioner": "--work work --run mine --init packaged",
         "Continue a stopped run": "--work work --run first --resume",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
@@ -92,6 +107,7 @@ class TrainOptions:
         "xe.learning_rate",
         "rl.epochs",
         "rl.learning_rate",
+        "init",
         "batch_size",
         "seed",
         "device",
@@ -108,8 +124,14 @@ class TrainOptions:
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
+    init: str | None = None
+    """Start from this trained run or exported captioner, or from the included one if it is
+    "packaged"; its architecture is taken and the words that both know are kept."""
     batch_size: int = 20
     """Number of images in a batch; each comes with all its captions."""
+    source_weights: str | None = None
+    """How often the images of each source are drawn in an epoch, as NAME=W,NAME=W; by default once
+    (at 1.5 all of them, and a random half again)."""
     warmup: float = 0.05
     """Share of a phase's steps over which the learning rate rises from 0."""
     initial: Literal["data", "random"] = "data"
@@ -154,6 +176,8 @@ class TrainOptions:
             f"--run must be a plain name such as 'updown', found {self.run!r}",
         )
         require(self.batch_size > 0, "--batch-size must be positive")
+        if self.source_weights is not None:
+            parse_weights(self.source_weights)
         require(0 <= self.warmup <= 1, "--warmup must be from 0 to 1")
         require(self.clip > 0, "--clip must be positive")
         require(0 <= self.average < 1, "--average must be from 0 to below 1")
@@ -162,6 +186,6 @@ class TrainOptions:
         require(self.save_minutes >= 0, "--save-minutes must not be negative")
         require(self.seed >= 0, "--seed must not be negative")
         require(
-            self.xe.epochs + self.rl.epochs > 0,
+            self.xe.epochs != 0 or self.rl.epochs > 0,
             "--xe.epochs and --rl.epochs are both 0, so there is nothing to train; raise one",
         )

@@ -19,6 +19,8 @@ class CrossEntropyPhase:
     """Phase 1: teacher forcing, with dropout."""
 
     options: CrossEntropyOptions
+    epochs: int
+    """Epochs of the phase, if it does not stop early."""
     steps: int
     """Steps of the phase, if it does not stop early."""
 
@@ -37,6 +39,8 @@ class ReinforcePhase:
     """Phase 2: REINFORCE, without dropout."""
 
     options: ReinforceOptions
+    epochs: int
+    """Epochs of the phase, if it does not stop early."""
     steps: int
     """Steps of the phase, if it does not stop early."""
     images: list[Image]

@@ -24,13 +24,14 @@ from decoder.runs import checkpoints
 from decoder.training import distributed, events
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss
-from decoder.training.options import TrainOptions
+from decoder.training.options import TrainOptions, cross_entropy_epochs
 from decoder.training.phases import TITLES, CrossEntropyPhase, Phase, ReinforcePhase
 from decoder.training.state import TrainingState
+from decoder.training.transfer import Trained, transfer
 from decoder.training.validation import Validation
 from evaluation.validation import OFFICIAL, Validator
 from features.distributed import broadcast, rank, world_size
-from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import SPECIAL, Vocabulary
 from pipeline.work import RunFolder
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Trainer:
         training: the training batches.
         images: the validation images.
         validator: scores their captions; in the first process only.
+        trained: the captioner to start from, if any.
     """
 
     def __init__(
@@ -68,16 +70,19 @@ class Trainer:
         training: TrainingReader,
         images: SplitReader,
         validator: Validator | None,
+        trained: Trained | None = None,
     ) -> None:
         self.options = options
         self.model = model
         self.device = next(model.parameters()).device
         self.vocabulary = vocabulary
         self.training = training
+        self.trained = trained
         batches = training.batches_per_epoch
+        xe, rl = cross_entropy_epochs(options.xe.epochs, batches), options.rl.epochs
         self.phases: tuple[Phase, ...] = (
-            CrossEntropyPhase(options.xe, options.xe.epochs * batches),
-            ReinforcePhase(options.rl, options.rl.epochs * batches, training.images, vocabulary),
+            CrossEntropyPhase(options.xe, xe, xe * batches),
+            ReinforcePhase(options.rl, rl, rl * batches, training.images, vocabulary),
         )
         self.state = TrainingState(run, config, model)
         self.validation = Validation(
@@ -86,8 +91,17 @@ class Trainer:
         self._stop_requested = self._stopping = False
 
     def initialise(self) -> None:
-        """Fit the weights of a new model to the training set, unless the options say random."""
-        if self.options.initial == "data":
+        """Fit the weights of a new model to the training set, unless the options say random.
+
+        If it starts from a trained captioner, it gets that one's weights instead.
+        """
+        if self.trained is not None:
+            kept = transfer(self.trained, self.model, self.vocabulary)
+            if rank() == 0:
+                words = len(self.vocabulary) - len(SPECIAL)
+                print(f"train: {kept:,} of {words:,} words are known to {self.trained.name}")
+            self.state.start_from_weights()
+        elif self.options.initial == "data":
             torch.manual_seed(self.options.seed)
             initialise(self.model, self.training)
             self.state.start_from_weights()
@@ -108,7 +122,7 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> None:
         progress = self.state.progress
-        epochs, patience = phase.options.epochs, phase.options.patience
+        epochs, patience = phase.epochs, phase.options.patience
         shown = {"desc": phase.title, "unit": "batch", "disable": True if rank() else None}
         with tqdm(total=phase.steps, initial=progress.step, **shown) as bar:
             while progress.epoch < epochs:

@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from decoder import caption, export
-from decoder.captioning import confidence
 from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
@@ -237,28 +236,6 @@ def test_claims_are_counted_and_confirmed_by_the_references():
     assert counts["water, snow, sand or grass"] == (1, 0)
     assert counts["a man or boy, a woman or girl"] == (1, 1)
     assert "a child" not in counts
-
-
-def test_confidence_is_the_share_of_good_captions():
-    generator = np.random.default_rng(0)
-    x = generator.uniform(-3, 0, 4000)
-    good = generator.uniform(size=4000) < 1 / (1 + np.exp(-(2 * x + 3)))
-    learnt = confidence.fit(x.tolist(), np.where(good, 0.9, 0.1).tolist())
-    assert learnt is not None
-    assert learnt.slope == pytest.approx(2, abs=0.25)
-    assert learnt.intercept == pytest.approx(3, abs=0.35)
-    rows = confidence.table(learnt, [(a, 0.9 if b else 0.1) for a, b in zip(x, good, strict=True)])
-    for row in rows:
-        assert row["from"] - 0.05 <= row["good"] <= row["to"] + 0.05
-    assert sum(row["captions"] for row in rows) == 4000
-
-
-def test_confidence_needs_enough_captions_good_ones_and_others():
-    assert confidence.fit([-1.0] * 49, [0.0, 1.0] * 24 + [0.0]) is None
-    assert confidence.fit(list(range(-100, 0)), [1.0] * 100) is None
-    separable = confidence.fit(list(range(-100, 0)), [0.0] * 50 + [1.0] * 50)
-    assert separable is not None
-    assert 0 < separable.of(-100) < separable.of(-1) < 1
 
 
 def session(model: bytes) -> onnxruntime.InferenceSession:

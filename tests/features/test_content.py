@@ -24,6 +24,10 @@ def noisy(size: tuple[int, int], scale: float) -> Image.Image:
     return Image.fromarray(noise.clip(0, 255).astype(np.uint8))
 
 
+def gradient(*colours: tuple[int, int, int]) -> Image.Image:
+    return Image.fromarray(np.uint8([colours])).resize((300, 200), Image.Resampling.BILINEAR)
+
+
 SPACERS = {
     "one pixel": reopened(Image.new("RGB", (1, 1)), "GIF"),
     "a hairline": reopened(Image.new("RGB", (600, 2), "red"), "PNG"),
@@ -34,6 +38,9 @@ PLAIN = {
     "white": reopened(Image.new("RGB", (300, 200), "white"), "PNG"),
     "a JPEG": reopened(Image.new("RGB", (300, 200), (10, 90, 200)), "JPEG"),
     "noise of a camera": reopened(noisy((640, 480), 6), "JPEG"),
+    "three colours": reopened(gradient((0, 0, 0), (255, 255, 255), (0, 0, 0)), "PNG"),
+    "noise": reopened(noisy((640, 480), 60), "PNG"),
+    "coarse noise": reopened(noisy((40, 30), 90).resize((640, 480), 0), "PNG"),
     "a slope": reopened(Image.linear_gradient("L").rotate(90), "PNG"),
     "16 bits": reopened(Image.fromarray(np.full((90, 90), 40000, np.uint16)), "PNG"),
 }
@@ -51,6 +58,9 @@ def test_small_things_on_a_plain_ground_are_content():
         picture = Image.new("RGB", size, "skyblue")
         ImageDraw.Draw(picture).ellipse(box, fill="black")
         check_content(reopened(picture, "PNG"))
+    for blocks in (8, 16):  # a chessboard is no noise
+        squares = np.uint8(np.indices((blocks, blocks)).sum(0) % 2 * 255)
+        check_content(reopened(Image.fromarray(squares).resize((400, 400), 0), "PNG"))
     frames = [Image.new("RGBA", (40, 40), (0, 0, 0, 0)), Image.new("RGBA", (40, 40), "red")]
     animation = io.BytesIO()
     frames[0].save(animation, "GIF", save_all=True, append_images=frames[1:])

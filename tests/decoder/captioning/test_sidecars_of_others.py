@@ -45,7 +45,7 @@ class Writer(CaptionWriter):
 
     def results(self, paths, done=0, quiet=False):
         for path in paths:
-            yield path, [Caption(self.sentence, -1.0, None, False)]
+            yield path, [Caption(self.sentence, False, None, -1.0)]
 
 
 @pytest.fixture(autouse=True)

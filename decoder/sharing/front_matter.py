@@ -1,0 +1,161 @@
+"""The metadata of a model card as Hugging Face reads it, and the terms of the data.
+
+See https://huggingface.co/docs/hub/model-cards.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# The licence of the weights by data set, as Hugging Face spells it. A licence that is not in its
+# list is "other", with a name and the file LICENSE.
+_OTHER = "other"
+_LICENCES = {"coco": "cc-by-4.0", "shapes": "mit"}
+_OTHER_NAMES = {
+    "flickr8k": "non-commercial-research-and-education",
+    "flickr30k": "non-commercial-research-and-education",
+}
+# Hugging Face's names of the metrics, and how the card calls them.
+_METRICS = {
+    **{f"Bleu_{n}": ("bleu", f"BLEU-{n}") for n in range(1, 5)},
+    "METEOR": ("meteor", "METEOR"),
+    "ROUGE_L": ("rouge", "ROUGE-L"),
+    "CIDEr": ("cider", "CIDEr-D"),
+    "SPICE": ("spice", "SPICE"),
+}
+
+# The terms that the makers of each data set state.
+_FLICKR = (
+    "for non-commercial research and education only. The photographs belong to the people who "
+    "published them on Flickr"
+)
+_TERMS = {
+    "flickr8k": _FLICKR,
+    "flickr30k": _FLICKR,
+    "coco": "captions CC BY 4.0; the photographs under the terms of Flickr and of the people who "
+    "published them there",
+    "shapes": "drawn by this project, under its MIT licence",
+}
+_UNKNOWN_TERMS = "not known to this project. Check them before you share this captioner"
+
+
+def sources_of(captioner: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the data sets that a captioner was trained on.
+
+    Args:
+        captioner: the content of captioner.json.
+
+    Returns:
+        For each, its "name", the "dataset" as which it was read, the numbers of "images" and
+        "captions", and its "terms", or None if they are not known.
+    """
+    data = captioner["data"]
+    if data is None:
+        return []
+    single = {"name": data["dataset"], "dataset": data["dataset"], "terms": None, **data}
+    sources = data.get("sources") or [single]
+    return [{**of, "terms": of["terms"] or _TERMS.get(of["dataset"])} for of in sources]
+
+
+def terms_of(source: Mapping[str, Any]) -> str:
+    """Return the terms of one of `sources_of` as the end of a sentence."""
+    return source["terms"] or _UNKNOWN_TERMS
+
+
+def _licence(sources: list[dict[str, Any]]) -> tuple[str, str]:
+    """Return the licence of weights trained on these data sets, and its name if it is "other"."""
+    each = {_LICENCES.get(of["dataset"], _OTHER) for of in sources}
+    names = {_OTHER_NAMES.get(of["dataset"], "unknown") for of in sources}
+    # The strictest that is known; "unknown" only if nothing else is.
+    name = next(iter(sorted(names - {"unknown"})), "unknown")
+    return (each.pop(), "") if len(each) == 1 and _OTHER not in each else (_OTHER, name)
+
+
+def front_matter(captioner: Mapping[str, Any]) -> str:
+    """Return the metadata of the card as YAML, between two lines of three dashes.
+
+    Args:
+        captioner: the content of captioner.json.
+    """
+    sources = sources_of(captioner)
+    licence, name = _licence(sources)
+    lines = ["language: en", f"license: {licence}"]
+    if licence == _OTHER:
+        lines += [f"license_name: {name}", "license_link: LICENSE"]
+    lines += ["library_name: caption-pipeline", "pipeline_tag: image-to-text"]
+    lines += ["tags:", "- image-captioning"]
+    if sources:
+        lines += ["datasets:", *(f"- {_identifier(of['name'])}" for of in sources)]
+    if captioner["scores"]:
+        lines += _results(captioner)
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _results(captioner: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the lines of the metrics, and of the scores as a model index."""
+    rows = list(scored_rows(captioner))
+    names = dict.fromkeys(name for _, _, of in rows for name in of["corpus"])
+    yield "metrics:"
+    yield from (f"- {name}" for name in dict.fromkeys(_metric(name)[0] for name in names))
+    yield "model-index:"
+    yield f"- name: {_quoted(captioner['name'])}"
+    yield "  results:"
+    for dataset, split, of in rows:
+        yield "  - task:"
+        yield "      type: image-to-text"
+        yield "      name: Image captioning"
+        yield "    dataset:"
+        yield f"      type: {_identifier(dataset)}"
+        yield f"      name: {_quoted(dataset)}"
+        yield f"      split: {split}"
+        yield "    metrics:"
+        for name, value in of["corpus"].items():
+            if value is not None:
+                kind, shown = _metric(name)
+                yield f"    - type: {kind}"
+                yield f"      name: {_quoted(shown)}"
+                yield f"      value: {value:.4f}"
+
+
+def scored_rows(captioner: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """Yield the data set, split and scores of all images of a split, then of each source."""
+    sources = sources_of(captioner)
+    for split, of in captioner["scores"].items():
+        yield " and ".join(source["name"] for source in sources) or "unknown", split, of
+        for name, own in of.get("sources", {}).items():
+            yield name, split, own
+
+
+def _metric(name: str) -> tuple[str, str]:
+    return _METRICS.get(name, (_identifier(name).lower(), name))
+
+
+def _identifier(name: str) -> str:
+    """Return a name as Hugging Face allows it for data sets: letters, digits, dots and dashes."""
+    return _quoted(
+        re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "unknown"
+    )
+
+
+def _quoted(text: str) -> str:
+    """Return text as a quoted YAML string, which JSON is as well."""
+    return json.dumps(text)
+
+
+def licence(captioner: Mapping[str, Any]) -> str | None:
+    """Return the text of LICENSE; None if the weights are under a licence that the card names.
+
+    Args:
+        captioner: the content of captioner.json.
+    """
+    sources = sources_of(captioner)
+    if _licence(sources)[0] != _OTHER:
+        return None
+    names = " and ".join(of["name"] for of in sources) or "data that its card does not name"
+    terms = [f"The terms of {of['name']}: {terms_of(of)}.\n" for of in sources]
+    return (
+        f"The weights in this folder were trained on {names}.\n"
+        f"{''.join(terms) or 'Their terms are not known.' + chr(10)}"
+        "These terms apply to the weights too.\n"
+    )

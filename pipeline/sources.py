@@ -1,0 +1,171 @@
+"""Several data sets as one: their tables joined, so that no ids and no file names collide."""
+
+import hashlib
+import os
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import tyro
+
+from features.errors import UserError, first_few
+from pipeline.captions import CaptionTable, Image
+from pipeline.command import PARSING
+from pipeline.datasets import caption_files, load_table
+from pipeline.options import PrepareOptions
+
+# Options of pipeline.prepare that belong to the --dataset before them; all others apply to all.
+_OF_A_DATA_SET = {"--root", "--captions", "--columns", "--name", "--terms", "--release"}
+_OF_A_DATA_SET |= {"--images", "--size"}
+_SHARED = ("work", "min_count", "max_length", "skip_missing", "seed", "download", "mirror", "force")
+_MOST_ID = 2**63
+
+
+def repeated_as_also(argv: Sequence[str]) -> list[str]:
+    """Return a command line in which each further --dataset and its options are one --also.
+
+    The first data set may have its options before its --dataset.
+    """
+    arguments: list[str] = []  # of the first data set, and those that apply to all
+    further: list[list[str]] = []
+    seen = False
+    tokens = iter(argv)
+    for token in tokens:
+        name = token.split("=", 1)[0].replace("_", "-")
+        block = further[-1] if further else arguments
+        if name == "--dataset":
+            if seen:
+                further.append(block := [])
+            seen = True
+        elif name not in _OF_A_DATA_SET:
+            block = arguments
+        block.append(token)
+        if "=" not in token and (name == "--dataset" or name in _OF_A_DATA_SET):
+            block += [value for value in (next(tokens, None),) if value is not None]
+    return [*arguments, *(f"--also={shlex.join(block)}" for block in further)]
+
+
+def data_sets(options: PrepareOptions) -> list[PrepareOptions]:
+    """Return the options of each data set; they share those that apply to all.
+
+    Raises:
+        UserError: --also is no list of options, or two data sets have one name.
+    """
+    shared = {name: getattr(options, name) for name in _SHARED}
+    every = [replace(options, also=())]
+    for text in options.also:
+        try:
+            arguments = ["--work", str(options.work), *shlex.split(text)]
+        except ValueError as error:  # a quote that is not closed
+            raise UserError(f"--also {text!r}: {error}") from error
+        other = tyro.cli(PrepareOptions, prog="--also", args=arguments, config=PARSING)
+        if other.also:
+            raise UserError(f"--also {text!r}: give --also once more instead of one inside another")
+        every.append(replace(other, **shared))
+    names = Counter(one.name or one.dataset for one in every)
+    repeated = [name for name, count in names.items() if count > 1]
+    if repeated:
+        raise UserError(
+            f"{names[repeated[0]]} data sets are called {repeated[0]!r}; give each a name of its "
+            "own with --name after its --dataset"
+        )
+    if sum(one.dataset == "shapes" for one in every) > 1:
+        raise UserError("--dataset shapes draws into the work directory, so give it only once")
+    return every
+
+
+def load_tables(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
+    """Read all data sets; return one table of them, and remarks for the user.
+
+    Raises:
+        UserError: as `load_table` and `data_sets`, or the ids of the images are too large.
+    """
+    every = data_sets(options)
+    if len(every) == 1:
+        return load_table(every[0])
+    tables, remarks = [], []
+    for one in every:
+        table, own = load_table(one)
+        tables.append(table)
+        remarks += [f"{table.sources[0].name}: {remark}" for remark in own]
+    joined = join(tables)
+    return joined, [*remarks, *_duplicates(joined)]
+
+
+def all_caption_files(options: PrepareOptions) -> list[Path]:
+    """Return the files and folders that determine what `load_tables` returns."""
+    return list(dict.fromkeys(file for one in data_sets(options) for file in caption_files(one)))
+
+
+def join(tables: Sequence[CaptionTable]) -> CaptionTable:
+    """Return one table of the images of all tables, each with its own split.
+
+    File names become relative to the folder that holds all data sets. The first table keeps its
+    ids, as does each other one if none is taken; otherwise its ids follow the largest one so far.
+
+    Raises:
+        UserError: the ids of the images are too large.
+    """
+    roots = [table.root.resolve() for table in tables]
+    common = Path(os.path.commonpath(roots))
+    images: list[Image] = []
+    taken: set[int] = set()
+    for table, root in zip(tables, roots, strict=True):
+        ids = [image.id for image in table.images]
+        shift = 0 if taken.isdisjoint(ids) else max(taken) + 1 - min(ids)
+        if max(ids) + shift >= _MOST_ID:
+            raise UserError(
+                f"{table.sources[0].name}: its image ids occur in another data set, and those of "
+                f"both are too large to be numbered on, up to {max(taken)}; give it smaller ids"
+            )
+        folder = root.relative_to(common)
+        images += [
+            replace(image, id=image.id + shift, file_name=str(folder / image.file_name))
+            for image in table.images
+        ]
+        taken.update(image.id for image in images[-len(ids) :])
+    sources = tuple(source for table in tables for source in table.sources)
+    return CaptionTable("+".join(source.name for source in sources), common, tuple(images), sources)
+
+
+def _duplicates(table: CaptionTable) -> list[str]:
+    """Return remarks on pictures that two data sets share: the same file, or the same content."""
+    remarks: list[str] = []
+    inside: list[str] = []
+    across: list[str] = []
+    for group in _same_content(table):
+        first, *others = group
+        named = f"{first.file_name} ({first.source} {first.split})"
+        for other in others:
+            text = f"{named} = {other.file_name} ({other.source} {other.split})"
+            (inside if other.split == first.split else across).append(text)
+    if across:
+        remarks.append(
+            f"WARNING: {len(across)} pictures are in two data sets under different splits, which "
+            f"inflates scores: {first_few(across)}; remove them from one of the splits"
+        )
+    if inside:
+        remarks.append(
+            f"{len(inside)} pictures are in two data sets, in the same split, and count twice: "
+            f"{first_few(inside)}"
+        )
+    return remarks
+
+
+def _same_content(table: CaptionTable) -> Iterable[list[Image]]:
+    """Yield the images whose files have the same bytes, where more than one source has them."""
+    by_size: dict[int, list[Image]] = defaultdict(list)
+    for image in table.images:
+        by_size[table.path(image).stat().st_size].append(image)
+    for size, images in by_size.items():
+        if not size or len({image.source for image in images}) == 1:
+            continue
+        by_content: dict[bytes, list[Image]] = defaultdict(list)
+        for image in images:
+            with table.path(image).open("rb") as file:
+                by_content[hashlib.file_digest(file, "sha256").digest()].append(image)
+        for same in by_content.values():
+            if len({image.source for image in same}) > 1:
+                yield same
