@@ -142,7 +142,7 @@ def _trainer(options: TrainOptions, run: RunFolder) -> Trainer:
 def _with_epochs(options: TrainOptions, training: TrainingReader) -> TrainOptions:
     """Return the options with the epochs of cross-entropy for the size of the data."""
     batches = training.batches_per_epoch
-    epochs = cross_entropy_epochs(options.xe.epochs, batches)
+    epochs = cross_entropy_epochs(options.xe.epochs, batches, options.init is not None)
     if options.xe.epochs is None and epochs > EPOCHS:
         _print_once(
             f"train: {epochs} epochs of cross-entropy, because {len(training)} training images "
@@ -207,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _with_options_of_others(argv: list[str]) -> list[str]:
     """Put the options of the runs that --like and --init name before those in `argv`.
 
-    Those in `argv` override them. Of --init only the architecture is taken.
+    Those in `argv` override them. Of --init only the architecture is taken, and a lower learning
+    rate, because the weights are trained already.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)

@@ -48,7 +48,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         "## Data",
         "",
-        *_data(captioner["data"]),
+        *_data(captioner["data"], config.get("init")),
         "",
         "## Training",
         "",
@@ -97,14 +97,32 @@ def _reranking(reranks: bool) -> Iterable[str]:
         )
 
 
-def _data(data: Mapping[str, Any] | None) -> Iterable[str]:
+def _data(data: Mapping[str, Any] | None, init: Mapping[str, Any] | None) -> Iterable[str]:
     if data is None:
         yield "- Not known: the training captions were missing when this captioner was exported."
-        return
-    dataset, images, captions = data["dataset"], data["images"], data["captions"]
-    yield f"- Trained on {dataset}: {images:,} images with {captions:,} captions."
-    yield f"- Terms of {dataset}: {_TERMS.get(dataset, _UNKNOWN_TERMS)}."
+    else:
+        sources = data.get("sources") or [data]
+        for source in sources:
+            name, images, captions = _name(source), source["images"], source["captions"]
+            if images:
+                yield f"- Trained on {name}: {images:,} images with {captions:,} captions."
+                yield f"- Terms of {name}: {_terms(source)}."
+    if init is not None:
+        names = ", ".join(_name(source) for source in init["data"]) or "unknown data"
+        yield f"- Training started from the captioner {init['name']}, trained on {names}."
+        for source in init["data"]:
+            yield f"- Terms of {_name(source)}, which apply here too: {_terms(source)}."
     yield "- This folder contains none of its images or captions."
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    return str(source.get("name", source["dataset"]))
+
+
+def _terms(source: Mapping[str, Any]) -> str:
+    """Return the terms that the user stated for a data set, else those known to this project."""
+    stated = source.get("terms")
+    return stated.rstrip(".") if stated else _TERMS.get(source["dataset"], _UNKNOWN_TERMS)
 
 
 def _reinforce(rl: Mapping[str, Any], weights: str, reward: str) -> str:
@@ -127,8 +145,10 @@ def _scores(scores: Mapping[str, Any]) -> Iterable[str]:
     yield "| split | images | " + " | ".join(names) + " |"
     yield "|---" * (len(names) + 2) + "|"
     for split, of in scores.items():
-        cells = [_with_interval(of, name) for name in names]
-        yield f"| {split} | {of['images']:,} | " + " | ".join(cells) + " |"
+        rows = {split: of, **{f"{split}, {k}": v for k, v in of.get("sources", {}).items()}}
+        for title, row in rows.items():
+            cells = [_with_interval(row, name) for name in names]
+            yield f"| {title} | {row['images']:,} | " + " | ".join(cells) + " |"
 
 
 def _with_interval(scores: Mapping[str, Any], name: str) -> str:

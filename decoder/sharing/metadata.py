@@ -15,7 +15,7 @@ from evaluation.scores import load as load_scores
 from features.commands import CAPTION, EXPORT, SCORE
 from features.errors import UserError
 from features.files import read_json
-from pipeline.captions import CaptionTable
+from pipeline.captions import CaptionTable, Source, described
 from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
@@ -103,7 +103,17 @@ def _data(table: CaptionTable | None) -> dict[str, Any] | None:
         return None
     train = table.split("train")
     captions = sum(len(image.captions) for image in train)
-    return {"dataset": table.dataset, "images": len(train), "captions": captions}
+    data = {"dataset": table.dataset, "images": len(train), "captions": captions}
+    if table.sources != (Source(table.dataset, table.dataset),):
+        data["sources"] = [
+            {
+                **described(source),
+                "images": sum(image.source == source.name for image in train),
+                "captions": sum(len(i.captions) for i in train if i.source == source.name),
+            }
+            for source in table.sources
+        ]
+    return data
 
 
 def _evaluation_record(

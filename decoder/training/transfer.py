@@ -28,6 +28,7 @@ from pipeline.work import RunFolder
 
 log = logging.getLogger(__name__)
 
+LEARNING_RATE = 1e-3  # default of cross-entropy; weights that are trained need no higher one
 PACKAGED = "packaged"  # the value of --init that names the included captioner
 # The weights with a row for each word; all others are independent of the vocabulary.
 _OF_WORDS = ("word_embedding.weight", "output.weight", "output.bias")
@@ -75,7 +76,9 @@ def folder_of(name: str) -> RunFolder:
 
 
 def arguments_of(name: str) -> list[str]:
-    """Return the options of the architecture of the captioner that --init names.
+    """Return the default options of a training that starts from the captioner `name`.
+
+    They are the captioner's architecture, and a lower learning rate of cross-entropy.
 
     Raises:
         UserError: there is no such run, or its config.json is damaged.
@@ -86,7 +89,8 @@ def arguments_of(name: str) -> list[str]:
         options = dict(config["options"]["decoder"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r}); train again") from error
-    return [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    architecture = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    return [*architecture, f"--xe.learning-rate={LEARNING_RATE}"]
 
 
 def load(name: str, options: ModelOptions, store: FeatureStore, device: torch.device) -> Trained:
