@@ -20,8 +20,9 @@ from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
 FORMAT = 1
-# What is kept of a scores file: everything except the scores of each image.
-_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics")
+# What is kept of a scores file: everything except the scores of each image. Only scores of
+# several data sets have "sources".
+_SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics", "sources")
 # What is measured on scored captions. An export without new scores keeps it.
 _EVALUATION_FIELDS = ("scores", "confidence", "claims")
 
@@ -143,7 +144,8 @@ def _evaluation_record(
             references = {image.id: [c.text for c in image.captions] for image in val}
             claims = count_claims(read(file), references)
     kept = {
-        split: {name: record[name] for name in _SCORE_FIELDS} for split, record in scores.items()
+        split: {name: record[name] for name in _SCORE_FIELDS if name in record}
+        for split, record in scores.items()
     }
     return dict(zip(_EVALUATION_FIELDS, (kept, calibrated, claims), strict=True))
 
