@@ -26,8 +26,9 @@ MIN_COUNTS = ((1_000, 1), (5_000, 2), (math.inf, 5))
 def prepare(options: PrepareOptions) -> None:
     """Read and check data sets, and write their captions and vocabulary to a work directory."""
     every = data_sets(options)
-    for one in every if options.download else ():
-        download(one)
+    for one in every:
+        if one.download:
+            download(one)
     # Created first: inside the root it changes the root's modification time, which is an input.
     make_folder(options.work)
     stamp = Stamp(options.work, "prepare", options, all_caption_files(options))

@@ -93,11 +93,12 @@ def test_names_that_do_not_tell_sources_apart_are_refused(
 
 
 def test_options_belong_to_the_data_set_before_them() -> None:
-    given = "--root A --dataset flickr8k --dataset=folder --min-count 2 --root B C --captions=c.csv"
-    assert repeated_as_also(given.split()) == [
-        *["--root", "A", "--dataset", "flickr8k", "--min-count", "2", "C"],
-        "--also=--dataset=folder --root B --captions=c.csv",
-    ]
+    first = ["--root", "A", "--dataset", "flickr8k"]
+    second = ["--dataset=coco", "--root", "B", "--download", "--name=mine"]
+    shared = ["--min-count", "2", "--force"]
+    for given in ([*first, *second, *shared], [*first, *shared, *second]):
+        also = "--also=--dataset=coco --root B --download --name=mine"
+        assert repeated_as_also(given) == [*first, *shared, also]
     single = ["--dataset", "folder", "--root", "A", "--work", "w", "--force"]
     assert repeated_as_also(single) == single
 
