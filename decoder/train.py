@@ -51,6 +51,8 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         return 0
     with locked(run) if first else nullcontext():
         inputs = _inputs(WorkFolder(options.work))
+        if options.init is not None:
+            inputs.append(transfer.folder_of(options.init).best)
         stamp = Stamp(run.path, "train", options, inputs) if first else None
         unchanged = stamp is not None and stamp.holds()
         if broadcast(unchanged and not (options.force and not options.resume)):

@@ -6,19 +6,7 @@ Every figure is taken from the run; none is written here.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-# The terms that the makers of each data set state.
-_FLICKR = (
-    "for non-commercial research and education only. The photographs belong to the people who "
-    "published them on Flickr"
-)
-_TERMS = {
-    "flickr8k": _FLICKR,
-    "flickr30k": _FLICKR,
-    "coco": "captions CC BY 4.0; the photographs under the terms of Flickr and of the people who "
-    "published them there",
-    "shapes": "drawn by this project, under its MIT licence",
-}
-_UNKNOWN_TERMS = "not known to this project. Check them before you share this captioner"
+from pipeline.terms import terms_of
 
 
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -120,9 +108,7 @@ def _name(source: Mapping[str, Any]) -> str:
 
 
 def _terms(source: Mapping[str, Any]) -> str:
-    """Return the terms that the user stated for a data set, else those known to this project."""
-    stated = source.get("terms")
-    return stated.rstrip(".") if stated else _TERMS.get(source["dataset"], _UNKNOWN_TERMS)
+    return terms_of(source["dataset"], source.get("terms"))
 
 
 def _reinforce(rl: Mapping[str, Any], weights: str, reward: str) -> str:

@@ -23,6 +23,7 @@ from features.files import read_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
 from pipeline.captions import CaptionTable, described
+from pipeline.terms import terms_of
 from pipeline.vocabulary import EOS, SPECIAL, Vocabulary
 from pipeline.work import RunFolder
 
@@ -48,11 +49,15 @@ class Trained:
     config: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return what config.json records: the captioner, its weights and its training data.
+        """Return what config.json records: the captioner, its weights, its data and their terms.
 
         The data are those of the captioner and of the one that it started from itself.
         """
-        data = [*_data(self.run), *self.config.get("init", {}).get("data", [])]
+        data = [
+            {**source, "terms": terms_of(source["dataset"], source.get("terms"))}
+            for source in _data(self.run)
+        ]
+        data += self.config.get("init", {}).get("data", [])
         return {
             "name": self.name,
             "weights_sha256": hashlib.sha256(self.run.best.read_bytes()).hexdigest(),
@@ -193,8 +198,15 @@ def report_overlap(trained: Trained, table: CaptionTable, work: Path) -> None:
 def _data(run: RunFolder) -> list[dict[str, Any]]:
     """Return the data sets that a run or captioner was trained on, with their terms if stated."""
     if run.captioner.exists():
-        data = read_json(run.captioner, EXPORT).get("data")
-        return [] if data is None else data.get("sources", [{"dataset": data["dataset"]}])
+        content = read_json(run.captioner, EXPORT)
+        try:
+            data = content.get("data")
+            return [] if data is None else data.get("sources") or [{"dataset": data["dataset"]}]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{run.captioner} is not what decoder.export writes ({error!r:.200}); copy the "
+                "whole original folder again"
+            ) from error
     if run.work.captions.exists():
         return [described(source) for source in captions.load(run.work.captions).sources]
     return []
