@@ -18,7 +18,6 @@ from pycocoevalcap.tokenizer import ptbtokenizer
 from evaluation.java import find_java
 from evaluation.outputs import retrieval_path, scores_path
 from evaluation.score import main
-from evaluation.toolkit import score as score_alone
 from features.errors import UserError
 from pipeline import captions
 
@@ -407,26 +406,3 @@ def test_captions_of_a_work_directory_under_another_name_keep_their_protection(
     error = capsys.readouterr().err
     assert "1 of the 12 images of the split val have no caption: 3" in error
     assert "--partial" in error
-
-
-def test_scores_of_a_source_are_those_of_its_images_alone(work, write_results, written, capsys):
-    """Their document frequencies, too, are those of the source's own references."""
-    content = json.loads((work / "captions.json").read_text())
-    for image in content["images"]:
-        if image["id"] <= 5:
-            image["source"] = "mine"
-    (work / "captions.json").write_text(json.dumps(content))
-    results = write_results(written)
-    assert score(work, results, "--bootstrap", "10") == 0
-    assert "mine, 5 images: Bleu_1 " in capsys.readouterr().out
-    sources = json.loads(results.with_name("scores_val.json").read_text())["sources"]
-    assert {name: record["images"] for name, record in sources.items()} == {"mine": 5, "drawn": 7}
-    references = {
-        image.id: [caption.text for caption in image.captions]
-        for image in captions.load(work / "captions.json").split("val")
-        if image.source == "mine"
-    }
-    alone = score_alone(references, {image: written[image] for image in references})
-    assert sources["mine"]["corpus"] == pytest.approx(alone.corpus)
-    low, high = sources["mine"]["intervals"]["CIDEr"]
-    assert low <= sources["mine"]["corpus"]["CIDEr"] <= high
