@@ -2,14 +2,15 @@
 # Run every stage, from pictures to scored captions and a report:
 #
 #     ./run_all.sh [DATASET] [--root DIR] [--captions FILE] [--columns COLUMNS] [--download]
-#                  [--skip-missing] [--images N] [--work WORK] [--preset NAME] [--backbone NAME]
-#                  [--grid N] [--views N] [--dtype TYPE] [--min-count N] [--max-length N]
-#                  [-- TRAINING OPTIONS]
+#                  [--skip-missing] [--name NAME] [--terms TEXT] [--also OPTIONS] [--images N]
+#                  [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
+#                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
 #     ./run_all.sh install        # only install, into .venv
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the data
 # set's folder, FILE its captions (karpathy, folder), COLUMNS the columns of a table with unusual names
-# (image=NAME,caption=NAME), and --images the number of shapes scenes to draw.
+# (image=NAME,caption=NAME), OPTIONS those of a further data set (--dataset NAME --root DIR) in quotes, and
+# --images the number of shapes scenes to draw.
 # Everything is written to WORK, by default work/DATASET. The settings come from the data set's preset in
 # pipeline/presets.sh, or from preset NAME (such as coco_att2in). Options given here override them, and so
 # do the options after "--", which go to decoder.train. Run it again: finished stages are skipped, and a
@@ -31,8 +32,8 @@ if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
     case $1 in
         --download | --skip-missing) source+=("$1"); shift ;;
-        --root | --captions | --columns | --images | --min-count | --max-length | --work | --preset | \
-            --backbone | --grid | --views | --dtype)
+        --root | --captions | --columns | --name | --terms | --also | --images | --min-count | --max-length | \
+            --work | --preset | --backbone | --grid | --views | --dtype)
             [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 2; }
             case $1 in
                 --work) work=$2 ;;

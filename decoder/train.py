@@ -51,6 +51,8 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         return 0
     with locked(run) if first else nullcontext():
         inputs = _inputs(WorkFolder(options.work))
+        if options.init is not None:
+            inputs.append(transfer.folder_of(options.init).best)
         stamp = Stamp(run.path, "train", options, inputs) if first else None
         unchanged = stamp is not None and stamp.holds()
         if broadcast(unchanged and not (options.force and not options.resume)):
@@ -149,7 +151,7 @@ def new_trainer(options: TrainOptions) -> Trainer:
 def _with_epochs(options: TrainOptions, training: TrainingReader) -> TrainOptions:
     """Return the options with the epochs of cross-entropy for the size of the data."""
     batches = training.batches_per_epoch
-    epochs = cross_entropy_epochs(options.xe.epochs, batches)
+    epochs = cross_entropy_epochs(options.xe.epochs, batches, options.init is not None)
     if options.xe.epochs is None and epochs > EPOCHS:
         _print_once(
             f"train: {epochs} epochs of cross-entropy, because {len(training)} training images "
@@ -214,7 +216,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _with_options_of_others(argv: list[str]) -> list[str]:
     """Put the options of the runs that --like and --init name before those in `argv`.
 
-    Those in `argv` override them. Of --init only the architecture is taken.
+    Those in `argv` override them. Of --init only the architecture is taken, and a lower learning
+    rate, because the weights are trained already.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)

@@ -26,8 +26,9 @@ MIN_COUNTS = ((1_000, 1), (5_000, 2), (math.inf, 5))
 def prepare(options: PrepareOptions) -> None:
     """Read and check data sets, and write their captions and vocabulary to a work directory."""
     every = data_sets(options)
-    for one in every if options.download else ():
-        download(one)
+    for one in every:
+        if one.download:
+            download(one)
     # Created first: inside the root it changes the root's modification time, which is an input.
     make_folder(options.work)
     stamp = Stamp(options.work, "prepare", options, all_caption_files(options))
@@ -35,7 +36,13 @@ def prepare(options: PrepareOptions) -> None:
         print("prepare: unchanged, skipped")
         return
     table, remarks = load_tables(options)
-    words, remark = _vocabulary(table, options)
+    words, remark = build_vocabulary(table, options.min_count, options.max_length)
+    if words is None:
+        remark.append(
+            "no image is in the split train, so there is no vocabulary and nothing to train on; a "
+            f"run trained elsewhere can caption the others: {CAPTION} --run RUN --split NAME "
+            f"--work {options.work}"
+        )
     work = WorkFolder(options.work)
     outputs = [work.captions]
     captions.save(table, work.captions)
@@ -50,23 +57,24 @@ def prepare(options: PrepareOptions) -> None:
     stamp.write([*outputs, *drawn])
 
 
-def _vocabulary(
-    table: CaptionTable, options: PrepareOptions
+def build_vocabulary(
+    table: CaptionTable, min_count: int | None, max_length: int
 ) -> tuple[Vocabulary | None, list[str]]:
     """Return the vocabulary of the training captions, None if there are none, and remarks.
+
+    Args:
+        table: the images and captions.
+        min_count: how often a word must occur; by default as `MIN_COUNTS` says.
+        max_length: of the captions.
 
     Raises:
         UserError: no word is frequent enough.
     """
     train = [image for image in table.images if image.split == "train"]
     if not train:
-        return None, [
-            "no image is in the split train, so there is no vocabulary and nothing to train on; a "
-            f"run trained elsewhere can caption the others: {CAPTION} --run RUN --split NAME "
-            f"--work {options.work}"
-        ]
+        return None, []
     every = [caption.tokens for image in train for caption in image.captions]
-    min_count, remarks = options.min_count, []
+    remarks = []
     if min_count is None:
         min_count = next(count for most, count in MIN_COUNTS if len(every) < most)
         if min_count < MIN_COUNTS[-1][1]:
@@ -76,7 +84,7 @@ def _vocabulary(
             )
     if not any(image.split == "val" for image in table.images):
         remarks.append("no image is in the split val, which decoder.train needs")
-    words = vocabulary.build(every, min_count, options.max_length)
+    words = vocabulary.build(every, min_count, max_length)
     if len(words) == len(SPECIAL):
         raise UserError(
             f"no word occurs {min_count} times in the captions of the {len(train)} training "

@@ -28,7 +28,7 @@ preset() {
         # A small folder: start from the included captioner, which was trained on the same features.
         transfer)
             extract=(--backbone efficientnet_lite0+efficientnet_lite1+efficientnet_lite2)
-            train=(--init packaged)
+            train=(--init packaged --rl.epochs 0)
             ;;
         # The defaults: nobody has trained on Flickr30k with this project yet.
         flickr30k) ;;

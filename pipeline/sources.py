@@ -12,14 +12,15 @@ import tyro
 
 from features.errors import UserError, first_few
 from pipeline.captions import CaptionTable, Image
-from pipeline.command import PARSING
 from pipeline.datasets import caption_files, load_table
 from pipeline.options import PrepareOptions
+from pipeline.parsing import PARSING
 
 # Options of pipeline.prepare that belong to the --dataset before them; all others apply to all.
 _OF_A_DATA_SET = {"--root", "--captions", "--columns", "--name", "--terms", "--release"}
-_OF_A_DATA_SET |= {"--images", "--size"}
-_SHARED = ("work", "min_count", "max_length", "skip_missing", "seed", "download", "mirror", "force")
+_OF_A_DATA_SET |= {"--images", "--size", "--mirror"}
+_FLAG = "--download"  # the only one of them without a value
+_SHARED = ("work", "min_count", "max_length", "skip_missing", "seed", "force")
 _MOST_ID = 2**63
 
 
@@ -39,7 +40,7 @@ def repeated_as_also(argv: Sequence[str]) -> list[str]:
             if seen:
                 further.append(block := [])
             seen = True
-        elif name not in _OF_A_DATA_SET:
+        elif name not in (*_OF_A_DATA_SET, _FLAG):
             block = arguments
         block.append(token)
         if "=" not in token and (name == "--dataset" or name in _OF_A_DATA_SET):

@@ -93,8 +93,8 @@ def changed_inputs(folder: Path, stage: str) -> list[str]:
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that are given: those of a later version are None unless they are."""
-    return {name: value for name, value in options.items() if value is not None}
+    """Return the options without those that are None or empty, as newer ones are by default."""
+    return {name: value for name, value in options.items() if value not in (None, [])}
 
 
 def _has_changed(path: Path, state: str) -> bool:

@@ -6,7 +6,8 @@ Every figure is taken from the run; none is written here.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from decoder.sharing.front_matter import front_matter, scored_rows, sources_of, terms_of
+from decoder.sharing.front_matter import front_matter, scored_rows, sources_of
+from pipeline.terms import terms_of
 
 
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -36,7 +37,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         "## Data",
         "",
-        *_data(captioner),
+        *_data(captioner, config.get("init")),
         "",
         "## Training",
         "",
@@ -89,16 +90,26 @@ def _reranking(reranks: bool) -> Iterable[str]:
         )
 
 
-def _data(captioner: Mapping[str, Any]) -> Iterable[str]:
+def _data(captioner: Mapping[str, Any], init: Mapping[str, Any] | None) -> Iterable[str]:
     sources = sources_of(captioner)
     if not sources:
         yield "- Not known: the training captions were missing when this captioner was exported."
-        return
-    for of in sources:
-        name, images, captions = of["name"], of["images"], of["captions"]
-        yield f"- Trained on {name}: {images:,} images with {captions:,} captions."
-        yield f"- Terms of {name}: {terms_of(of)}."
+    for source in sources:
+        name, images, captions = source["name"], source["images"], source["captions"]
+        if images:
+            yield f"- Trained on {name}: {images:,} images with {captions:,} captions."
+            yield f"- Terms of {name}: {source['terms']}."
+    if init is not None:
+        names = ", ".join(_name(source) for source in init["data"]) or "unknown data"
+        yield f"- Training started from the captioner {init['name']}, trained on {names}."
+        for source in init["data"]:
+            terms = terms_of(source["dataset"], source.get("terms"))
+            yield f"- Terms of {_name(source)}, which apply here too: {terms}."
     yield "- This folder contains none of these images or captions."
+
+
+def _name(source: Mapping[str, Any]) -> str:
+    return str(source.get("name", source["dataset"]))
 
 
 def _reinforce(rl: Mapping[str, Any], weights: str, reward: str) -> str:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from pipeline.terms import terms_of
+
 # The licence of the weights by data set, as Hugging Face spells it. A licence that is not in its
 # list is "other", with a name and the file LICENSE.
 _OTHER = "other"
@@ -25,20 +27,6 @@ _METRICS = {
     "SPICE": ("spice", "SPICE"),
 }
 
-# The terms that the makers of each data set state.
-_FLICKR = (
-    "for non-commercial research and education only. The photographs belong to the people who "
-    "published them on Flickr"
-)
-_TERMS = {
-    "flickr8k": _FLICKR,
-    "flickr30k": _FLICKR,
-    "coco": "captions CC BY 4.0; the photographs under the terms of Flickr and of the people who "
-    "published them there",
-    "shapes": "drawn by this project, under its MIT licence",
-}
-_UNKNOWN_TERMS = "not known to this project. Check them before you share this captioner"
-
 
 def sources_of(captioner: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the data sets that a captioner was trained on.
@@ -48,19 +36,13 @@ def sources_of(captioner: Mapping[str, Any]) -> list[dict[str, Any]]:
 
     Returns:
         For each, its "name", the "dataset" as which it was read, the numbers of "images" and
-        "captions", and its "terms", or None if they are not known.
+        "captions", and its "terms" as the end of a sentence.
     """
     data = captioner["data"]
     if data is None:
         return []
-    single = {"name": data["dataset"], "dataset": data["dataset"], "terms": None, **data}
-    sources = data.get("sources") or [single]
-    return [{**of, "terms": of["terms"] or _TERMS.get(of["dataset"])} for of in sources]
-
-
-def terms_of(source: Mapping[str, Any]) -> str:
-    """Return the terms of one of `sources_of` as the end of a sentence."""
-    return source["terms"] or _UNKNOWN_TERMS
+    sources = data.get("sources") or [{"name": data["dataset"], **data}]
+    return [{**of, "terms": terms_of(of["dataset"], of.get("terms"))} for of in sources]
 
 
 def _licence(sources: list[dict[str, Any]]) -> tuple[str, str]:
@@ -153,7 +135,7 @@ def licence(captioner: Mapping[str, Any]) -> str | None:
     if _licence(sources)[0] != _OTHER:
         return None
     names = " and ".join(of["name"] for of in sources) or "data that its card does not name"
-    terms = [f"The terms of {of['name']}: {terms_of(of)}.\n" for of in sources]
+    terms = [f"The terms of {of['name']}: {of['terms']}.\n" for of in sources]
     return (
         f"The weights in this folder were trained on {names}.\n"
         f"{''.join(terms) or 'Their terms are not known.' + chr(10)}"

@@ -16,12 +16,13 @@ from evaluation.scores import load as load_scores
 from features.commands import CAPTION, EXPORT
 from features.errors import UserError
 from features.files import read_json
-from pipeline.captions import CaptionTable, Image
+from pipeline.captions import CaptionTable, Image, Source, described
 from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
 FORMAT = 1
-# What is kept of a scores file: everything except the scores of each image.
+# What is kept of a scores file: everything except the scores of each image. Only scores of
+# several data sets have "sources".
 _SCORE_FIELDS = ("images", "corpus", "intervals", "confidence", "diagnostics", "sources")
 # What is measured on scored captions. An export without new scores keeps it.
 _EVALUATION_FIELDS = ("scores", "confidence", "claims")
@@ -106,10 +107,10 @@ def _data(table: CaptionTable | None) -> dict[str, Any] | None:
         return None
     train = table.split("train")
     data = {"dataset": table.dataset, **_counts(train)}
-    if len(table.sources) > 1:
+    if table.sources != (Source(table.dataset, table.dataset),):
         data["sources"] = [
             {
-                **vars(source),
+                **described(source),
                 **_counts([image for image in train if image.source == source.name]),
             }
             for source in table.sources

@@ -11,18 +11,20 @@ from decoder.generation.options import LENGTH_PENALTY
 from decoder.model.decoders import ModelOptions
 from features.errors import require
 
-# By default cross-entropy takes so many epochs, and more until it has made so many steps.
-EPOCHS, STEPS = 4, 600
+# By default cross-entropy takes 4 epochs, and more until it has made so many steps.
+EPOCHS, STEPS, STEPS_FROM_INIT = 4, 600, 60
 
 
-def cross_entropy_epochs(given: int | None, batches: int) -> int:
+def cross_entropy_epochs(given: int | None, batches: int, has_init: bool) -> int:
     """Return the epochs of cross-entropy: those given, or enough for the size of the data.
 
     Args:
         given: by the user, if any.
         batches: in an epoch.
+        has_init: whether training starts from a trained captioner, which needs fewer steps.
     """
-    return max(EPOCHS, -(-STEPS // batches)) if given is None else given
+    steps = STEPS_FROM_INIT if has_init else STEPS
+    return max(EPOCHS, -(-steps // batches)) if given is None else given
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,8 @@ class CrossEntropyOptions:
     """Phase 1: teacher forcing with cross-entropy."""
 
     epochs: int | None = None
-    """Epochs of cross-entropy; by default 4, and more where these are fewer than 600 steps."""
+    """Epochs of cross-entropy; by default 4, and more where these are fewer than 600 steps, or 60
+    with --init."""
     learning_rate: float = 3e-3
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
     label_smoothing: float = 0.0

@@ -79,7 +79,8 @@ class Trainer:
         self.training = training
         self.trained = trained
         batches = training.batches_per_epoch
-        xe, rl = cross_entropy_epochs(options.xe.epochs, batches), options.rl.epochs
+        xe = cross_entropy_epochs(options.xe.epochs, batches, trained is not None)
+        rl = options.rl.epochs
         self.phases: tuple[Phase, ...] = (
             CrossEntropyPhase(options.xe, xe, xe * batches),
             ReinforcePhase(options.rl, rl, rl * batches, training.images, vocabulary),

@@ -23,11 +23,13 @@ from features.files import read_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
 from pipeline.captions import CaptionTable, described
+from pipeline.terms import terms_of
 from pipeline.vocabulary import EOS, SPECIAL, Vocabulary
 from pipeline.work import RunFolder
 
 log = logging.getLogger(__name__)
 
+LEARNING_RATE = 1e-3  # default of cross-entropy; weights that are trained need no higher one
 PACKAGED = "packaged"  # the value of --init that names the included captioner
 # The weights with a row for each word; all others are independent of the vocabulary.
 _OF_WORDS = ("word_embedding.weight", "output.weight", "output.bias")
@@ -47,11 +49,15 @@ class Trained:
     config: Mapping[str, Any]
 
     def record(self) -> dict[str, Any]:
-        """Return what config.json records: the captioner, its weights and its training data.
+        """Return what config.json records: the captioner, its weights, its data and their terms.
 
         The data are those of the captioner and of the one that it started from itself.
         """
-        data = [*_data(self.run), *self.config.get("init", {}).get("data", [])]
+        data = [
+            {**source, "terms": terms_of(source["dataset"], source.get("terms"))}
+            for source in _data(self.run)
+        ]
+        data += self.config.get("init", {}).get("data", [])
         return {
             "name": self.name,
             "weights_sha256": hashlib.sha256(self.run.best.read_bytes()).hexdigest(),
@@ -75,7 +81,9 @@ def folder_of(name: str) -> RunFolder:
 
 
 def arguments_of(name: str) -> list[str]:
-    """Return the options of the architecture of the captioner that --init names.
+    """Return the default options of a training that starts from the captioner `name`.
+
+    They are the captioner's architecture, and a lower learning rate of cross-entropy.
 
     Raises:
         UserError: there is no such run, or its config.json is damaged.
@@ -86,7 +94,8 @@ def arguments_of(name: str) -> list[str]:
         options = dict(config["options"]["decoder"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r}); train again") from error
-    return [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    architecture = [f"--{key.replace('_', '-')}={value}" for key, value in options.items()]
+    return [*architecture, f"--xe.learning-rate={LEARNING_RATE}"]
 
 
 def load(name: str, options: ModelOptions, store: FeatureStore, device: torch.device) -> Trained:
@@ -189,8 +198,15 @@ def report_overlap(trained: Trained, table: CaptionTable, work: Path) -> None:
 def _data(run: RunFolder) -> list[dict[str, Any]]:
     """Return the data sets that a run or captioner was trained on, with their terms if stated."""
     if run.captioner.exists():
-        data = read_json(run.captioner, EXPORT).get("data")
-        return [] if data is None else data.get("sources", [{"dataset": data["dataset"]}])
+        content = read_json(run.captioner, EXPORT)
+        try:
+            data = content.get("data")
+            return [] if data is None else data.get("sources") or [{"dataset": data["dataset"]}]
+        except (AttributeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{run.captioner} is not what decoder.export writes ({error!r:.200}); copy the "
+                "whole original folder again"
+            ) from error
     if run.work.captions.exists():
         return [described(source) for source in captions.load(run.work.captions).sources]
     return []

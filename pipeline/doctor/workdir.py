@@ -52,8 +52,9 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
     yield from _table(table, work)
     words, store = None, None
     try:
-        words = vocabulary.load(work.vocabulary)
-        yield from _words(words, table, work)
+        if any(image.split == "train" for image in table.images):
+            words = vocabulary.load(work.vocabulary)
+            yield from _words(words, table, work)
     except UserError as error:
         yield problem(str(error), _advice(error, f"run {PREPARE} --force"))
     try:
@@ -86,9 +87,10 @@ def _table(table: CaptionTable, work: WorkFolder) -> Iterator[CheckResult]:
     counts = Counter(image.split for image in table.images)
     listed = ", ".join(f"{counts[split]} {split}" for split in SPLITS)
     text = f"{work.captions}: {listed} images of {table.dataset}"
-    empty = [split for split in ("train", "val") if not counts[split]]
-    if empty:
-        yield problem(f"{text}; none in {' and '.join(empty)}", "decoder.train needs both splits")
+    if not counts["train"]:
+        yield ok(f"{text}; without training pictures they can only be captioned and scored")
+    elif not counts["val"]:
+        yield problem(f"{text}; none in val", "decoder.train needs both splits")
     else:
         yield ok(text)
     splits: dict[str, set[str]] = {}

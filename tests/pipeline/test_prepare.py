@@ -231,9 +231,8 @@ def test_skip_missing_leaves_pictures_out_without_renumbering(
         ("", "captions.csv: expected 2 pictures or more to split, found 0"),
         (
             "a.jpg,,train\nb.jpg,...,val\n",
-            "expected images with captions in the split train, found none in any split",
+            "expected images with captions, found none in any split",
         ),
-        ("a.jpg,A dog,val\nb.jpg,A cat,test\n", "found 1 in val, 1 in test"),
         ("../a.jpg,A dog,train\n", "'../a.jpg' leaves the image root"),
         ("/etc/passwd,A dog,train\n", "'/etc/passwd' leaves the image root"),
         ("a.jpg,A dog,train\na.jpg,A dog,val\n", "line 3: a.jpg is in the split val and in train"),

@@ -11,6 +11,7 @@ import tyro
 from PIL import Image, ImageDraw
 
 from decoder.captioning.options import CaptionOptions
+from decoder.runs.packaged import packaged_captioner
 from decoder.training.options import TrainOptions
 from features.backbones import names
 from pipeline.options import ExtractOptions, PrepareOptions
@@ -38,11 +39,12 @@ def options(preset: str, stage: str) -> Any:
 
 
 @pytest.mark.parametrize(
-    "preset", ["shapes", "flickr8k", "flickr30k", "karpathy", "folder", "coco", "coco_att2in"]
+    "preset",
+    ["shapes", "flickr8k", "flickr30k", "karpathy", "folder", "coco", "coco_att2in", "transfer"],
 )
 def test_a_preset_has_only_valid_options(preset):
     assert set(options(preset, "extract").backbone.split("+")) <= set(names())
-    assert options(preset, "train").xe.epochs > 0
+    assert options(preset, "train").xe.epochs != 0
     assert options(preset, "prepare").dataset == "coco"
     assert options(preset, "best").split == "val"
 
@@ -50,6 +52,12 @@ def test_a_preset_has_only_valid_options(preset):
 def test_preset_for_your_own_pictures_is_the_defaults():
     for stage, (kind, required) in STAGES.items():
         assert options("folder", stage) == tyro.cli(kind, args=required)
+
+
+def test_the_preset_that_starts_from_the_included_captioner_extracts_its_features():
+    assert options("transfer", "train").init == "packaged"
+    config = json.loads((packaged_captioner() / "config.json").read_text())
+    assert options("transfer", "extract").backbone == config["features"]["backbone"]
 
 
 def test_coco_presets_have_the_published_settings():

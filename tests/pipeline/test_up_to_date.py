@@ -34,6 +34,17 @@ def test_stamp_holds_while_nothing_changes(work: Path) -> None:
     assert holds(work)
 
 
+def test_an_option_that_is_newer_than_the_record_and_not_given_changes_nothing(work: Path) -> None:
+    @dataclass(frozen=True)
+    class Newer(Options):
+        init: str | None = None
+        also: tuple[str, ...] = ()
+
+    assert Stamp(work, "stage", Newer(work), [work / "in"]).holds()
+    assert not Stamp(work, "stage", Newer(work, init="packaged"), [work / "in"]).holds()
+    assert not Stamp(work, "stage", Newer(work, also=("x",)), [work / "in"]).holds()
+
+
 def test_options_that_do_not_change_the_output_are_ignored(work: Path) -> None:
     assert holds(work, force=True, device="cuda")
 
