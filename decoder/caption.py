@@ -12,9 +12,10 @@ from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.pages import write_pages
 from decoder.captioning.sidecars import write_sidecars
-from decoder.captioning.split import caption_split, name_of
+from decoder.captioning.split import caption_split
 from decoder.captioning.writer import CaptionWriter
 from decoder.runs.packaged import packaged_captioner
+from evaluation.outputs import variant
 from features.devices import choose_device
 from features.errors import UserError
 from features.folders import passed_over_note
@@ -77,7 +78,7 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
     suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
     out = options.out or run.captions(split, suffix)
     inputs = [run.work.captions, run.work.features, *input_files(runs, options.generate)]
-    stamp = Stamp(out.parent, f"caption-{name_of(out)}", options, inputs)
+    stamp = Stamp(out.parent, f"caption-{variant(out, split)}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
         return

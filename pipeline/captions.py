@@ -2,14 +2,15 @@
 
 `WORK/captions.json` is in the COCO caption format with three additions: each image has a "split",
 each annotation has its "tokens" (so that later stages need no tokenizer), and "info" names the
-data set and the image root.
+data set and the image root. An image that came from a data set of another name, because several
+were prepared as one, also has its "source".
 """
 
 import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
@@ -31,12 +32,17 @@ class Caption:
 
 @dataclass(frozen=True)
 class Image:
-    """One picture of the data set; `file_name` is relative to the root of its table."""
+    """One picture of the data set; `file_name` is relative to the root of its table.
+
+    `source` is the name of the data set that the picture came from.
+    """
 
     id: int
     file_name: str
     split: str
     captions: tuple[Caption, ...]
+    # Not part of the repr, whose digest identifies the images of runs older than this field.
+    source: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -99,7 +105,10 @@ def save(table: CaptionTable, path: Path) -> None:
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     for image in table.images:
-        images.append({"id": image.id, "file_name": image.file_name, "split": image.split})
+        entry = {"id": image.id, "file_name": image.file_name, "split": image.split}
+        if image.source not in ("", table.dataset):
+            entry["source"] = image.source
+        images.append(entry)
         for caption in image.captions:
             annotations.append(
                 {
@@ -130,6 +139,7 @@ def parse(content: Any, path: Path) -> CaptionTable:
     """Check `content`, read from the JSON file `path`, and return its caption table; see `load`."""
     try:
         info = content["info"]
+        dataset = _string(info["dataset"])
         captions = _captions_by_image(content["annotations"])
         images = tuple(
             Image(
@@ -137,11 +147,12 @@ def parse(content: Any, path: Path) -> CaptionTable:
                 check_file_name(entry["file_name"]),
                 _string(entry["split"]),
                 tuple(captions.pop(entry["id"], ())),
+                _string(entry.get("source", dataset)),
             )
             for entry in content["images"]
         )
         root = path.parent / _string(info["image_root"])
-        table = CaptionTable(_string(info["dataset"]), root, images)
+        table = CaptionTable(dataset, root, images)
     except KeyError as error:
         raise UserError(f"{path} lacks the key {error}; create it again with {PREPARE}") from error
     except (TypeError, ValueError, AttributeError) as error:
