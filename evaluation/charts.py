@@ -49,7 +49,7 @@ def chart(
         return None
     epochs = [epoch for points in curves.values() for epoch, _ in points]
     values = [value for points in curves.values() for _, value in points]
-    y_values = _ticks(min(values), max(values), 5)
+    y_values = ticks(min(values), max(values), 5)
     first, last = min(epochs), max(epochs)
     low, high = y_values[0], y_values[-1]
 
@@ -70,7 +70,7 @@ def chart(
         )
         for name, points in curves.items()
     ]
-    x_values = _ticks(first, last, 8, least_step=1)
+    x_values = ticks(first, last, 8, least_step=1)
     both = reinforce_from is not None and first < reinforce_from <= last
     return Chart(
         title,
@@ -81,7 +81,7 @@ def chart(
     )
 
 
-def _ticks(low: float, high: float, most: int, least_step: float = 0) -> list[float]:
+def ticks(low: float, high: float, most: int, least_step: float = 0) -> list[float]:
     """Return round numbers at equal distances, from `low` or below to `high` or above.
 
     Args:

@@ -16,8 +16,17 @@ _COLOURS = {
 }
 _NUMBERS = {
     **{name: name for name in ("two", "three", "four", "five", "six", "seven", "eight", "nine")},
-    **{"2": "two", "3": "three", "4": "four", "5": "five", "6": "six", "7": "seven"},
-    **{"8": "eight", "9": "nine", "couple": "two", "pair": "two", "twin": "two"},
+    "2": "two",
+    "3": "three",
+    "4": "four",
+    "5": "five",
+    "6": "six",
+    "7": "seven",
+    "8": "eight",
+    "9": "nine",
+    "couple": "two",
+    "pair": "two",
+    "twin": "two",
 }
 _PEOPLE = {
     **dict.fromkeys(("man", "men", "guy", "guys", "gentleman", "gentlemen", "male"), "man"),
