@@ -168,6 +168,8 @@ def _contradiction(
     if not counts:
         return None
     other, count = counts.most_common(1)[0]
+    if any(noun and noun == _singular(word) for words in references for word in words):
+        return None  # they name the thing without its colour
     # With nouns, a second colour shows that the references speak of more than one thing.
     unambiguous = len(counts) == 1 or classes is _PEOPLE
     return other if unambiguous and count >= _SHARE * len(references) else None
