@@ -181,7 +181,9 @@ def _score(parts: Sequence[tuple[Captions, Mapping[int, str]]]) -> Baseline:
     reference_tokens = tokenize(references)
     tokens = {i: texts[0] for i, texts in tokenize(candidates).items()}
     scores = score_tokens(reference_tokens, tokens, ("Bleu", "METEOR", "ROUGE_L"))
-    members = np.kron(np.eye(len(parts), dtype=np.int64), np.ones(size, np.int64))
+    members = np.repeat(np.eye(len(parts), dtype=np.int64), size, axis=1)
+        np.eye(len(parts), dtype=np.int64), np.ones(size, np.int64)
+    )
     values = resample(scores.per_image, scores.statistics, members)
     values["CIDEr"] = np.array(
         [

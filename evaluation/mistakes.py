@@ -191,14 +191,17 @@ def _things(written: Words, expected: References, most: int) -> Kind:
     kind = Kind(_THINGS)
     pairs: dict[tuple[str, str], list[int]] = defaultdict(list)
     invented, missed = Counter[str](), Counter[str]()
+    forms: dict[str, Counter[str]] = defaultdict(Counter)  # "tennis" is not to be shown as "tenni"
     for image, words in written.items():
-        own = {_singular(word): word for word in words if _is_content(word)}
+        own = {_singular(word) for word in words if _is_content(word)}
+        for word in (*words, *(word for reference in expected[image] for word in reference)):
+            forms[_singular(word)][word] += 1
         counts = Counter(
             stem
             for reference in expected[image]
             for stem in {_singular(word) for word in reference if _is_content(word)}
         )
-        least = max(2, _SHARE * len(expected[image]))
+        least = max(min(2, len(expected[image])), _SHARE * len(expected[image]))
         wrong = {stem for stem in own if stem not in counts}
         lacking = {stem for stem, n in counts.items() if n >= least and stem not in own}
         kind.confirmed += len(own) - len(wrong)
@@ -210,18 +213,19 @@ def _things(written: Words, expected: References, most: int) -> Kind:
             pairs[pair].append(image)
 
     def weight(item: tuple[tuple[str, str], list[int]]) -> float:
-        (wrong, lacking), images = item
-        chance = invented[wrong] * missed[lacking] / len(written)
+        (own, other), images = item
+        chance = invented[own] * missed[other] / len(written)
         return len(images) * math.log(len(images) / chance)
 
     likely = {p: i for p, i in sorted(pairs.items()) if len(i) >= _LEAST and weight((p, i)) > 0}
     ranked = sorted(likely.items(), key=weight, reverse=True)
     # One pair for each word: where "snow" is missed, so are most other words of the scene.
     seen: set[str] = set()
-    for (wrong, lacking), images in ranked:
-        if not {wrong, lacking} & seen and len(kind.confusions) < most:
-            seen |= {wrong, lacking}
-            kind.confusions.append(Confusion(wrong, lacking, images))
+    for pair, images in ranked:
+        if not seen & set(pair) and len(kind.confusions) < most:
+            seen |= set(pair)
+            written_as, expected_as = (forms[stem].most_common(1)[0][0] for stem in pair)
+            kind.confusions.append(Confusion(written_as, expected_as, images))
     return kind
 
 
