@@ -182,8 +182,6 @@ def _score(parts: Sequence[tuple[Captions, Mapping[int, str]]]) -> Baseline:
     tokens = {i: texts[0] for i, texts in tokenize(candidates).items()}
     scores = score_tokens(reference_tokens, tokens, ("Bleu", "METEOR", "ROUGE_L"))
     members = np.repeat(np.eye(len(parts), dtype=np.int64), size, axis=1)
-        np.eye(len(parts), dtype=np.int64), np.ones(size, np.int64)
-    )
     values = resample(scores.per_image, scores.statistics, members)
     values["CIDEr"] = np.array(
         [
