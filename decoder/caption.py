@@ -12,9 +12,10 @@ from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.pages import write_pages
 from decoder.captioning.sidecars import write_sidecars
-from decoder.captioning.split import caption_split, name_of
+from decoder.captioning.split import caption_split
 from decoder.captioning.writer import CaptionWriter
 from decoder.runs.packaged import packaged_captioner
+from evaluation.outputs import variant
 from features.devices import choose_device
 from features.errors import UserError
 from features.folders import passed_over_note
@@ -80,7 +81,7 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
     if options.out is None and options.work is not None:
         out = work.captions_by(run, split, suffix)
     inputs = [work.captions, work.features, *input_files(runs, options.generate)]
-    stamp = Stamp(out.parent, f"caption-{name_of(out)}", options, inputs)
+    stamp = Stamp(out.parent, f"caption-{variant(out, split)}", options, inputs)
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
         return

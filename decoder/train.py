@@ -22,6 +22,7 @@ from decoder.training.options import EPOCHS, TrainOptions, cross_entropy_epochs
 from decoder.training.phases import TITLES
 from decoder.training.state import TrainingState
 from decoder.training.trainer import Stopped, Trainer
+from evaluation import concerns
 from evaluation.validation import Validator
 from features.commands import TRAIN
 from features.devices import choose_device
@@ -83,6 +84,9 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         f"train: best validation CIDEr {best['val']['CIDEr']:.3f} after epoch {best['epoch']} of "
         f"{TITLES[best['phase']]}, weights in {run.best}"
     )
+    metrics = state.progress.metrics
+    for concern in [*concerns.of_captions(best["val"]), *concerns.of_epochs(metrics)]:
+        _print_once(f"train: {concern}")
     return 0
 
 

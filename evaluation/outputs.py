@@ -8,15 +8,30 @@ from typing import Any
 from features.errors import UserError
 
 
+def variant(captions: Path, split: str) -> str:
+    """Return what names the files that belong to a file of captions: X for captions_X.json.
+
+    For NAME.json it is NAME_SPLIT, so that val.json and captions_val.json do not share files.
+    """
+    rest = _after_prefix(captions, "captions_", ".json")
+    return rest or f"{_whole_name(captions, '.json')}_{split}"
+
+
 def scores_path(results: Path, split: str) -> Path:
     """Return the default path of the scores of `results`, in the same folder.
 
     captions_X.json has scores_X.json: those of captions_val_xe.json (before REINFORCE) must not
     overwrite scores_val.json. NAME.json has scores_NAME_SPLIT.json.
     """
-    rest = _after_prefix(results, "captions_", ".json")
-    name = rest or f"{_whole_name(results, '.json')}_{split}"
-    return results.with_name(f"scores_{name}.json")
+    return results.with_name(f"scores_{variant(results, split)}.json")
+
+
+def attention_path(captions: Path, split: str) -> Path:
+    """Return the path of the attention saved with `captions`, in the same folder.
+
+    captions_X.json has attention_X.npz, NAME.json has attention_NAME_SPLIT.npz.
+    """
+    return captions.with_name(f"attention_{variant(captions, split)}.npz")
 
 
 def retrieval_path(ranking: Path) -> Path:

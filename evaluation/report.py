@@ -2,19 +2,22 @@
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
-from typing import Any, TypeGuard
+from typing import Any
 
-import jinja2
-
-from evaluation import runs
+from evaluation import concerns, runs
+from evaluation.baselines import Baseline, baselines_of
 from evaluation.charts import Chart, chart
+from evaluation.costs import costs, duration, is_number, machine
+from evaluation.diagnostics import diagnose
 from evaluation.gallery import best_middle_worst, evenly_spaced, picture, shade
+from evaluation.mistakes import Confusion, analyse
 from evaluation.options import ReportOptions
+from evaluation.references import captions_of
 from evaluation.runs import Run
-from evaluation.scores import Scores
+from evaluation.score_tables import existing, score_rows, source_rows
 from evaluation.toolkit import LABELS
 from features.files import write_atomically
 from pipeline.captions import Image
@@ -24,7 +27,10 @@ from pipeline.work import RunFolder
 
 _MODELS = {"show_tell": "Show and Tell", "att2in": "Att2in", "updown": "Up-Down"}
 _SPLITS = {"train": "training", "val": "validation", "test": "test"}
-_PICTURE, _THUMBNAIL = 420, 160  # pixels
+_PICTURE, _THUMBNAIL, _EXAMPLE = 420, 160, 112  # pixels
+_CONFUSIONS = 5  # listed for each kind of words
+_DRAWN = "shapes"  # the data set that pipeline.shapes generates
+_COLUMNS = ("nearest", "before", "value", "reranked", "people")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,21 +43,35 @@ def write_report(options: ReportOptions) -> None:
     folder = RunFolder(options.run.resolve())
     split = options.split or runs.captioned_split(folder)
     out = options.out or folder.report
-    stamp = Stamp(folder.path, "report", options, runs.inputs(folder, split))
+    inputs = [*runs.inputs(folder, split), folder.work.features]
+    stamp = Stamp(folder.path, "report", options, inputs)
     if not options.force and stamp.holds():
         print(f"report: unchanged, skipped: {out}")
         return
-    write_atomically(out, render(runs.load(folder, split), options.images))
+    loaded = runs.load(folder, split)
+    known: dict[str, Baseline] = {}
+    if loaded.scores:
+        known, reasons = baselines_of(folder.work, loaded.table, split, loaded.scores.images)
+        for reason in reasons:
+            print(f"report: without a baseline: {reason}")
+    write_atomically(out, render(loaded, options.images, known))
     stamp.write([out])
     print(f"report: {out}")
 
 
-def render(run: Run, images: int) -> str:
+def render(run: Run, images: int, baselines: Mapping[str, Baseline] | None = None) -> str:
     """Return the page as HTML, with `images` pictures in its gallery.
+
+    Args:
+        run: the run and its captions of a split.
+        images: number of pictures in the gallery.
+        baselines: "nearest" and "people", as far as they are known (see `evaluation.baselines`).
 
     Raises:
         UserError: a picture cannot be read.
     """
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -62,12 +82,14 @@ def render(run: Run, images: int) -> str:
     ranked = sorted(shown, key=lambda image: -ciders.get(image, -math.inf))
     card = partial(_card, run, ciders)
     options = _flat(run.config["options"])
+    baselines = baselines or {}
     if ciders:
         titles = ("The best", "The middle", "The worst")
         groups = list(zip(titles, best_middle_worst(ranked, images), strict=True))
     else:
         groups = [("", evenly_spaced(shown, images))]
     with_attention = [image for image in ranked if image in run.attention]
+    rows = score_rows(run, baselines)
     return environment.from_string(template).render(
         run=run,
         model=_MODELS.get(_option(options, "model"), "Decoder"),
@@ -76,9 +98,16 @@ def render(run: Run, images: int) -> str:
         backbone=run.config["features"].get("backbone", "unknown"),
         split=_SPLITS[run.split],
         images=len(shown),
-        scores=_score_rows(run),
+        concerns=_concerns(run, len(shown), baselines),
+        scores=rows,
+        columns=[c for c in _COLUMNS if any(row[c] is not None for row in rows)],
+        baselines=baselines,
+        people=not all(_is_drawn(run, by_id[i]) for i in shown),
+        sources=source_rows(run),
+        labels=LABELS,
         charts=_charts(run),
         groups=[(title, [card(by_id[i]) for i in ids]) for title, ids in groups if ids],
+        mistakes=_mistakes(run, by_id),
         attention=[
             {
                 **card(by_id[i]),
@@ -92,8 +121,11 @@ def render(run: Run, images: int) -> str:
             }
             for i in evenly_spaced(with_attention, max(1, images // 4))
         ],
+        costs=costs(run.extraction, run.epochs),
+        machine=machine(run.config),
+        duration=duration,
         setup=_setup(run, options),
-        seconds=sum(epoch["seconds"] for epoch in run.epochs if _is_number(epoch.get("seconds"))),
+        seconds=sum(epoch["seconds"] for epoch in run.epochs if is_number(epoch.get("seconds"))),
     )
 
 
@@ -105,38 +137,63 @@ def _card(run: Run, ciders: dict[int, float], image: Image) -> dict[str, Any]:
         "before": run.captions_xe.get(image.id),
         "reranked": run.captions_reranked.get(image.id),
         "references": [caption.text for caption in image.captions],
+        "people": not _is_drawn(run, image),
         "cider": ciders.get(image.id),
     }
 
 
-def _score_rows(run: Run) -> list[dict[str, Any]]:
-    """Return a row for each score. `scale` is the value at the end of its bar."""
-    if run.scores is None:
-        return []
-    before = _existing(run.scores_xe)
-    reranked = _existing(run.scores_reranked)
-    rows = []
-    for name, value in _existing(run.scores).items():
-        low, high = run.scores.intervals.get(name, (value, value))
-        rows.append(
+def _is_drawn(run: Run, image: Image) -> bool:
+    """Whether a picture and its captions were generated, so that no person wrote them."""
+    return (image.source or run.table.dataset) == _DRAWN
+
+
+def _concerns(run: Run, images: int, baselines: Mapping[str, Baseline]) -> list[str]:
+    """Return the bad news about the run, one sentence or two each."""
+    if run.scores:
+        figures = run.scores.diagnostics
+    else:
+        figures = diagnose(" ".join(written.split()) for written in run.captions.values())
+    found = [*concerns.of_captions(figures, images), *concerns.of_epochs(run.epochs)]
+    cider = existing(run.scores).get("CIDEr")
+    if cider is not None:
+        reinforced = any(epoch["phase"] == "rl" for epoch in run.epochs)
+        copied = baselines["nearest"].scores.get("CIDEr") if "nearest" in baselines else None
+        before = existing(run.scores_xe).get("CIDEr")
+        found += concerns.of_scores(cider, before, copied, reinforced)
+    return found
+
+
+def _mistakes(run: Run, by_id: Mapping[int, Image]) -> dict[str, Any]:
+    """Return the error analysis, each confusion with an example."""
+    captions = {i: text for i, text in run.captions.items() if i in by_id}
+    found = analyse(captions, captions_of(by_id[i] for i in captions))
+
+    def example(confusion: Confusion) -> dict[str, Any]:
+        image = by_id[confusion.images[0]]
+        texts = [caption.text for caption in image.captions]
+        telling = [t for t in texts if confusion.expected in t.lower()]
+        return {
+            "written": confusion.written,
+            "expected": confusion.expected,
+            "images": len(confusion.images),
+            "picture": picture(run.table.path(image), _EXAMPLE),
+            "caption": run.captions[image.id],
+            "reference": (telling or texts)[0],
+        }
+
+    return {
+        "kinds": [
             {
-                "name": LABELS.get(name, name),
-                "value": value,
-                "low": low,
-                "high": high,
-                "scale": max(1.0, math.ceil(high * 2) / 2),
-                "before": before.get(name),
-                "reranked": reranked.get(name),
+                "name": kind.name,
+                "counts": (kind.confirmed, kind.contradicted, kind.unmentioned),
+                "confusions": [example(confusion) for confusion in kind.confusions[:_CONFUSIONS]],
             }
-        )
-    return rows
-
-
-def _existing(scores: Scores | None) -> dict[str, float]:
-    """Return the corpus scores that exist; a single image has no CIDEr."""
-    if scores is None:
-        return {}
-    return {name: value for name, value in scores.corpus.items() if not math.isnan(value)}
+            for kind in found.kinds
+            if kind.confirmed + kind.contradicted + kind.unmentioned
+        ],
+        "never_used": found.never_used,
+        "overused": found.overused,
+    }
 
 
 def _charts(run: Run) -> list[Chart]:
@@ -150,7 +207,7 @@ def _charts(run: Run) -> list[Chart]:
     def curve(name: str, phase: str | None = None) -> list[tuple[int, float]]:
         values = [(n, epoch if phase else epoch["val"]) for n, epoch in numbered]
         wanted = [(n, of.get(name)) for n, of in values if phase in (None, of.get("phase"))]
-        return [(n, value) for n, value in wanted if _is_number(value)]
+        return [(n, value) for n, value in wanted if is_number(value)]
 
     charts = [
         chart(
@@ -193,11 +250,6 @@ def _flat(options: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         else:
             pairs.append((f"{prefix}{name}", value))
     return pairs
-
-
-def _is_number(value: object) -> TypeGuard[float]:
-    # Excludes what no chart can show, including infinity and NaN.
-    return isinstance(value, int | float) and abs(value) < 1e12
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from evaluation import npz, results, scores
 from evaluation.recorded_commands import recorded_commands
 from evaluation.references import captions_of
 from evaluation.scores import Scores
-from features.commands import CAPTION, TRAIN
+from features.commands import CAPTION, EXTRACT, TRAIN
 from features.errors import UserError
 from features.files import read_json, reading
 from pipeline import captions
@@ -53,6 +53,8 @@ class Run:
     scores: Scores | None
     scores_xe: Scores | None
     scores_reranked: Scores | None
+    extraction: dict[str, Any]
+    """The figures in extract.json of the work directory."""
     commands: list[str]
     """The commands that repeat the run."""
 
@@ -62,6 +64,7 @@ def inputs(run: RunFolder, split: str) -> list[Path]:
     ways = (_FINAL, _BEFORE_REINFORCE, _RERANKED)
     return [
         run.work.captions,
+        run.work.extraction,
         run.config,
         run.metrics,
         run.attention(split),
@@ -112,6 +115,7 @@ def load(run: RunFolder, split: str) -> Run:
         scores=_load_scores(run.scores(split, _FINAL)),
         scores_xe=_load_scores(run.scores(split, _BEFORE_REINFORCE)),
         scores_reranked=_load_scores(run.scores(split, _RERANKED)),
+        extraction=_load_extraction(run.work.extraction),
         commands=recorded_commands(run, split, config["options"]),
     )
 
@@ -125,6 +129,11 @@ def _load_config(path: Path) -> dict[str, Any]:
                 "restore the file or train again"
             )
     return content
+
+
+def _load_extraction(path: Path) -> dict[str, Any]:
+    content = read_json(path, EXTRACT) if path.exists() else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _load_captions(path: Path) -> dict[int, str]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.bootstrap import resample
 from features.commands import SCORE
 from features.errors import UserError
 from features.files import read_json
@@ -53,6 +54,24 @@ class Scores:
     def cider(self) -> dict[int, float]:
         """CIDEr by image id, without images that have none."""
         return {i: value for i, value in self.per_image["CIDEr"].items() if not math.isnan(value)}
+
+    def of_images(self, images: Iterable[int]) -> dict[str, float]:
+        """Return the corpus scores of some of the images, by name; {} if none of them is scored.
+
+        The document frequencies of CIDEr stay those of all references. A file of version 0.1 has no
+        statistics of BLEU and METEOR, so these are missing.
+        """
+        chosen = set(images).intersection(self.images)
+        if not chosen:
+            return {}
+        known = {
+            name: values
+            for name, values in self.per_image.items()
+            if self.statistics or not name.startswith(("Bleu", "METEOR"))
+        }
+        counts = np.array([[image in chosen for image in self.images]], np.int64)
+        values = resample(known, self.statistics, counts)
+        return {name: float(value[0]) for name, value in values.items() if np.isfinite(value[0])}
 
     def summary(self) -> dict[str, Any]:
         """Return the entries that are not about single images, as in the file."""

@@ -15,6 +15,10 @@ class WorkFolder:
         self.extraction = path / "extract.json"  # options and figures of the last extraction
         self.search = path / "search"  # index of decoder.search
 
+    def baselines(self, split: str) -> Path:
+        """Return the file with the scores of the report's baselines on a split."""
+        return self.path / f"baselines_{split}.json"
+
     def run(self, name: str) -> "RunFolder":
         """Return the run `name`."""
         return RunFolder(self.path / "runs" / name)

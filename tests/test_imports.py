@@ -16,12 +16,13 @@ PACKAGES = ("features", "pipeline", "evaluation", "decoder")
 ALLOWED = {
     "features": (),
     "pipeline": ("features",),
-    # Scores and reports need captions and pictures, but no features and no model.
+    # Scores and reports need captions and pictures, but no model. A report reads pooled features.
     "evaluation": (
         "features.commands",
         "features.errors",
         "features.files",
         "features.images",
+        "features.store",
         "pipeline.captions",
         "pipeline.command",
         "pipeline.up_to_date",

@@ -10,17 +10,13 @@ from tqdm import tqdm
 from decoder.captioning.captioner import Candidate, Captioner
 from decoder.captioning.confidence import is_comparable, signals_of
 from decoder.data.readers import SplitReader
+from evaluation.outputs import attention_path
 from features.commands import EXTRACT
 from features.errors import UserError
 from features.files import write_atomically, write_json
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
 from pipeline.work import WorkFolder
-
-
-def name_of(out: Path) -> str:
-    """Return what follows "captions_" in the name of a file of captions, such as val."""
-    return out.stem.removeprefix("captions_")
 
 
 def caption_split(
@@ -33,7 +29,7 @@ def caption_split(
         work: the work directory, of the captioner's run or another with features of the same kind.
         split: name of the split.
         out: where to write the captions, in the COCO results format. The attention is written
-            beside it, as attention_NAME.npz.
+            beside it; `evaluation.outputs.attention_path` names the file.
         batch_size: number of images captioned at once.
         attended: number of images, from the first on, whose attention is saved.
 
@@ -66,14 +62,14 @@ def caption_split(
             bar.update(len(images))
     write_json(out, results)
     outputs = [out]
-    attention_path = out.with_name(f"attention_{name_of(out)}.npz")
+    attention_file = attention_path(out, split)
     if words:
         ids = [result["image_id"] for result in results[:attended]]
         grid = captioner.config["features"]["grid"]
-        _save_attention(attention_path, ids, words[:attended], attention, grid)
-        outputs.append(attention_path)
+        _save_attention(attention_file, ids, words[:attended], attention, grid)
+        outputs.append(attention_file)
     else:
-        attention_path.unlink(missing_ok=True)
+        attention_file.unlink(missing_ok=True)
     print(f"caption: {len(results)} captions in {out}")
     return outputs
 

@@ -130,6 +130,14 @@ def test_captions_written_to_another_file_leave_the_others_alone(captioner, tmp_
     assert caption.main(stage) == 0
     assert len(json.loads(out.read_text())) == len(json.loads(before[run / "captions_val.json"]))
     assert {path: path.read_bytes() for path in before} == before
+    # val.json shares no file with captions_val.json, though both are of the split val.
+    stage[stage.index("--out") + 1] = str(run / "val.json")
+    assert caption.main([*stage, "--attention", "1"]) == 0
+    assert {path: path.read_bytes() for path in before} == before
+    with np.load(run / "attention_val_val.npz") as saved:
+        assert len(saved["image_id"]) == 1
+    for name in ("val.json", "attention_val_val.npz"):  # the captioner is shared
+        (run / name).unlink()
 
 
 @pytest.mark.parametrize(

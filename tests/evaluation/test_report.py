@@ -1,15 +1,24 @@
 """`python -m evaluation.report`, through its command line."""
 
+import importlib.util
 import json
+import shutil
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from evaluation.charts import chart
+from evaluation import baselines
+from evaluation.charts import chart, ticks
 from evaluation.gallery import best_middle_worst, evenly_spaced
 from evaluation.report import main
+from evaluation.toolkit import score_tokens
+from evaluation.validation import tokenize_without_java
+from features.parts import PartWriter
+from features.row_format import RowFormat
+from features.store_writing import begin, merge, only_writer
 
 EVIL = "<script>alert('dog')</script> & \"quotes\""
 
@@ -324,3 +333,218 @@ def test_a_chart_marks_where_reinforce_starts_and_accepts_one_point_or_none():
     assert drawn.left <= min(xs) <= max(xs) <= drawn.right
     assert chart("reward", {"reward": [(4, 0.5)]}, reinforce_from=4).boundary is None
     assert chart("loss", {"loss": []}) is None
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "most", "least_step", "expected"),
+    [
+        (0.11, 0.48, 5, 0, [0.1, 0.2, 0.3, 0.4, 0.5]),
+        (1, 9, 8, 1, [1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        (1, 100, 8, 1, [0, 20, 40, 60, 80, 100]),
+        (1, 2, 8, 1, [1, 2]),
+        (-3, 7, 5, 0, [-5, -2.5, 0, 2.5, 5, 7.5]),
+        (0, 0, 5, 0, [-1, -0.5, 0, 0.5, 1]),
+    ],
+)
+def test_ticks_are_round_and_enclose_the_values(low, high, most, least_step, expected):
+    assert ticks(low, high, most, least_step) == expected
+
+
+def test_ticks_of_values_that_hardly_differ_are_distinct():
+    values = ticks(0.5, 0.5000000000000001, 5)
+    assert values == sorted(set(values))
+    assert values[0] < 0.5 < values[-1]
+
+
+def store_features(work: Path, pooled: dict[int, list[float]]) -> None:
+    """Write a store with the pooled features of images."""
+    kind = RowFormat(
+        {"backbone": "small", "grid": [1, 1], "channels": 2, "dtype": "float16"}, ("whole",), "none"
+    )
+    path = work / "features.h5"
+    rows = np.array(list(pooled.values()), np.float32)[:, None]
+    with only_writer(path):
+        with closing(PartWriter(begin(path, kind, None), kind)) as writer:
+            writer.put(list(pooled), rows[:, :, None], rows)
+        merge(path, kind, None, list(pooled), {})
+
+
+@pytest.fixture
+def compared(finished):
+    """The run, with five captions for each image of val, two training pictures, and features."""
+    path = finished.parents[1] / "captions.json"
+    table = json.loads(path.read_text())
+    extra = [a for a in table["annotations"] if a["image_id"] <= 12]
+    for number, entry in enumerate(extra):
+        text = f"a picture of thing {number % 7} near a dog"
+        table["annotations"] += [{**entry, "id": 1000 + number, "caption": text}]
+    for image in table["images"]:
+        image["split"] = "train" if image["id"] >= 14 else "val" if image["id"] <= 12 else "test"
+    path.write_text(json.dumps(table))
+    # Training pictures: 14 lies in the direction (1, 0), 15 in the direction (0, 1).
+    val = {image: [float(image), 6.0] for image in range(1, 13)}
+    store_features(finished.parents[1], val | {14: [2.0, 0.1], 15: [0.1, 9.0]})
+    return finished
+
+
+def test_baselines_are_scored_by_the_toolkit_and_only_once(compared, capsys, monkeypatch):
+    assert main(["--run", str(compared)]) == 0
+    assert "scoring the baselines of the val split" in capsys.readouterr().out
+    work = compared.parents[1]
+    record = json.loads((work / "baselines_val.json").read_text())
+
+    table = json.loads((work / "captions.json").read_text())
+    texts: dict[int, list[str]] = {}
+    for entry in table["annotations"]:
+        texts.setdefault(entry["image_id"], []).append(entry["caption"])
+    tokens = tokenize_without_java(texts)
+    val = {image: tokens[image] for image in range(1, 13)}
+    copied = {image: tokens[14 if image > 6 else 15][0] for image in val}
+    metrics = ("Bleu", "ROUGE_L", "CIDEr")
+    expected = score_tokens(val, copied, metrics).corpus
+    for name, value in expected.items():
+        assert record["nearest"]["scores"][name] == pytest.approx(value), name
+    five = [
+        score_tokens(
+            {i: c[:n] + c[n + 1 : 5] for i, c in val.items()},
+            {i: c[n] for i, c in val.items()},
+            metrics,
+        ).corpus
+        for n in range(5)
+    ]
+    for name in expected:
+        mean = sum(scores[name] for scores in five) / 5
+        assert record["people"]["scores"][name] == pytest.approx(mean), name
+    assert record["people"]["images"] == 12
+
+    page = Page(compared / "report.html")
+    assert f"{record['nearest']['scores']['CIDEr']:.3f}" in page.text
+    assert "This is how far people agree with one another" in page.text
+
+    def no_java(*_: object) -> None:
+        raise AssertionError("the baselines are scored again")
+
+    monkeypatch.setattr(baselines, "tokenize", no_java)
+    assert main(["--run", str(compared), "--force"]) == 0
+    assert f"{record['people']['scores']['CIDEr']:.3f}" in Page(compared / "report.html").text
+
+
+def test_without_java_or_features_the_report_is_written_without_baselines(
+    compared, fake_java, capsys
+):
+    fake_java("echo broken >&2; exit 1")
+    assert main(["--run", str(compared)]) == 0
+    assert "report: without a baseline:" in capsys.readouterr().out
+    assert "Nearest training picture" not in Page(compared / "report.html").text
+    (compared.parents[1] / "features.h5").unlink()
+    assert main(["--run", str(compared), "--force"]) == 0
+    assert "features.h5 is not there" in capsys.readouterr().out
+
+
+def test_bad_news_is_said_before_everything_else(finished):
+    assert main(["--run", str(finished)]) == 0
+    assert "12% of the captions end in mid-air" in Page(finished / "report.html").text
+    scores = json.loads((finished / "scores_val.json").read_text())
+    scores["diagnostics"]["bad_endings"] = 0.01
+    (finished / "scores_val.json").write_text(json.dumps(scores))
+    assert main(["--run", str(finished)]) == 0
+    assert "What is wrong with this run" not in Page(finished / "report.html").text
+
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["val"]["CIDEr"] = 0.5 if line["phase"] == "xe" else 0.4
+    (finished / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    scores["corpus"]["CIDEr"] = 0.9  # 1.134 before REINFORCE
+    (finished / "scores_val.json").write_text(json.dumps(scores))
+    assert main(["--run", str(finished)]) == 0
+    text = Page(finished / "report.html").text
+    place = text.index("What is wrong with this run REINFORCE only made the captions worse")
+    assert place < text.index("On this split the captions were better before") < text.index("CIDEr")
+
+
+def test_each_source_has_its_scores_beside_the_whole(finished):
+    path = finished.parents[1] / "captions.json"
+    table = json.loads(path.read_text())
+    for image in table["images"]:
+        image["source"] = "shapes" if image["id"] <= 4 else "album"
+    path.write_text(json.dumps(table))
+    assert main(["--run", str(finished)]) == 0
+    page = Page(finished / "report.html")
+    # The CIDEr of image n is n / 10.
+    assert "album 8 0.850" in page.text
+    assert "shapes 4 0.250" in page.text
+    assert "All 12 1.234" in page.text
+    assert "People wrote" in page.text
+    assert "Generated with the picture" in page.text
+
+
+def test_references_that_were_generated_are_not_called_written_by_people(finished):
+    path = finished.parents[1] / "captions.json"
+    table = json.loads(path.read_text())
+    table["info"]["dataset"] = "shapes"
+    path.write_text(json.dumps(table))
+    assert main(["--run", str(finished)]) == 0
+    page = Page(finished / "report.html")
+    assert "Generated with the picture" in page.text
+    assert "eople" not in page.text
+    assert "By source" not in page.text
+
+
+def test_mistakes_times_and_the_meaning_of_scores_are_shown(finished, write_results, written):
+    write_results(written | {6: "a green dog on the grass"})  # it is red
+    config = json.loads((finished / "config.json").read_text())
+    config["machine"] = {"device": "cpu", "threads": 2, "processes": 1, "processor": "x86_64"}
+    (finished / "config.json").write_text(json.dumps(config))
+    figures = {"seconds": 7.5, "images_per_second": 2.0, "tried_in_this_run": 15}
+    (finished.parents[1] / "extract.json").write_text(json.dumps(figures))
+    assert main(["--run", str(finished)]) == 0
+    page = Page(finished / "report.html")
+    assert "green where references say red" in page.text
+    assert "Never used" in page.text
+    assert "Extraction of features 8 s 15 pictures 2.0 pictures/s" in page.text
+    assert "Cross-entropy 3 min 3 epochs 0.300 after epoch 3" in page.text
+    assert "Trained on x86_64, 2 threads, 1 process." in page.text
+    assert "words that are rare in them count most" in page.text
+    targets = {link["href"] for link in page.all("a")}
+    assert targets == {"#scores", "#gallery", "#mistakes", "#attention", "#training", "#setup"}
+    assert targets <= {f"#{tag.get('id')}" for tag in page.all("h2")}
+
+
+@pytest.mark.skipif(
+    not (shutil.which("chromium") and shutil.which("chromedriver"))
+    or not all(map(importlib.util.find_spec, ("selenium", "axe_core_python"))),
+    reason="needs Debian's chromium and chromium-driver, and the extra test",
+)
+def test_the_page_is_accessible_and_fits_in_both_widths_and_themes(compared, tmp_path):
+    from axe_core_python import base
+    from selenium import webdriver
+
+    axe = Path(base.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    path = compared.parents[1] / "captions.json"
+    table = json.loads(path.read_text())
+    for image in table["images"]:
+        image["source"] = "one" if image["id"] <= 4 else "other"
+    path.write_text(json.dumps(table))
+    assert main(["--run", str(compared)]) == 0
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path / 'profile'}")
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    with webdriver.Chrome(options=options, service=service) as browser:
+        browser.set_script_timeout(60)
+        browser.get((compared / "report.html").as_uri())
+        browser.execute_script(axe)
+        for theme in ("light", "dark"):
+            feature = {"name": "prefers-color-scheme", "value": theme}
+            browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+            for width in (1280, 390):
+                size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+                found = browser.execute_async_script(
+                    "axe.run().then(arguments[arguments.length - 1])"
+                )
+                violations = [(v["id"], v["nodes"][0]["html"]) for v in found["violations"]]
+                assert violations == [], (theme, width)
+                assert browser.execute_script("return document.body.scrollWidth") <= width

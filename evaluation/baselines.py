@@ -1,0 +1,212 @@
+"""What a run is compared with: captions of the nearest training pictures, and people.
+
+Both are scored by the official toolkit, once for a split: WORK/baselines_SPLIT.json keeps them.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from evaluation.bootstrap import resample
+from evaluation.gallery import evenly_spaced
+from evaluation.references import captions_of
+from evaluation.toolkit import Captions, score_tokens, tokenize
+from features.errors import UserError
+from features.files import read_json, write_json
+from features.store import STORED, FeatureStore
+from pipeline.captions import CaptionTable
+from pipeline.up_to_date import Stamp
+from pipeline.work import WorkFolder
+
+_CAPTIONS = 5  # for the agreement of people; COCO, Flickr8k and Flickr30k have five
+_MOST_IMAGES = 5000  # METEOR takes a minute for these
+_ROWS = 1024  # rows of the store read at a time
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """Corpus scores of captions that no model wrote."""
+
+    scores: dict[str, float]
+    """By the names of `evaluation.toolkit.ToolkitScores`."""
+    images: int
+    """Number of images that were scored."""
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What the scores of baselines depend on, in addition to the files of the work directory."""
+
+    split: str
+    images: str
+    version: int = 1
+
+
+def baselines_of(
+    work: WorkFolder, table: CaptionTable, split: str, images: Sequence[int]
+) -> tuple[dict[str, Baseline], list[str]]:
+    """Return the baselines on `images` of a split, and why some could not be computed.
+
+    "nearest" is the first caption of the training picture whose pooled features are most similar
+    (by cosine) to those of the image: Devlin et al., "Exploring Nearest Neighbor Approaches for
+    Image Captioning" (2015), with k = 1. "people" is one reference caption against the other four,
+    the mean over the five choices, on the images with five or more captions.
+
+    Args:
+        work: the work directory, with its features.
+        table: its captions.
+        split: of the images.
+        images: ids of the images that are scored; of more than 5,000 as many, evenly spaced.
+    """
+    references = {i: texts for i, texts in captions_of(table.split(split)).items() if texts}
+    images = evenly_spaced([i for i in images if i in references], _MOST_IMAGES)
+    if not images:
+        return {}, []
+    digest = hashlib.sha256(json.dumps(list(images)).encode()).hexdigest()
+    path = work.baselines(split)
+    inputs = [work.captions, work.features]
+    stamp = Stamp(work.path, path.stem, _Scored(split, digest), inputs)
+    if stamp.holds():
+        with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):
+            return _parse(read_json(path, "")), []
+    print(f"report: scoring the baselines of the {split} split, which is done once")
+    groups: dict[str, list[tuple[Captions, dict[int, str]]]] = {}
+    reasons = []
+    references = {image: references[image] for image in images}
+    try:
+        if nearest := _nearest(work, table, split, images):
+            groups["nearest"] = [({i: references[i] for i in nearest}, nearest)]
+        else:
+            reasons.append("no training picture has features and a caption")
+    except UserError as error:
+        reasons.append(str(error))
+    if people := _leave_one_out(references):
+        groups["people"] = people
+    try:
+        found = {name: _score(parts) for name, parts in groups.items()}
+    except UserError as error:
+        return {}, [*reasons, str(error)]
+    with suppress(UserError):  # a work directory that cannot be written: scored again next time
+        write_json(path, {name: vars(baseline) for name, baseline in found.items()})
+        if not reasons:
+            stamp.write([path])
+    return found, reasons
+
+
+def nearest_rows(
+    wanted_nC: NDArray[np.float32], stored: FeatureStore, rows: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Return for each of `wanted_nC` the one of `rows` with the most similar pooled features.
+
+    Similarity is the cosine. Of equal ones the first is returned.
+
+    Args:
+        wanted_nC: float32 [n, C] pooled features.
+        stored: the store to search.
+        rows: int64 [m] the rows to search, of stored images.
+    """
+    wanted_nC = _unit(wanted_nC)
+    best_n = np.full(len(wanted_nC), -np.inf, np.float32)
+    nearest_n = np.zeros(len(wanted_nC), np.int64)
+    for start in range(0, len(rows), _ROWS):
+        block = rows[start : start + _ROWS]
+        similarity_nm = wanted_nC @ _unit(stored.pooled(block)).T
+        place_n = similarity_nm.argmax(1)
+        value_n = similarity_nm[np.arange(len(place_n)), place_n]
+        better_n = value_n > best_n
+        best_n[better_n], nearest_n[better_n] = value_n[better_n], block[place_n[better_n]]
+    return nearest_n
+
+
+def _nearest(
+    work: WorkFolder, table: CaptionTable, split: str, images: Sequence[int]
+) -> dict[int, str]:
+    """Return the first caption of each image's nearest training picture.
+
+    In the training split itself an image is not its own neighbour.
+    """
+    store = FeatureStore(work.features)
+    stored = set(store.image_ids[store.status == STORED].tolist())
+    own = set(images) if split == "train" else set()
+    known = {
+        image.id: image.captions[0].text
+        for image in table.images
+        if image.split == "train" and image.captions and image.id in stored and image.id not in own
+    }
+    wanted = [image for image in images if image in stored]
+    if not known or not wanted:
+        return {}
+    rows = store.rows(list(known))
+    texts = dict(zip(rows.tolist(), known.values(), strict=True))
+    found = nearest_rows(store.pooled(store.rows(wanted)), store, rows)
+    return {image: texts[row] for image, row in zip(wanted, found.tolist(), strict=True)}
+
+
+def _leave_one_out(references: Captions) -> list[tuple[Captions, dict[int, str]]]:
+    """Return five pairs of references and candidates, where each caption is a candidate once."""
+    five = {i: list(c[:_CAPTIONS]) for i, c in references.items() if len(c) >= _CAPTIONS}
+    if len(five) < 2:  # CIDEr needs two
+        return []
+    return [
+        (
+            {image: texts[:n] + texts[n + 1 :] for image, texts in five.items()},
+            {image: texts[n] for image, texts in five.items()},
+        )
+        for n in range(_CAPTIONS)
+    ]
+
+
+def _score(parts: Sequence[tuple[Captions, Mapping[int, str]]]) -> Baseline:
+    """Score references and candidates of the same images; return the means over `parts`.
+
+    All parts are scored together, so that METEOR starts once; CIDEr, whose document frequencies
+    come from the references, part by part.
+
+    Raises:
+        UserError: there is no Java, or a Java program failed.
+    """
+    size = len(parts[0][1])
+    candidates: dict[int, list[str]] = {}
+    references: dict[int, Sequence[str]] = {}
+    for captions, written in parts:
+        for image, text in written.items():
+            references[len(candidates)] = captions[image]
+            candidates[len(candidates)] = [text]
+    reference_tokens = tokenize(references)
+    tokens = {i: texts[0] for i, texts in tokenize(candidates).items()}
+    scores = score_tokens(reference_tokens, tokens, ("Bleu", "METEOR", "ROUGE_L"))
+    members = np.repeat(np.eye(len(parts), dtype=np.int64), size, axis=1)
+    values = resample(scores.per_image, scores.statistics, members)
+    values["CIDEr"] = np.array(
+        [
+            score_tokens(
+                {i: reference_tokens[i] for i in range(start, start + size)},
+                {i: tokens[i] for i in range(start, start + size)},
+                ("CIDEr",),
+            ).corpus["CIDEr"]
+            for start in range(0, len(tokens), size)
+        ]
+    )
+    means = {name: float(np.mean(column)) for name, column in values.items()}
+    return Baseline({name: mean for name, mean in means.items() if np.isfinite(mean)}, size)
+
+
+def _parse(content: Any) -> dict[str, Baseline]:
+    return {
+        str(name): Baseline(
+            {str(metric): float(value) for metric, value in entry["scores"].items()},
+            int(entry["images"]),
+        )
+        for name, entry in content.items()
+    }
+
+
+def _unit(rows_nC: NDArray[np.float32]) -> NDArray[np.float32]:
+    lengths = np.linalg.norm(rows_nC, axis=1, keepdims=True)
+    return rows_nC / np.maximum(lengths, 1e-12)
