@@ -20,6 +20,7 @@ def load(
     generate: "GenerateOptions | None" = None,
     *,
     unsure: float = 0.4,
+    neutral: bool = False,
     batch_size: int = 50,
     seed: int = 1,
     device: str = "auto",
@@ -34,6 +35,8 @@ def load(
             included in the package.
         generate: how captions are generated and chosen; None for the defaults of decoder.caption.
         unsure: captions that are good with a probability below this are marked as unsure.
+        neutral: whether captions say "a person" and "a child" instead of guessing who is a man or a
+            woman.
         batch_size: number of pictures captioned at once.
         seed: seed of the samples, if `generate` samples.
         device: "cpu" or "cuda"; "auto" uses a GPU if there is one.
@@ -54,6 +57,7 @@ def load(
         [(folder, folder.best)],
         default_generation(folder, generate),
         threshold=unsure,
+        neutral=neutral,
         batch_size=batch_size,
         seed=seed,
         device=choose_device(device),

@@ -50,6 +50,7 @@ def caption(options: CaptionOptions) -> int:
         runs,
         options.generate,
         threshold=options.unsure,
+        neutral=options.neutral_words,
         batch_size=options.batch_size,
         seed=options.seed,
         device=choose_device(options.device),

@@ -38,6 +38,7 @@ class CaptionOptions:
         "split",
         "work",
         "run",
+        "neutral",
         "generate.captions",
         "generate.beam",
         "generate.rerank",
@@ -74,6 +75,9 @@ class CaptionOptions:
     unsure: float = 0.4
     """Mark a caption as unsure if it is good with a probability below this; needs an exported
     captioner."""
+    neutral: bool | None = None
+    """Write "a person" and "a child" instead of guessing who is a man or a woman; by default for
+    --alt and --sidecar, whose texts are published."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
     """With --split: number of images whose attention is saved for the report."""
@@ -87,6 +91,12 @@ class CaptionOptions:
     """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
     """Caption again even if nothing changed, and replace existing files."""
+
+    @property
+    def neutral_words(self) -> bool:
+        """Whether captions name people neutrally."""
+        published = bool(self.alt) or self.sidecar is not None
+        return published if self.neutral is None else self.neutral
 
     def __post_init__(self) -> None:
         given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))

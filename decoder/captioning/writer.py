@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner, Runs, input_files
 from decoder.captioning.confidence import Confidence, confidence_of, signals_of
+from decoder.captioning.neutral import neutral
 from decoder.data.batches import Features
 from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
@@ -87,7 +88,12 @@ class Caption:
         return f"{reason}; it may show: {', '.join(self.labels)}" if self.labels else reason
 
 
-def describe(candidate: Candidate, calibration: Confidence | None, threshold: float) -> Caption:
+def describe(
+    candidate: Candidate,
+    calibration: Confidence | None,
+    threshold: float,
+    neutral_words: bool = False,
+) -> Caption:
     """Format a caption for people.
 
     It is unsure if its confidence is below `threshold`, or its picture unfamiliar.
@@ -99,7 +105,7 @@ def describe(candidate: Candidate, calibration: Confidence | None, threshold: fl
         unfamiliar = calibration.unfamiliar(signals)
     unsure = unfamiliar or (probability is not None and probability < threshold)
     return Caption(
-        as_sentence(candidate.text),
+        as_sentence(neutral(candidate.text) if neutral_words else candidate.text),
         unsure,
         None if probability is None else round(probability, 3),
         candidate.log_probability,
@@ -122,6 +128,7 @@ class CaptionWriter:
         runs: the runs and their weights.
         options: how captions are generated and chosen.
         threshold: captions whose confidence is below this are unsure.
+        neutral: whether captions name people neutrally; see `decoder.captioning.neutral`.
         batch_size: number of pictures captioned at once.
         seed: fixes the samples drawn.
         device: where to compute.
@@ -138,6 +145,7 @@ class CaptionWriter:
         options: GenerateOptions,
         *,
         threshold: float,
+        neutral: bool = False,
         batch_size: int,
         seed: int,
         device: torch.device,
@@ -148,6 +156,7 @@ class CaptionWriter:
         self._runs = runs
         self._options = options
         self._threshold = threshold
+        self._neutral = neutral
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
@@ -207,7 +216,10 @@ class CaptionWriter:
             if isinstance(result, PictureError):
                 yield picture, result
                 continue
-            captions = [describe(one, calibration, self._threshold) for one in result.candidates]
+            captions = [
+                describe(one, calibration, self._threshold, self._neutral)
+                for one in result.candidates
+            ]
             if captions[0].unsure:
                 labels = tuple(label.name for label in self._captioner.labels(result.features)[0])
                 captions[0] = replace(captions[0], labels=labels)
@@ -271,6 +283,8 @@ class CaptionWriter:
         """
         seed = self._seed if self._options.sample else None
         values = [asdict(self._options), self._threshold, seed]
+        if self._neutral:
+            values.append("neutral")
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         for file in input_files(self._runs, self._options):
             try:

@@ -17,6 +17,7 @@ from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import MODELS, ModelOptions, build
+from decoder.sharing import calibration
 from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import decoder_files
 from evaluation import score
@@ -167,7 +168,7 @@ def test_scores_of_a_reranking_captioner_are_those_of_its_own_captions(
     run, tmp_path, capsys, monkeypatch
 ):
     replace_meteor(monkeypatch)
-    monkeypatch.setattr(confidence, "LEAST", 2)  # of the few validation images here
+    monkeypatch.setattr(calibration, "LEAST", 2)  # of the few validation images here
     work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
     made, out = work / "runs" / "made", tmp_path / "out"
     first = ["--run", str(work / "runs" / "captioner"), "--out", str(made), "--rerank"]
