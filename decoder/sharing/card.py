@@ -47,11 +47,14 @@ def front_matter(captioner: Mapping[str, Any]) -> str:
     Args:
         captioner: the content of captioner.json.
     """
-    dataset = captioner["data"]["dataset"] if captioner["data"] else None
-    licence = _LICENCES.get(dataset, _OTHER)
+    dataset = _dataset(captioner)
+    licence = _LICENCES.get(dataset or "", _OTHER)
     lines = ["language: en", f"license: {licence}"]
     if licence == _OTHER:
-        lines += [f"license_name: {_OTHER_NAMES.get(dataset, 'unknown')}", "license_link: LICENSE"]
+        lines += [
+            f"license_name: {_OTHER_NAMES.get(dataset or '', 'unknown')}",
+            "license_link: LICENSE",
+        ]
     lines += ["library_name: caption-pipeline", "pipeline_tag: image-to-text"]
     lines += ["tags:", "- image-captioning"]
     if dataset is not None:
@@ -87,6 +90,12 @@ def _results(captioner: Mapping[str, Any], dataset: str | None) -> Iterator[str]
                 yield f"      value: {value:.4f}"
 
 
+def _dataset(captioner: Mapping[str, Any]) -> str | None:
+    """Return the name of the training data; None if it was not recorded."""
+    data = captioner["data"]
+    return None if data is None else data["dataset"]
+
+
 def _metric(name: str) -> tuple[str, str]:
     return _METRICS.get(name, (_identifier(name).lower(), name))
 
@@ -100,7 +109,7 @@ def _identifier(name: str) -> str:
 
 def _quoted(text: str) -> str:
     """Return text as a quoted YAML string, which JSON is as well."""
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def licence(captioner: Mapping[str, Any]) -> str | None:
@@ -109,13 +118,13 @@ def licence(captioner: Mapping[str, Any]) -> str | None:
     Args:
         captioner: the content of captioner.json.
     """
-    dataset = captioner["data"]["dataset"] if captioner["data"] else None
+    dataset = _dataset(captioner)
     if dataset in _LICENCES:
         return None
     name = dataset or "data that its card does not name"
     return (
         f"The weights in this folder were trained on {name}.\n"
-        f"The terms of {name}: {_TERMS.get(dataset, _UNKNOWN_TERMS)}.\n"
+        f"The terms of {name}: {_TERMS.get(dataset or '', _UNKNOWN_TERMS)}.\n"
         "They apply to these weights too.\n"
     )
 
