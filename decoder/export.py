@@ -88,7 +88,7 @@ def _measured(
             if table is None:
                 raise UserError(f"{run.work.captions} does not exist")
             return measure(new, run, table, device)
-        except UserError as error:
+        except (UserError, ModuleNotFoundError) as error:
             reason = f"the validation split cannot be captioned and scored: {error}"
     print(f"export: the card has no scores and captions have no confidence, because {reason}")
     return {}

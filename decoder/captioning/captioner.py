@@ -211,7 +211,9 @@ class Captioner:
         It is kept, and loaded again only if a faster backend pays for the number of pictures.
         """
         if self._backbone is None or self._backbone_for < MANY <= pictures:
-            self._backbone = backbone_of(self.config["features"], self._device, pictures)
+            # A network draws its first weights, although the published ones replace them.
+            with torch.random.fork_rng(devices=[]):
+                self._backbone = backbone_of(self.config["features"], self._device, pictures)
             self._backbone_for = pictures
         return self._backbone
 

@@ -20,6 +20,7 @@ from decoder.captioning.neutral import neutral
 from decoder.data.batches import Features
 from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
+from decoder.ranking.albums import AlbumResults, open_album
 from features.content import EmptyPicture, check_content
 from features.errors import UserError
 from features.images import PictureError, read_picture
@@ -160,6 +161,22 @@ class CaptionWriter:
         self._batch_size = batch_size
         self._seed = seed
         self._device = device
+
+    def search(self, folder: str | Path, query: str, count: int = 10) -> AlbumResults:
+        """Return the pictures in a folder that match a query best, as decoder.search --folder does.
+
+        The features of new and changed pictures are computed first, and kept in a cache.
+
+        Args:
+            folder: pictures are searched in it and below it.
+            query: what to look for, such as "a dog in the snow".
+            count: most results.
+
+        Raises:
+            UserError: see `open_album`.
+        """
+        run, _ = self._runs[0]
+        return open_album(Path(folder), run, device=self._device).search(query, count)
 
     def load(self) -> None:
         """Load the decoder now, which reports a broken run before the first picture.

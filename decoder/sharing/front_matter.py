@@ -122,7 +122,7 @@ def _identifier(name: str) -> str:
 
 def _quoted(text: str) -> str:
     """Return text as a quoted YAML string, which JSON is as well."""
-    return json.dumps(text)
+    return json.dumps(text, ensure_ascii=False)
 
 
 def licence(captioner: Mapping[str, Any]) -> str | None:

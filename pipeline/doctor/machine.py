@@ -31,6 +31,7 @@ def check_machine(folder: Path) -> Iterator[CheckResult]:
         "Python": _python,
         "torch": _torch,
         "torchvision": _torchvision,
+        "backends": _backends,
         "Java": _java,
         "METEOR": _meteor,
         "weights": _weights,
@@ -104,6 +105,27 @@ def _torchvision() -> Iterator[CheckResult]:
     kept = torchvision.ops.nms(boxes, torch.tensor([0.9, 0.8, 0.7]), 0.5).tolist()
     text = f"torchvision {torchvision.__version__}"
     yield ok(text) if kept == [0, 2] else problem(f"{text} computes wrongly", _REINSTALL)
+
+
+def _backends() -> Iterator[CheckResult]:
+    """Run a small network by the backend that is used for many pictures."""
+    import torch
+
+    from features.backends import Network, choose
+
+    torch.manual_seed(0)
+    cnn = torch.nn.Conv2d(3, 4, kernel_size=3, stride=4, padding=1)
+    transform = {"scale": 1.0, "mean": [127.0] * 3, "std": [128.0] * 3}
+    network = Network(cnn, transform, (8, 8), (2, 2)).eval()
+    name, _ = choose("auto", network, (32, 32), torch.device("cpu"), batch_size=1)
+    if name == "eager":
+        yield warning(
+            "neither OpenVINO nor ONNX Runtime runs a CNN here, so extraction on a CPU takes about "
+            "twice as long",
+            "install one of them: pip install 'caption-pipeline[fast]'",
+        )
+    else:
+        yield ok(f"{name} runs CNNs on the CPU")
 
 
 def _java() -> Iterator[CheckResult]:

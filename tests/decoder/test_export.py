@@ -1,6 +1,7 @@
 """Exporting a run as a captioner that stands alone and writes the same captions, and as ONNX."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import validate_repo_id
 from PIL import Image
 
 from decoder import caption, export
@@ -17,7 +20,7 @@ from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import MODELS, ModelOptions, build
-from decoder.sharing import calibration
+from decoder.sharing import calibration, front_matter
 from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import decoder_files
 from evaluation import score
@@ -47,8 +50,14 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
+    """Return the files of a folder, without the list of exported ones in captioner.json."""
     files = (path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in files}
+    if "captioner.json" in found:
+        about = json.loads(found["captioner.json"])
+        del about["files"]
+        found["captioner.json"] = json.dumps(about).encode()
+    return found
 
 
 def test_a_captioner_captions_as_its_run_does(run, exported, tmp_path, capsys):
@@ -77,14 +86,16 @@ def test_a_captioner_captions_as_its_run_does(run, exported, tmp_path, capsys):
 
 def test_it_reranks_by_default_and_without_the_training_pictures(run, tmp_path, capsys):
     out = tmp_path / "captioner"
-    assert export.main(["--run", str(run), "--out", str(out), "--int8", "--rerank"]) == 0
+    stage = ["--run", str(run), "--out", str(out), "--int8", "--rerank", "--no-scores"]
+    assert export.main(stage) == 0
     halved = run.joinpath("best.safetensors").stat().st_size / 2
     assert out.joinpath("best.safetensors").stat().st_size < 0.6 * halved
-    card = (out / "MODEL_CARD.md").read_text()
+    card = (out / "README.md").read_text()
     assert "stored in 8 bits" in card
     assert "It reranks candidate captions" in card
     again = tmp_path / "again"
-    assert export.main(["--run", str(out), "--out", str(again), "--int8", "--rerank"]) == 0
+    stage = ["--run", str(out), "--out", str(again), "--int8", "--rerank", "--no-scores"]
+    assert export.main(stage) == 0
     for name in ("best.safetensors", "expectation.safetensors"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
 
@@ -131,6 +142,67 @@ def test_a_folder_that_is_not_a_captioner_is_not_replaced(run, tmp_path, capsys)
     assert (run / "best.safetensors").exists()
 
 
+def test_files_of_others_in_the_folder_are_kept(run, tmp_path, capsys):
+    """Even an edited card; what an earlier export wrote and this one does not is removed."""
+    out = tmp_path / "captioner"
+    stage = ["--run", str(run), "--out", str(out)]
+    out.mkdir()
+    (out / ".gitattributes").write_text("*.safetensors filter=lfs")
+    assert export.main([*stage, "--rerank", "--no-scores"]) == 0
+    (out / "notes.txt").write_text("mine")
+    (out / "README.md").write_text("my card")
+    (out / "LICENSE").write_text("my licence")
+    (out / "MODEL_CARD.md").write_text("the card of version 0.2")
+    capsys.readouterr()
+    assert export.main(stage) == 0
+    assert "README.md is not as an export wrote it; it is kept as README.old.md" in (
+        capsys.readouterr().out
+    )
+    kept = {name: (out / name).read_text() for name in ("notes.txt", "README.old.md", "LICENSE")}
+    assert kept == {"notes.txt": "mine", "README.old.md": "my card", "LICENSE": "my licence"}
+    assert (out / ".gitattributes").exists()
+    assert (out / "MODEL_CARD.md").exists()
+    assert not (out / "expectation.safetensors").exists()
+    assert (out / "README.md").read_text().startswith("---\nlanguage: en\n")
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_card_has_the_metadata_of_hugging_face(exported):
+    """As its own library reads them; see also its rules on licences and names of data sets."""
+    about = json.loads((exported / "captioner.json").read_text())
+    data = ModelCard.load(exported / "README.md").data
+    assert (data.license, data.language, data.pipeline_tag) == ("mit", "en", "image-to-text")
+    assert (data.library_name, data.datasets) == ("caption-pipeline", ["shapes"])
+    assert {"bleu", "cider", "meteor", "rouge"} <= set(data.metrics)
+    values = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert values["CIDEr-D"] == pytest.approx(about["scores"]["val"]["corpus"]["CIDEr"], abs=1e-4)
+    assert data.eval_results[0].dataset_split == "val"
+    assert data.model_name == about["name"]
+    assert not (exported / "LICENSE").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "licence"),
+    [
+        ("flickr8k", "non-commercial-research-and-education"),
+        ('a "b": c/../d --- é', "unknown"),
+        (None, "unknown"),
+    ],
+)
+def test_a_licence_that_hugging_face_does_not_list_has_a_name_and_a_file(
+    exported, dataset, licence
+):
+    about = json.loads((exported / "captioner.json").read_text())
+    about["data"] = None if dataset is None else about["data"] | {"dataset": dataset}
+    about["name"] = 'x: "y" #é'
+    data = ModelCard(front_matter.front_matter(about)).data
+    assert (data.license, data.license_name, data.license_link) == ("other", licence, "LICENSE")
+    assert "These terms apply to the weights too" in front_matter.licence(about)
+    for name in data.datasets or []:
+        validate_repo_id(name)
+    assert data.model_name == about["name"]
+
+
 def test_a_run_without_weights_is_refused_and_leaves_nothing(run, tmp_path, capsys):
     copy = Path(shutil.copytree(run, tmp_path / "runs" / "copy"))
     (copy / "best.safetensors").unlink()
@@ -140,7 +212,7 @@ def test_a_run_without_weights_is_refused_and_leaves_nothing(run, tmp_path, caps
 
 
 def test_the_card_has_the_scores_and_terms_of_the_data(run, exported):
-    card = (exported / "MODEL_CARD.md").read_text()
+    card = (exported / "README.md").read_text()
     scores = json.loads((run / "scores_val.json").read_text())
     low, high = scores["intervals"]["CIDEr"]
     assert f"{scores['corpus']['CIDEr']:.3f} ({low:.3f}-{high:.3f})" in card
@@ -159,7 +231,8 @@ def test_the_card_leaves_out_scores_of_other_weights(run, tmp_path, capsys):
     shutil.copy(copy / "best_xe.safetensors", copy / "best.safetensors")
     tensors = (copy / "best.safetensors").read_bytes()
     (copy / "best.safetensors").write_bytes(tensors[:-4] + b"\0\0\0\0")
-    assert export.main(["--run", str(copy), "--out", str(tmp_path / "out")]) == 0
+    stage = ["--run", str(copy), "--out", str(tmp_path / "out"), "--no-scores"]
+    assert export.main(stage) == 0
     assert "because best.safetensors changed since" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "captioner.json").read_text())["scores"] == {}
 
@@ -170,21 +243,23 @@ def test_scores_of_a_reranking_captioner_are_those_of_its_own_captions(
     replace_meteor(monkeypatch)
     monkeypatch.setattr(calibration, "LEAST", 2)  # of the few validation images here
     work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
-    made, out = work / "runs" / "made", tmp_path / "out"
-    first = ["--run", str(work / "runs" / "captioner"), "--out", str(made), "--rerank"]
-    assert export.main(first) == 0
-    assert "because reranking changes the captions" in capsys.readouterr().out
-    about = json.loads((made / "captioner.json").read_text())
+    source, out = work / "runs" / "captioner", tmp_path / "out"
+    made = work / "runs" / "made"
+    stage = ["--run", str(source), "--out", str(out), "--rerank"]
+    assert export.main([*stage, "--no-scores"]) == 0
+    assert "because of --no-scores" in capsys.readouterr().out
+    about = json.loads((out / "captioner.json").read_text())
     assert (about["scores"], about["confidence"]) == ({}, None)
 
-    assert caption.main(["--run", str(made), "--split", "val"]) == 0
-    results = str(made / "captions_val.json")
-    assert score.main(["--captions", str(work / "captions.json"), "--results", results]) == 0
-    assert export.main(["--run", str(made), "--out", str(out), "--rerank"]) == 0
+    assert export.main(stage) == 0
     about = json.loads((out / "captioner.json").read_text())
-    cider = json.loads((made / "scores_val.json").read_text())["corpus"]["CIDEr"]
-    assert about["scores"]["val"]["corpus"]["CIDEr"] == cider
+    scores = json.loads((source / "scores_val_exported.json").read_text())
+    assert about["scores"]["val"]["corpus"] == scores["corpus"]
     assert about["confidence"] is not None
+    shutil.copytree(out, made)  # in the work directory it captions the split as it did when scored
+    assert caption.main(["--run", str(made), "--split", "val"]) == 0
+    expected = json.loads((source / "captions_val_exported.json").read_text())
+    assert json.loads((made / "captions_val.json").read_text()) == expected
 
     picture = str(next((work / "images").iterdir()))
     for how, known in (([], True), (["--rerank"], True), (["--beam", "5"], False)):
@@ -272,12 +347,9 @@ def test_steps_in_onnx_are_those_of_the_decoder(name: str, cell: str, batch) -> 
         np.testing.assert_allclose(found["log_probabilities"], wanted, atol=1e-5, rtol=1e-4)
 
 
-def test_onnx_writes_the_same_greedy_captions_by_the_loop_of_its_readme(run, exported, tmp_path):
-    readme = (exported / "onnx" / "README.md").read_text()
-    loop = tmp_path / "loop.py"
-    loop.write_text(readme.split("```python\n")[1].split("```")[0])
+def test_onnx_writes_the_same_greedy_captions_by_its_examples(run, exported, tmp_path):
     pictures = sorted((run.parents[1] / "images").iterdir())[:20]
-    stage = [sys.executable, str(loop), str(exported / "onnx"), *map(str, pictures)]
+    stage = [sys.executable, str(exported / "onnx" / "caption.py"), *map(str, pictures)]
     done = subprocess.run(stage, capture_output=True, text=True, check=True, timeout=120)
     chosen = RunFolder(exported)
     plain = GenerateOptions(beam=1, repeat_phrases=True)  # the loop has no rules
@@ -292,6 +364,28 @@ def test_onnx_writes_the_same_greedy_captions_by_the_loop_of_its_readme(run, exp
     agreeing = sum(a == b for a, b in zip(done.stdout.splitlines(), expected, strict=True))
     assert agreeing >= len(pictures) - 1, "float rounding may tip one word, not more"
     assert len(set(expected)) > 1
+
+    modules = node_modules()
+    example = Path(shutil.copytree(exported / "onnx", tmp_path / "onnx")) / "caption.mjs"
+    (tmp_path / "node_modules").symlink_to(modules)
+    stage = ["node", str(example), *map(str, pictures)]
+    done = subprocess.run(stage, capture_output=True, text=True, check=True, timeout=120)
+    agreeing = sum(a == b for a, b in zip(done.stdout.splitlines(), expected, strict=True))
+    assert agreeing >= 0.9 * len(pictures), "sharp resizes almost as Pillow does"
+
+
+def node_modules() -> Path:
+    """The folder of the packages that the example in JavaScript needs, in NODE_PATH or global."""
+    if shutil.which("node") is None:
+        pytest.skip("the example in JavaScript needs node")
+    folders = [Path(name) for name in os.environ.get("NODE_PATH", "").split(os.pathsep) if name]
+    if shutil.which("npm") is not None:
+        done = subprocess.run(["npm", "root", "-g"], capture_output=True, text=True, check=False)
+        folders.append(Path(done.stdout.strip()))
+    for folder in folders:
+        if (folder / "onnxruntime-node").is_dir() and (folder / "sharp").is_dir():
+            return folder
+    pytest.skip("the example in JavaScript needs the npm packages onnxruntime-node and sharp")
 
 
 def test_the_step_takes_several_captions_of_a_picture_at_once(exported):

@@ -106,3 +106,27 @@ def test_the_included_captioner_knows_how_sure_it_is(pictures):
     assert found.caption.endswith(".")
     assert found.confidence is not None
     assert found.unsure is (found.confidence < 0.4)
+
+
+def test_the_notebook_runs(work, monkeypatch, capsys):
+    """Its code cells, in order; the work directory, which it would prepare, is there already."""
+    monkeypatch.chdir(work.parent)
+    notebook = json.loads((PROJECT / "tests" / "decoder" / "api.ipynb").read_text())
+    names: dict[str, object] = {}
+    for number, cell in enumerate(notebook["cells"]):
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), f"cell {number}", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "broken.jpg not a picture" in printed
+    assert "40 images; " in printed
+    assert "(4, 49, 1280) (4, 1280)" in printed
+    assert (work / "runs" / "notebook" / "best.safetensors").exists()
+
+
+def test_a_folder_is_searched(captioner, pictures, tmp_path, monkeypatch):
+    """The search itself is tested with decoder.ranking.albums."""
+    c = decoder.load(captioner)
+    with pytest.raises(UserError, match="expected a folder of pictures, found nothing"):
+        c.search(tmp_path / "none", "a dog")
+    with pytest.raises(UserError, match="cannot search: it was exported without the embedding"):
+        c.search(pictures, "a dog")

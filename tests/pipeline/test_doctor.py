@@ -52,6 +52,7 @@ def test_nothing_is_wrong_with_this_machine_and_a_finished_work_directory(finish
         f"Python {sys.version_info.major}.",
         "torch 2.",
         "torchvision 0.",
+        " runs CNNs on the CPU",
         "Java: openjdk version",
         "METEOR of a caption that equals its reference is 1;",
         "weights efficientnet-lite0-57934424.pth, SHA-256 57934424...",
@@ -106,6 +107,17 @@ def test_missing_java_is_a_problem_with_advice(
     problems = [r for r in machine.check_machine(tmp_path) if r.level == "problem"]
     assert [r.text for r in problems] == ["Java does not work here", "METEOR does not work here"]
     assert all("Install a Java runtime of version 8 or later" in r.advice for r in problems)
+
+
+def test_the_loss_of_the_fast_backends_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are also lost if PyTorch drops the exporter that they depend on."""
+    from features import backends
+
+    monkeypatch.setattr(backends, "exported", crashing)
+    (result,) = machine._backends()
+    assert result.level == "warning"
+    assert "neither OpenVINO nor ONNX Runtime runs a CNN here" in result.text
+    assert "caption-pipeline[fast]" in result.advice
 
 
 def test_damaged_cnn_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
