@@ -43,6 +43,9 @@ FORMAT = 2
 STORED, FAILED = 1, 2
 REASON_BYTES = 200
 _NOT_DESCRIBED = ("format", "views", "compression", "versions")
+# In a description, but without effect on the features: version 0.1 recorded "format", and
+# "weights_file" says where the weights lay that "weights_sha256" stands for.
+_WITHOUT_EFFECT = ("format", "weights_file")
 
 # What h5py may raise for a file that is damaged or not a store.
 _DAMAGED: tuple[type[Exception], ...] = (
@@ -69,11 +72,15 @@ class _Identity(NamedTuple):
 def fingerprint(description: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the description's canonical JSON, in hexadecimal.
 
-    The key "format" is left out: version 0.1 recorded it, but it does not affect the features.
+    What does not affect the features is left out; see `decisive`.
     """
-    kind = {key: value for key, value in description.items() if key != "format"}
-    canonical = json.dumps(kind, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(decisive(description), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def decisive(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the features depend on: all but the keys of `_WITHOUT_EFFECT`."""
+    return {key: value for key, value in description.items() if key not in _WITHOUT_EFFECT}
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -81,6 +88,7 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
     If the backbones differ, only they are named: all other differences follow from that.
     """
+    wanted, found = decisive(wanted), decisive(found)
     fields = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
     if "backbone" in fields:
         fields = ["backbone"]

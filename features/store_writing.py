@@ -30,6 +30,7 @@ from features.store import (
     STORED,
     FeatureStore,
     as_size,
+    decisive,
     differences,
     layout,
 )
@@ -305,7 +306,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
 
 def _require_same(path: Path, wanted: RowFormat, found: Mapping[str, Any]) -> None:
     """Raise UserError unless `path` holds the wanted kind of features."""
-    if wanted.described() != found:
+    if decisive(wanted.described()) != decisive(found):
         raise UserError(
             f"{path} holds other features than requested: "
             f"{differences(wanted.described(), found)}; use another --work, or --force to extract "

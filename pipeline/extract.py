@@ -10,7 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from features.backbones import Backbone, load_backbone
+import torch
+
+from features.backbones import Backbone, load_backbone, load_described
 from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few, is_about_access
@@ -64,7 +66,8 @@ def extract_features(options: ExtractOptions) -> None:
 
     def stamp(failures: Iterable[int]) -> Stamp:
         failed = [paths[image_id] for image_id in failures if image_id in paths]
-        return Stamp(options.work, "extract", options, [table_path, *failed])
+        inputs = [table_path, *failed, *options.weights]
+        return Stamp(options.work, "extract", options, inputs)
 
     def unchanged() -> bool:
         if not store_path.exists() or parts_folder(store_path).exists() or options.force:
@@ -80,9 +83,7 @@ def extract_features(options: ExtractOptions) -> None:
         if broadcast(first and unchanged()):
             return
         device = own_device(choose_device(options.device))
-        backbone = load_backbone(
-            options.backbone, options.grid, device, options.backend, options.batch_size
-        )
+        backbone = _backbone(options, device)
         old, row_format = None, _row_format(options, backbone)
         todo: list[int] = []
         if first:
@@ -121,6 +122,17 @@ def extract_features(options: ExtractOptions) -> None:
         print(f"extract: {report_path} names all pictures that could not be read")
     print(json.dumps(report))
     stamp(failures).write([store_path, report_path])
+
+
+def _backbone(options: ExtractOptions, device: torch.device) -> Backbone:
+    return load_backbone(
+        options.backbone,
+        options.grid,
+        device,
+        options.backend,
+        options.batch_size,
+        options.weights,
+    )
 
 
 def _row_format(options: ExtractOptions, backbone: Backbone) -> RowFormat:
@@ -203,13 +215,7 @@ def _previous(report_path: Path) -> dict[str, Any]:
 
 def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:
     """Print the time and the disk space that the rest of the extraction will take."""
-    backbone = load_backbone(
-        options.backbone,
-        options.grid,
-        choose_device(options.device),
-        options.backend,
-        options.batch_size,
-    )
+    backbone = _backbone(options, choose_device(options.device))
     row_format = _row_format(options, backbone)
     todo = list(paths)
     if not options.force:
@@ -230,8 +236,7 @@ def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]
     wrong = damaged(store)
     stored = store.image_ids[store.status == STORED].tolist()
     intact = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
-    name, grid = store.description["backbone"], store.description["grid"][0]
-    backbone = load_backbone(name, grid, choose_device(options.device), options.backend)
+    backbone = load_described(store.description, choose_device(options.device), options.backend)
     sample = {image_id: paths[image_id] for image_id in spread(intact, SAMPLE)}
     different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
     wrong |= different

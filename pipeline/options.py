@@ -108,6 +108,7 @@ class ExtractOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
         "backbone",
+        "weights",
         "grid",
         "views",
         "dtype",
@@ -121,8 +122,11 @@ class ExtractOptions:
     work: Path
     """The work directory with captions.json; features.h5 and extract.json are written to it."""
     backbone: str = "efficientnet_lite2"
-    """efficientnet_lite0, 1 or 2, any torchvision classification CNN such as resnet101, or
-    several joined by +."""
+    """efficientnet_lite0, 1 or 2, any torchvision classification CNN such as resnet101, any
+    network of timm such as timm:resnet50_clip.openai, or several joined by +."""
+    weights: tuple[Path, ...] = ()
+    """Files with the weights of the CNN (safetensors or a state dict) instead of the published
+    ones, one for each CNN that is not an EfficientNet-Lite."""
     grid: int = 7
     """Height and width of the stored grid of features."""
     batch_size: int = 32
