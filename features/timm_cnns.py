@@ -9,7 +9,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from features.errors import UserError, first_line, unknown_name
@@ -38,7 +38,7 @@ def pretrained(name: str, file: Path | None = None) -> Pretrained:
     known = {*timm.list_models(), *timm.list_models(pretrained=True)}
     if own not in known:
         raise unknown_name("backbone", name, sorted(PREFIX + one for one in known))
-    network = timm.create_model(own, pretrained=False).eval()
+    network: Any = timm.create_model(own, pretrained=False).eval()
     published = network.pretrained_cfg
     source = "file"
     if file is None:
@@ -60,16 +60,16 @@ def pretrained(name: str, file: Path | None = None) -> Pretrained:
 def _download(name: str, published: dict[str, Any]) -> Path:
     """Return the file of the published weights, downloaded unless it is there."""
     own = name.removeprefix(PREFIX)
-    repository, url = published.get("hf_hub_id"), published.get("url")
+    repository, url = str(published.get("hf_hub_id") or ""), str(published.get("url") or "")
     if not repository and not url:
         raise UserError(
             f"no weights of {name} are published; give your own with --weights FILE, or choose one "
             "of its tags: "
             + (", ".join(PREFIX + n for n in timm.list_models(f"{own}.*", pretrained=True)) or "-")
         )
-    wanted = published.get("hf_hub_filename") or "model.safetensors"
+    wanted = str(published.get("hf_hub_filename") or "model.safetensors") if repository else url
     known_as = f"{published['architecture']}.{published.get('tag') or 'default'}"
-    local = by_hand(known_as + Path(wanted if repository else url).suffix)
+    local = by_hand(known_as + Path(wanted).suffix)
     if local.is_file():
         return local
     try:
@@ -81,7 +81,7 @@ def _download(name: str, published: dict[str, Any]) -> Path:
         torch.hub.download_url_to_file(url, str(local))
     except Exception as error:  # the hub's client and its transports raise many types
         raise UserError(
-            f"cannot download the weights of {name}, expected {wanted if repository else url} of "
+            f"cannot download the weights of {name}, expected {wanted} of "
             f"{repository or 'its publisher'} ({type(error).__name__}: "
             f"{first_line(error)[:150]}); try again with a connection, download the file on "
             f"another computer and put it at {local}, or give your own with --weights FILE"
@@ -89,7 +89,7 @@ def _download(name: str, published: dict[str, Any]) -> Path:
     return local
 
 
-def _fill(network: nn.Module, file: Path, name: str) -> None:
+def _fill(network: Any, file: Path, name: str) -> None:
     """Load weights, all but the classifier's, into a network of timm."""
     tensors = read_weights(file)
     # Most of timm's architectures translate the names of their first publishers' files.
@@ -100,7 +100,7 @@ def _fill(network: nn.Module, file: Path, name: str) -> None:
         except Exception as error:  # it expects the names of one of its publishers
             raise UserError(
                 f"--weights {file}: expected the weights of {name}, found others "
-                f"({type(error).__name__}: {first_line(error)[:150]}); give the file of this network"
+                f"({type(error).__name__}: {first_line(error)[:150]}); give its own file"
             ) from error
     classifiers = network.pretrained_cfg.get("classifier") or ()
     if isinstance(classifiers, str):
@@ -121,14 +121,18 @@ class _UntilLastMap(nn.Module):
         UserError: it has no feature map.
     """
 
-    def __init__(self, network: nn.Module, name: str, size: list[int]) -> None:
+    def __init__(self, network: Any, name: str, size: list[int]) -> None:
         super().__init__()
-        self.network = network
+        self.network: Any = network
         self._way = "second"
         with torch.inference_mode():
             last = network.forward_features(torch.zeros(1, 3, *size))
         channels = network.num_features
-        if isinstance(last, Tensor) and last.ndim == 3 and hasattr(network, "forward_intermediates"):
+        if (
+            isinstance(last, Tensor)
+            and last.ndim == 3
+            and hasattr(network, "forward_intermediates")
+        ):
             self._way = "tokens"
         elif not isinstance(last, Tensor) or last.ndim != 4 or min(last.shape[1:]) < 1:
             raise UserError(

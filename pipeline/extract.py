@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -35,6 +34,8 @@ from features.verification import SAMPLE, damaged, recompute
 from features.views import VIEWS
 from pipeline import captions
 from pipeline.command import run
+from pipeline.extract_files import store_files
+from pipeline.extraction_report import previous, summary
 from pipeline.options import ExtractOptions
 from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
@@ -43,7 +44,8 @@ from pipeline.work import WorkFolder
 def extract_features(options: ExtractOptions) -> None:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
-    A stopped extraction continues when it is started again. Pictures that failed are tried again
+    With --from they are features of others, read from files. A stopped extraction continues when it
+    is started again. Pictures that failed are tried again
     when options or files have changed. Processes started by torchrun share the work.
     """
     work = WorkFolder(options.work)
@@ -56,6 +58,9 @@ def extract_features(options: ExtractOptions) -> None:
         raise UserError(
             f"--views must be at most {len(VIEWS)} ({', '.join(VIEWS)}), found {options.views}"
         )
+    if options.from_ is not None:
+        store_files(options, {image.id: image.file_name for image in table.images})
+        return
     if options.verify:
         _verify(options, store_path, paths)
         return
@@ -99,7 +104,7 @@ def extract_features(options: ExtractOptions) -> None:
     store = FeatureStore(store_path)
     failures = store.failures()
     stored = int((store.status == STORED).sum())
-    report = _summary(store)
+    report = summary(store)
     if todo:
         report |= {
             "tried_in_this_run": len(todo),
@@ -109,7 +114,7 @@ def extract_features(options: ExtractOptions) -> None:
             "processes": world_size(),
         }
     else:  # nothing was extracted: keep the figures of the last extraction
-        report = {**_previous(report_path), **report}
+        report = {**previous(report_path), **report}
         report.pop("unreadable", None)
     unreadable = {str(paths[i]): why for i, why in failures.items() if i in paths}
     write_json(report_path, {**report, "unreadable": unreadable})
@@ -184,33 +189,6 @@ def _extract_share(
     if share:
         with closing(PartWriter(parts_folder(store_path), row_format)) as writer:
             extract(backbone, share, writer, row_format.views, options.batch_size, options.workers)
-
-
-def _summary(store: FeatureStore) -> dict[str, Any]:
-    """Return the size and the description of the store for extract.json."""
-    stored = int((store.status == STORED).sum())
-    size = store.path.stat().st_size
-    row_format = store.row_format
-    vectors = stored * len(row_format.views) * (row_format.regions + 1)
-    float16 = vectors * row_format.channels * 2  # bytes without compression
-    return {
-        "images": stored,
-        "failed": len(store) - stored,
-        "bytes": size,
-        "bytes_per_image": round(size / len(store)),
-        "share_of_float16": round(size / float16, 3) if stored else None,
-        "backbone": store.description["backbone"],
-        "views": list(row_format.views),
-        "dtype": store.description["dtype"],
-        "compression": row_format.compression,
-    }
-
-
-def _previous(report_path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(report_path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
 
 
 def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:

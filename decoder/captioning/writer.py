@@ -217,7 +217,8 @@ def caption_pictures(
                 parts = [as_stored(backbone, images)]
             captions: Iterator[list[Candidate]] = iter(())
             if parts:
-                features = Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+                grids, pooled, _ = zip(*parts, strict=True)
+                features = Features(torch.cat(grids), torch.cat(pooled))
                 captions = iter(captioner.captions(features))
             for path, result in zip(batch, results, strict=True):
                 yield path, result if isinstance(result, PictureError) else next(captions)

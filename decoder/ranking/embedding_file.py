@@ -97,7 +97,11 @@ def load_or_train(
     background = reader.features(np.unique(spread).tolist())
     tensors = model.state_dict()
     # The store holds them as float16, too.
-    tensors |= {_BACKGROUND + name: part.half() for name, part in background._asdict().items()}
+    tensors |= {
+        _BACKGROUND + name: part.half()
+        for name, part in background._asdict().items()
+        if part is not None
+    }
     checkpoints.save(file, tensors, expected)
     return Embedding(model, background, file)
 
@@ -115,17 +119,21 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
         return None
     try:
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
-        grid, pooled = (tensors.pop(_BACKGROUND + name) for name in Features._fields)
+        grid, pooled = (tensors.pop(_BACKGROUND + name) for name in ("grid_IRC", "pooled_IC"))
+        mask = tensors.pop(f"{_BACKGROUND}mask_IR", None)  # only where regions vary
         model = JointEmbedding(len(vocabulary), len(tensors["mean_C"]))
         model.load_state_dict(tensors)
         if grid.ndim != 3 or not len(grid) or pooled.shape != grid[:, 0].shape:
             raise ValueError(f"features of {tuple(grid.shape)} and {tuple(pooled.shape)}")
+        if mask is not None and (mask.shape != grid.shape[:2] or not mask.bool().any(1).all()):
+            raise ValueError(f"a mask of {tuple(mask.shape)} for {tuple(grid.shape)}")
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error!r:.200}); copy the original file again, or delete this "
             "one: the next search trains a new one"
         ) from error
-    return Embedding(model.eval(), Features(grid, pooled), file)
+    background = Features(grid, pooled, None if mask is None else mask.bool())
+    return Embedding(model.eval(), background, file)
 
 
 def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> JointEmbedding:
