@@ -81,7 +81,7 @@ class Found:
 def digest(path: Path) -> str:
     """Return a digest of the names, sizes and times of the files that `find` would read."""
     hashed = hashlib.sha256()
-    for part in filter(None, _parts(path)):
+    for part in (part for part in _parts(path) if part is not None and part.exists()):
         for file in listing(part) if part.is_dir() else [part]:
             status = file.stat()
             hashed.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
