@@ -7,7 +7,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
+from decoder.data.pictures import backbone_of
+from decoder.data.readers import read_features
+from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import extract
 
@@ -246,3 +250,16 @@ def test_int8_and_dry_run(work, files, capsys):
     assert not (work / "features.h5").exists()
     found = store(work, files, "--dtype", "int8")
     np.testing.assert_allclose(found.grid(found.rows([7]))[0, :2], arrays[0], atol=0.005)
+
+
+def test_decoders_read_which_regions_an_image_has_and_new_pictures_are_refused(work, files):
+    save_each(files, boxes(2, 7, 4))
+    found = store(work, files)
+    features = read_features(found, found.rows(IDS))
+    assert features.grid_IRC.shape == (3, 7, CHANNELS)
+    assert features.mask_IR is not None
+    assert features.mask_IR.sum(1).tolist() == [2, 7, 4]
+    every = read_features(found, found.rows(IDS), every_region=True)
+    assert every.grid_IRC.shape == (3, 100, CHANNELS)
+    with pytest.raises(UserError, match=r"features feats were read from files.*--split"):
+        backbone_of(found.description, torch.device("cpu"))
