@@ -21,6 +21,7 @@ from features.devices import choose_device
 from features.errors import UserError
 from features.files import make_folder, write_atomically, write_json
 from features.store import as_size
+from features.weights import by_hand
 from pipeline import captions as tables
 from pipeline.captions import CaptionTable
 from pipeline.command import run as run_command
@@ -32,6 +33,9 @@ def export(options: ExportOptions) -> None:
     run, out = RunFolder(options.run), options.out.resolve()
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
+    features = dict(captioner.config["features"])
+    if "weights_file" in features:
+        features["weights_file"] = [Path(file).name for file in features["weights_file"]]
     table = _load_table(run)
     check_destination(options.out, run)
 
@@ -40,6 +44,8 @@ def export(options: ExportOptions) -> None:
     make_folder(new.path)
     try:
         shutil.copyfile(run.config, new.config)
+        if "weights_file" in features:  # their path on this machine is nobody else's business
+            write_json(new.config, {**captioner.config, "features": features})
         shutil.copyfile(run.vocabulary, new.vocabulary)
         files.write_weights(weights, new.best, options.int8)
         if not options.no_frequencies:
@@ -62,6 +68,8 @@ def export(options: ExportOptions) -> None:
         publish(new.path, out)
     finally:
         shutil.rmtree(new.path, ignore_errors=True)
+    for file in features.get("weights_file", ()):
+        print(f"export: the CNN's weights {file} are not part of it; put them at {by_hand(file)}")
     print(
         f"export: {options.out}, {as_size(size)}, of which the decoder's weights are "
         f"{as_size(RunFolder(out).best.stat().st_size)}"

@@ -36,7 +36,7 @@ def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> l
     work = run.work.path
     recorded: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
         (PREPARE, _options(work, "prepare"), {"work": "WORK", "root": "DIR"}),
-        (EXTRACT, _options(work, "extract"), {"work": "WORK"}),
+        (EXTRACT, *_extraction(work)),
         (TRAIN, training, {"work": "WORK", "run": name}),
         (CAPTION, caption, {"run": ensemble}),
         (SCORE, _options(run.path, run.scores(split).stem), files),
@@ -46,6 +46,17 @@ def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> l
 
 def _options(folder: Path, stage: str) -> dict[str, Any]:
     return recorded_options(folder, stage) or {}
+
+
+def _extraction(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the recorded options of the extraction, and what stands for its paths."""
+    options = _options(work, "extract")
+    paths: dict[str, Any] = {"work": "WORK"}
+    if weights := options.get("weights"):
+        paths["weights"] = ["FILE"] * len(weights)
+    if options.get("from_"):
+        paths["from_"] = "FILES"
+    return options, paths
 
 
 def _command(stage: str, options: dict[str, Any], paths: dict[str, Any]) -> str:
@@ -58,7 +69,7 @@ def _command(stage: str, options: dict[str, Any], paths: dict[str, Any]) -> str:
 def _arguments(options: dict[str, Any], prefix: str = "") -> list[str]:
     arguments = []
     for name, value in options.items():
-        option = f"--{prefix}{name.replace('_', '-')}"
+        option = f"--{prefix}{name.rstrip('_').replace('_', '-')}"  # from_ is --from
         if isinstance(value, dict):
             arguments += _arguments(value, "" if name in _WITHOUT_PREFIX else f"{prefix}{name}.")
         elif value is True:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from features.backbones import Backbone
 from features.images import PictureError, read_picture
+from features.row_format import scale_for
 
 _CALIBRATION_PICTURES = 256
-_MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 T = TypeVar("T")
 
@@ -129,9 +129,7 @@ def calibrate(backbone: Backbone, paths: Sequence[Path], workers: int | None = N
         if isinstance(result, Extracted):
             # fmax ignores NaN, which the writer reports.
             np.fmax(largest, np.abs(result.grid).max((0, 1)), out=largest)
-    largest = np.minimum(largest, _MAX_FLOAT16)
-    largest[largest == 0] = 1
-    return largest / np.float32(127)
+    return scale_for(largest)
 
 
 def extract_features(
@@ -175,8 +173,8 @@ def _one_by_one(
         grid, pooled = backbone.run(torch.from_numpy(pixels))
         return Extracted(grid.numpy(), pooled.numpy())
 
-    with _threads(workers) as pool:
-        for result in _ahead((pool.submit(compute, path) for path in paths), 2 * workers):
+    with threads(workers) as pool:
+        for result in ahead((pool.submit(compute, path) for path in paths), 2 * workers):
             yield result.result()
 
 
@@ -236,10 +234,10 @@ def _in_batches(
             done.record()
         return _Computing(errors, grid, pooled, done)
 
-    with _threads(workers) as pool:
-        begun = _ahead((begin(start) for start in range(0, len(paths), batch_size)), 2)
+    with threads(workers) as pool:
+        begun = ahead((begin(start) for start in range(0, len(paths), batch_size)), 2)
         # A GPU receives the next batch before the features of this one are copied back.
-        for errors, grid, pooled, done in _ahead((compute(batch) for batch in begun), int(cuda)):
+        for errors, grid, pooled, done in ahead((compute(batch) for batch in begun), int(cuda)):
             if done:
                 done.synchronize()
             grids = grid.numpy().reshape(batch_size, len(views), *grid.shape[1:])
@@ -248,7 +246,7 @@ def _in_batches(
                 yield error or Extracted(*features)
 
 
-def _ahead(started: Iterable[T], count: int) -> Iterator[T]:
+def ahead(started: Iterable[T], count: int) -> Iterator[T]:
     """Yield the items of a lazy iterator, and keep the next `count` of them started meanwhile."""
     waiting: deque[T] = deque()
     for item in started:
@@ -259,7 +257,7 @@ def _ahead(started: Iterable[T], count: int) -> Iterator[T]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[ThreadPoolExecutor]:
+def threads(count: int) -> Iterator[ThreadPoolExecutor]:
     """Make a thread pool whose pending tasks are cancelled when the block ends."""
     pool = ThreadPoolExecutor(count)
     try:

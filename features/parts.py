@@ -5,9 +5,9 @@
 
 A record is a header (magic, CRC-32 of all that follows, image id, status, payload size in bytes)
 and a payload. The payload is the reason why the image failed, or the sizes of its chunks, its
-checksums, its pooled features and the chunks. A process never appends to an existing file, and a
-file is read up to its first incomplete record. So whatever stops a process, exactly the records
-that it finished are kept.
+checksums, its pooled features, the number of its regions where it varies, and the chunks. A process
+never appends to an existing file, and a file is read up to its first incomplete record. So whatever
+stops a process, exactly the records that it finished are kept.
 """
 
 import math
@@ -51,13 +51,20 @@ class PartWriter:
             sync(folder)
         self._synced = time.monotonic()
 
-    def put(self, image_ids: Sequence[int], grid: np.ndarray, pooled: np.ndarray) -> None:
+    def put(
+        self,
+        image_ids: Sequence[int],
+        grid: np.ndarray,
+        pooled: np.ndarray,
+        regions: Sequence[int] | None = None,
+    ) -> None:
         """Store the features of n images, clipped to the range of the stored type.
 
         Args:
             image_ids: the ids of the n images.
             grid: float32 [n, views, regions, channels].
             pooled: float32 [n, views, channels].
+            regions: the number of regions of each image, where it varies; all others are zero.
 
         Raises:
             UserError: a value is NaN, or the disk is full.
@@ -74,11 +81,13 @@ class PartWriter:
                 "the device are broken"
             )
         records = []
-        rows = zip(image_ids, row_format.quantise(grid), to_float16(pooled), strict=True)
-        for image_id, grids, means in rows:
-            sums = [[checksum(p), checksum(g)] for p, g in zip(means, grids, strict=True)]
-            packed = Packed(means, [row_format.pack(g) for g in grids], np.array(sums, "<u4"))
-            records.append(_encode(Record(image_id, packed)))
+        counts = [None] * len(image_ids) if regions is None else regions
+        rows = zip(image_ids, row_format.quantise(grid), to_float16(pooled), counts, strict=True)
+        for image_id, grids, means, count in rows:
+            pairs = zip(means, grids, strict=True)
+            sums = np.array([[checksum(p), checksum(g, count or 0)] for p, g in pairs], "<u4")
+            chunks = [row_format.pack(g) for g in grids]
+            records.append(_encode(Record(image_id, Packed(means, chunks, sums, count))))
         self._append(b"".join(records))
 
     def fail(self, image_id: int, reason: str) -> None:
@@ -133,7 +142,7 @@ def scan(folder: Path, row_format: RowFormat) -> dict[int, Place]:
     Raises:
         AccessError: a file or the folder cannot be read.
     """
-    most = len(row_format.views) * (12 + 2 * row_format.channels + row_format.packed_bytes[1])
+    most = len(row_format.views) * (12 + 2 * row_format.channels + row_format.packed_bytes[1]) + 4
     found: dict[int, Place] = {}
     for path in _part_files(folder):
         with reading(path), path.open("rb") as file:
@@ -193,7 +202,9 @@ def _encode(record: Record) -> bytes:
         status, payload = FAILED, record.reason.encode()[:_MAX_REASON_BYTES]
     else:
         sizes = np.array([len(chunk) for chunk in record.packed.chunks], "<u4")
-        arrays = (sizes, record.packed.checksums, record.packed.pooled)
+        arrays = [sizes, record.packed.checksums, record.packed.pooled]
+        if record.packed.regions is not None:
+            arrays.append(np.array(record.packed.regions, "<u4"))
         status = STORED
         payload = b"".join([*(array.tobytes() for array in arrays), *record.packed.chunks])
     rest = _FIELDS.pack(record.image_id, status, len(payload)) + payload
@@ -212,6 +223,10 @@ def _decode(data: bytes, row_format: RowFormat) -> Record:
         arrays.append(array)
         start += array.nbytes
     sizes, checksums, pooled = arrays
+    regions = None
+    if row_format.varies:
+        regions = int(np.frombuffer(data, "<u4", 1, start)[0])
+        start += 4
     ends = start + np.cumsum(sizes, dtype=np.int64)
     chunks = [data[end - size : end] for size, end in zip(sizes, ends, strict=True)]
-    return Record(image_id, Packed(pooled, chunks, checksums))
+    return Record(image_id, Packed(pooled, chunks, checksums, regions))

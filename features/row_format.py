@@ -10,6 +10,7 @@ from isal import igzip_lib, isal_zlib
 
 DTYPES = ("float16", "int8")
 COMPRESSIONS = ("deflate", "none")
+REGIONS = ("grid", "boxes", "varying boxes")
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 _MAX_GRID_BYTES = 2**28  # the largest networks need a thirtieth of it
 _MAX_DEFLATE_RATIO = 1032  # a chunk that claims more is damaged, or made to exhaust memory
@@ -27,6 +28,16 @@ def to_float32(values: np.ndarray, out: np.ndarray) -> None:
     np.take(_FLOAT32, values.view("<u2"), out=out, mode="clip")  # "raise" would buffer `out`
 
 
+def scale_for(largest: np.ndarray) -> np.ndarray:
+    """Return the scale of int8 features, float32 [channels]: the channel's largest value / 127.
+
+    A channel whose largest value is 0 is scaled as if it were 1.
+    """
+    largest = np.minimum(largest, _MAX_FLOAT16)
+    largest[largest == 0] = 1
+    return largest / np.float32(127)
+
+
 @dataclass(frozen=True, eq=False)
 class RowFormat:
     """What the rows of a store contain and how they are encoded.
@@ -34,7 +45,7 @@ class RowFormat:
     Attributes:
         description: everything the features depend on, as JSON-able values; see
             `features.backbones`. Its "grid" [height, width], "channels" and "dtype" give the shape
-            and type of a row.
+            and type of a row. Where it has "regions" (see `REGIONS`), features came from files.
         views: the names of the views of each image.
         compression: one of `COMPRESSIONS`, for the grid; pooled features are never compressed.
         scale: float32 [channels], the factors of int8 grids; None for float16, and for int8 until
@@ -53,6 +64,10 @@ class RowFormat:
             raise ValueError(f"a grid of {numbers[:-1]} with {numbers[-1]} channels")
         if self.description["dtype"] not in DTYPES:
             raise ValueError(f"dtype {self.description['dtype']!r} is not one of {DTYPES}")
+        if self.description.get("regions", "grid") not in REGIONS:
+            raise ValueError(f"regions {self.description['regions']!r} are not one of {REGIONS}")
+        if self.varies and len(self.views) > 1:
+            raise ValueError("boxes of varying number in several views")
         if self.compression not in COMPRESSIONS:
             raise ValueError(f"compression {self.compression!r} is not one of {COMPRESSIONS}")
         if not 0 < self.grid_bytes <= _MAX_GRID_BYTES:
@@ -65,6 +80,19 @@ class RowFormat:
         """Number of regions of a grid."""
         height, width = self.description["grid"]
         return height * width
+
+    @property
+    def varies(self) -> bool:
+        """Whether the number of an image's regions varies, up to `regions`; zeros follow them."""
+        return self.description.get("regions") == "varying boxes"
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the regions form a grid over the picture, so that attention can be shown on it.
+
+        Boxes of others lie anywhere.
+        """
+        return self.description.get("regions", "grid") == "grid"
 
     @property
     def channels(self) -> int:
@@ -154,6 +182,8 @@ class Packed(NamedTuple):
     """The packed grid of each view."""
     checksums: np.ndarray
     """uint32 [views, 2], the CRC-32 of the pooled features and of the grid before packing."""
+    regions: int | None = None
+    """The number of the image's regions, where it varies."""
 
 
 class Record(NamedTuple):
@@ -164,6 +194,12 @@ class Record(NamedTuple):
     reason: str = ""
 
 
-def checksum(values: np.ndarray) -> int:
-    """Return the CRC-32 of an array's bytes."""
-    return isal_zlib.crc32(np.ascontiguousarray(values))
+def checksum(values: np.ndarray, start: int = 0) -> int:
+    """Return the CRC-32 of an array's bytes.
+
+    Args:
+        values: the array.
+        start: what the computation starts from: for a grid the number of the image's regions where
+            it varies, so that the checksum protects this number too.
+    """
+    return isal_zlib.crc32(np.ascontiguousarray(values), start)

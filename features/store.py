@@ -7,6 +7,7 @@
     /grid      float16 [N, regions, channels]  regions row by row, from the top left; or int8
     /checksum  uint32  [N, 2]                  CRC-32 of the pooled features and of the grid
     /scale     float32 [channels]              only if /grid is int8: multiply by it
+    /regions   uint32  [N]                     only if it varies: how many regions an image has
 
 Where several views of each image are stored, /pooled, /grid and /checksum are [N, views, ...].
 The attributes are JSON. The fields of the description (see `features.backbones`) make up the
@@ -22,7 +23,6 @@ A store appears complete or not at all, and never changes (see `features.store_w
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,11 +38,14 @@ from features.errors import UserError, first_few, unreadable
 from features.files import reading
 from features.row_format import Packed, Record, RowFormat, checksum, to_float32
 from features.store_errors import opening_error, read_bytes, replaced_error
+from features.store_layout import REASON_BYTES, chunk_index, layout, start_of
 
 FORMAT = 2
 STORED, FAILED = 1, 2
-REASON_BYTES = 200
 _NOT_DESCRIBED = ("format", "views", "compression", "versions")
+# In a description, but without effect on the features: version 0.1 recorded "format", and
+# "weights_file" says where the weights lay that "weights_sha256" stands for.
+_WITHOUT_EFFECT = ("format", "weights_file")
 
 # What h5py may raise for a file that is damaged or not a store.
 _DAMAGED: tuple[type[Exception], ...] = (
@@ -69,11 +72,15 @@ class _Identity(NamedTuple):
 def fingerprint(description: Mapping[str, Any]) -> str:
     """Return the SHA-256 of the description's canonical JSON, in hexadecimal.
 
-    The key "format" is left out: version 0.1 recorded it, but it does not affect the features.
+    What does not affect the features is left out; see `decisive`.
     """
-    kind = {key: value for key, value in description.items() if key != "format"}
-    canonical = json.dumps(kind, sort_keys=True, separators=(",", ":"))
+    canonical = json.dumps(decisive(description), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def decisive(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the features depend on: all but the keys of `_WITHOUT_EFFECT`."""
+    return {key: value for key, value in description.items() if key not in _WITHOUT_EFFECT}
 
 
 def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
@@ -81,6 +88,7 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
     If the backbones differ, only they are named: all other differences follow from that.
     """
+    wanted, found = decisive(wanted), decisive(found)
     fields = [key for key in {**wanted, **found} if wanted.get(key) != found.get(key)]
     if "backbone" in fields:
         fields = ["backbone"]
@@ -101,6 +109,8 @@ class FeatureStore:
         row_format: the description, the views and the encoding of the rows.
         image_ids: int64 [N].
         status: uint8 [N], `STORED` or `FAILED`.
+        regions: int64 [N], the number of regions of each image; None if it does not vary. The grid
+            is zero beyond it.
 
     Raises:
         AccessError: the file cannot be read now, for example because another program writes to it.
@@ -152,7 +162,7 @@ class FeatureStore:
         # Only data that is contiguous and inside the file is read in one piece, so a forged size
         # cannot exhaust memory.
         starts = {
-            name: _start(file[name], self._identity.size) for name in expected if name != "grid"
+            name: start_of(file[name], self._identity.size) for name in expected if name != "grid"
         }
         self._pooled_start = starts["pooled"]
         self.row_format = replace(kind, scale=file["scale"][:]) if "scale" in expected else kind
@@ -169,19 +179,16 @@ class FeatureStore:
             .decode(errors="replace")
             for row in np.flatnonzero(self.status == FAILED).tolist()
         }
+        self.regions: np.ndarray | None = None
+        if kind.varies:
+            self.regions = file["regions"][:].astype(np.int64)
+            counts = self.regions[self.status == STORED]
+            if ((counts < 1) | (counts > kind.regions)).any():
+                raise ValueError("the number of an image's regions is 0 or too large")
         self._checksums = file["checksum"][:].reshape(count, len(kind.views), 2)
-        self._read_index(file["grid"])
-
-    def _read_index(self, grid: h5py.Dataset) -> None:
-        """Read where the chunks of the grid lie, and check that they lie inside the file."""
-        self._offsets, self._sizes = _chunk_index(grid, self.row_format)
-        least, most = self.row_format.packed_bytes
-        stored = self.status == STORED
-        sizes, ends = self._sizes[stored], self._offsets[stored] + self._sizes[stored]
-        if ((sizes < max(least, 1)) | (sizes > most) | (ends > self._identity.size)).any():
-            raise ValueError(
-                "a chunk of /grid is missing, has a wrong size, or ends beyond the file"
-            )
+        self._offsets, self._sizes = chunk_index(
+            file["grid"], self.row_format, self.status == STORED, self._identity.size
+        )
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -210,21 +217,23 @@ class FeatureStore:
             raise UserError(f"{self.path}: {len(failed)} images failed: {first_few(failed)}")
         return rows
 
-    def grid(self, rows: Rows, views: Rows | None = None) -> np.ndarray:
+    def grid(self, rows: Rows, views: Rows | None = None, regions: int | None = None) -> np.ndarray:
         """Return the grid features of `rows` [n] as float32 [n, regions, channels].
 
         Args:
             rows: rows of stored images; see `rows`.
             views: the view of each row; by default the first.
+            regions: how many regions to return, from the first on; by default all.
 
         Raises:
             AccessError: the store cannot be read now.
             UserError: a row is damaged.
         """
-        out = np.empty((len(rows), self.row_format.regions, self.row_format.channels), np.float32)
+        count = self.row_format.regions if regions is None else regions
+        out = np.empty((len(rows), count, self.row_format.channels), np.float32)
         for place, into in zip(self._places(rows, views), out, strict=True):
             with self._damage_named(*place):
-                self.row_format.dequantise(self._grid(*place), into)
+                self.row_format.dequantise(self._grid(*place)[:count], into)
         return out
 
     def pooled(self, rows: Rows, views: Rows | None = None) -> np.ndarray:
@@ -264,7 +273,8 @@ class FeatureStore:
             views = range(len(self.row_format.views))
             pooled = np.stack([self._pooled(row, view) for view in views])
             chunks = [self._chunk(row, view) for view in views]
-        return Record(image_id, Packed(pooled, chunks, self._checksums[row]))
+        regions = None if self.regions is None else int(self.regions[row])
+        return Record(image_id, Packed(pooled, chunks, self._checksums[row], regions))
 
     def expect(self, wanted: str, what: str, description: Mapping[str, Any] | None = None) -> None:
         """Check that the store has the fingerprint `wanted`, which `what` expects.
@@ -292,7 +302,8 @@ class FeatureStore:
 
     def _grid(self, row: int, view: int) -> np.ndarray:
         grid = self.row_format.unpack(self._chunk(row, view))
-        if checksum(grid) != self._checksums[row, view, 1]:
+        start = 0 if self.regions is None else int(self.regions[row])
+        if checksum(grid, start) != self._checksums[row, view, 1]:
             raise ValueError("its grid does not match its checksum")
         return grid
 
@@ -339,55 +350,5 @@ class FeatureStore:
             os.close(self._file)
 
 
-def layout(count: int, row_format: RowFormat) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """Return the shape and type of each data set of a store of `count` images."""
-    views = len(row_format.views)
-    each = (count,) if views == 1 else (count, views)
-    regions, channels = row_format.regions, row_format.channels
-    sets: dict[str, tuple[tuple[int, ...], np.dtype]] = {
-        "image_id": ((count,), np.dtype("<i8")),
-        "status": ((count,), np.dtype("u1")),
-        "failure": ((count,), np.dtype(f"S{REASON_BYTES}")),
-        "pooled": ((*each, channels), np.dtype("<f2")),
-        "grid": ((*each, regions, channels), row_format.dtype),
-        "checksum": ((*each, 2), np.dtype("<u4")),
-    }
-    if row_format.dtype.kind == "i":
-        sets["scale"] = ((channels,), np.dtype("<f4"))
-    return sets
-
-
 def _identity(status: os.stat_result) -> _Identity:
     return _Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-
-
-def _start(dataset: h5py.Dataset, file_size: int) -> int:
-    """Return the offset of a contiguous data set in the file."""
-    start = dataset.id.get_offset()
-    bytes_ = math.prod(dataset.shape) * dataset.dtype.itemsize
-    if start is None or start + bytes_ > file_size:
-        raise ValueError(f"{dataset.name} is not contiguous, or ends beyond the file")
-    return start
-
-
-def _chunk_index(grid: h5py.Dataset, row_format: RowFormat) -> tuple[np.ndarray, np.ndarray]:
-    """Return the offset, int64 [N, views], and the size, uint32 [N, views], of each chunk.
-
-    Raises:
-        ValueError: the grid is divided or compressed in another way than `row_format` says.
-    """
-    filters = grid.id.get_create_plist().get_nfilters(), grid.compression
-    if grid.chunks != (*(1,) * (grid.ndim - 2), *grid.shape[-2:]):
-        raise ValueError(f"/grid has chunks of {grid.chunks}")
-    if filters != {"deflate": (1, "gzip"), "none": (0, None)}[row_format.compression]:
-        raise ValueError(f"the filters of /grid are not {row_format.compression}")
-    offsets = np.zeros((len(grid), len(row_format.views)), np.int64)
-    sizes = np.zeros(offsets.shape, np.uint32)
-
-    def note(chunk: Any) -> None:
-        place = (*chunk.chunk_offset[:-2], 0)[:2]
-        offsets[place] = chunk.byte_offset
-        sizes[place] = chunk.size
-
-    grid.id.chunk_iter(note)
-    return offsets, sizes

@@ -26,13 +26,13 @@ from features.row_format import Record, RowFormat
 from features.store import (
     FAILED,
     FORMAT,
-    REASON_BYTES,
     STORED,
     FeatureStore,
     as_size,
+    decisive,
     differences,
-    layout,
 )
+from features.store_layout import REASON_BYTES, layout
 
 # ReLU features never deflate to less than this share of their size.
 _LEAST_RATIO = 0.15
@@ -220,6 +220,8 @@ def write_store(
         for key, value in attributes.items():
             file.attrs[key] = np.bytes_(json.dumps(value))
         values = {name: np.zeros(*sets[name]) for name in ("status", "failure", "checksum")}
+        if row_format.varies:
+            values["regions"] = np.zeros(*sets["regions"])
         values["image_id"] = np.asarray(image_ids, np.int64)
         if row_format.scale is not None:
             values["scale"] = row_format.scale
@@ -241,6 +243,8 @@ def write_store(
                 continue
             values["status"][row] = STORED
             values["checksum"][row] = record.packed.checksums.reshape(sets["checksum"][0][1:])
+            if row_format.varies:
+                values["regions"][row] = record.packed.regions
             pooled[row] = record.packed.pooled.reshape(pooled.shape[1:])
             for view, packed in enumerate(record.packed.chunks):
                 place = (row, view) if len(shape) == 4 else (row,)
@@ -305,7 +309,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
 
 def _require_same(path: Path, wanted: RowFormat, found: Mapping[str, Any]) -> None:
     """Raise UserError unless `path` holds the wanted kind of features."""
-    if wanted.described() != found:
+    if decisive(wanted.described()) != decisive(found):
         raise UserError(
             f"{path} holds other features than requested: "
             f"{differences(wanted.described(), found)}; use another --work, or --force to extract "

@@ -6,6 +6,7 @@ everything else together.
 
 import hashlib
 import http.client
+import warnings
 from pathlib import Path
 from pickle import UnpicklingError
 from urllib.parse import urlparse
@@ -18,6 +19,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from features.errors import UserError
 from features.files import reading
 from features.pretrained import Pretrained, describe_transform, sha256_prefix
+from features.weights import load_weights, read_weights
 
 # The networks of torchvision that have no last feature map.
 _TRANSFORMERS = ["vit_*", "swin_*", "maxvit_*"]
@@ -28,14 +30,20 @@ def names() -> list[str]:
     return list(torchvision.models.list_models(module=torchvision.models, exclude=_TRANSFORMERS))
 
 
-def pretrained(name: str) -> Pretrained:
+def pretrained(name: str, file: Path | None = None) -> Pretrained:
     """Return the network `name` of `names()`; its weights are downloaded if they are missing.
 
+    Args:
+        name: of the network.
+        file: weights to load instead of the published ones.
+
     Raises:
-        UserError: the weights cannot be downloaded, are damaged or contain more than tensors.
+        UserError: the weights cannot be downloaded, are damaged, contain more than tensors or do
+            not fit.
     """
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    file = _download(weights.url)
+    own = file
+    file = _download(weights.url) if own is None else own
     preset = weights.transforms()
     transform = describe_transform(
         size=preset.crop_size[0],
@@ -44,6 +52,8 @@ def pretrained(name: str) -> Pretrained:
         mean=preset.mean,
         std=preset.std,
     )
+    if own is not None:
+        return Pretrained(_filled(name, own, preset.crop_size[0]), "file", own, transform)
     try:  # torchvision unpickles any file; one that loads like this contains only tensors
         torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as error:
@@ -53,7 +63,21 @@ def pretrained(name: str) -> Pretrained:
     return Pretrained(cnn, weights.name, file, transform)
 
 
-def until_last_map(classifier: nn.Module, size: int) -> nn.Module:
+def _filled(name: str, file: Path, size: int) -> nn.Module:
+    """Return a network up to its last feature map, with weights from a file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Inception's, that it draws its first weights slowly
+        classifier = torchvision.models.get_model(name, weights=None)
+    cnn = until_last_map(classifier, size)
+    used = {key.removeprefix("extractor.") for key in cnn.state_dict()}
+    own = classifier.state_dict().keys()
+    load_weights(
+        cnn.extractor, read_weights(file), file, name, lambda key: key in used or key not in own
+    )
+    return cnn
+
+
+def until_last_map(classifier: nn.Module, size: int) -> "_OnlyValue":
     """Cut a torchvision CNN after its last feature map, before pooling and classifier.
 
     The last feature map is the last value in the forward pass that has more than one position and

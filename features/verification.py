@@ -9,7 +9,7 @@ from tqdm import tqdm
 from features.backbones import Backbone
 from features.errors import UserError
 from features.extraction import extract
-from features.store import STORED, FeatureStore, differences
+from features.store import STORED, FeatureStore, differences, fingerprint
 
 SAMPLE = 64  # number of images to recompute
 # Largest difference, relative to the norm of the row. Rounding, other backends and other picture
@@ -62,7 +62,7 @@ def recompute(
         UserError: `backbone` is not the CNN that made the store.
     """
     description = {**backbone.description, "dtype": store.description["dtype"]}
-    if description != store.description:
+    if fingerprint(description) != store.fingerprint:
         raise UserError(
             f"{store.path} was made by a different {store.description['backbone']}: "
             f"{differences(description, store.description)}; install the version that made it, or "

@@ -8,9 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from features.backbones import Backbone, load_backbone
+import torch
+
+from features.backbones import Backbone, load_backbone, load_described
 from features.commands import PREPARE, SEARCH
 from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
@@ -34,6 +35,8 @@ from features.verification import SAMPLE, damaged, recompute
 from features.views import VIEWS
 from pipeline import captions
 from pipeline.command import run
+from pipeline.extract_files import store_files
+from pipeline.extraction_report import previous, summary
 from pipeline.options import ExtractOptions
 from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
@@ -42,7 +45,8 @@ from pipeline.work import WorkFolder
 def extract_features(options: ExtractOptions) -> None:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
-    A stopped extraction continues when it is started again. Pictures that failed are tried again
+    With --from they are features of others, read from files. A stopped extraction continues when it
+    is started again. Pictures that failed are tried again
     when options or files have changed. Processes started by torchrun share the work.
     """
     work = WorkFolder(options.work)
@@ -60,6 +64,9 @@ def extract_features(options: ExtractOptions) -> None:
         raise UserError(
             f"--views must be at most {len(VIEWS)} ({', '.join(VIEWS)}), found {options.views}"
         )
+    if options.from_ is not None:
+        store_files(options, {image.id: image.file_name for image in table.images})
+        return
     if options.verify:
         _verify(options, store_path, paths)
         return
@@ -70,7 +77,8 @@ def extract_features(options: ExtractOptions) -> None:
 
     def stamp(failures: Iterable[int]) -> Stamp:
         failed = [paths[image_id] for image_id in failures if image_id in paths]
-        return Stamp(options.work, "extract", options, [table_path, *failed])
+        inputs = [table_path, *failed, *options.weights]
+        return Stamp(options.work, "extract", options, inputs)
 
     def unchanged() -> bool:
         if not store_path.exists() or parts_folder(store_path).exists() or options.force:
@@ -86,9 +94,7 @@ def extract_features(options: ExtractOptions) -> None:
         if broadcast(first and unchanged()):
             return
         device = own_device(choose_device(options.device))
-        backbone = load_backbone(
-            options.backbone, options.grid, device, options.backend, options.batch_size
-        )
+        backbone = _backbone(options, device)
         old, row_format = None, _row_format(options, backbone)
         todo: list[int] = []
         if first:
@@ -104,7 +110,7 @@ def extract_features(options: ExtractOptions) -> None:
     store = FeatureStore(store_path)
     failures = store.failures()
     stored = int((store.status == STORED).sum())
-    report = _summary(store)
+    report = summary(store)
     if todo:
         report |= {
             "tried_in_this_run": len(todo),
@@ -114,7 +120,7 @@ def extract_features(options: ExtractOptions) -> None:
             "processes": world_size(),
         }
     else:  # nothing was extracted: keep the figures of the last extraction
-        report = {**_previous(report_path), **report}
+        report = {**previous(report_path), **report}
         report.pop("unreadable", None)
     unreadable = {str(paths[i]): why for i, why in failures.items() if i in paths}
     write_json(report_path, {**report, "unreadable": unreadable})
@@ -127,6 +133,17 @@ def extract_features(options: ExtractOptions) -> None:
         print(f"extract: {report_path} names all pictures that could not be read")
     print(json.dumps(report))
     stamp(failures).write([store_path, report_path])
+
+
+def _backbone(options: ExtractOptions, device: torch.device) -> Backbone:
+    return load_backbone(
+        options.backbone,
+        options.grid,
+        device,
+        options.backend,
+        options.batch_size,
+        options.weights,
+    )
 
 
 def _row_format(options: ExtractOptions, backbone: Backbone) -> RowFormat:
@@ -180,42 +197,9 @@ def _extract_share(
             extract(backbone, share, writer, row_format.views, options.batch_size, options.workers)
 
 
-def _summary(store: FeatureStore) -> dict[str, Any]:
-    """Return the size and the description of the store for extract.json."""
-    stored = int((store.status == STORED).sum())
-    size = store.path.stat().st_size
-    row_format = store.row_format
-    vectors = stored * len(row_format.views) * (row_format.regions + 1)
-    float16 = vectors * row_format.channels * 2  # bytes without compression
-    return {
-        "images": stored,
-        "failed": len(store) - stored,
-        "bytes": size,
-        "bytes_per_image": round(size / len(store)),
-        "share_of_float16": round(size / float16, 3) if stored else None,
-        "backbone": store.description["backbone"],
-        "views": list(row_format.views),
-        "dtype": store.description["dtype"],
-        "compression": row_format.compression,
-    }
-
-
-def _previous(report_path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(report_path.read_text()))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
 def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:
     """Print the time and the disk space that the rest of the extraction will take."""
-    backbone = load_backbone(
-        options.backbone,
-        options.grid,
-        choose_device(options.device),
-        options.backend,
-        options.batch_size,
-    )
+    backbone = _backbone(options, choose_device(options.device))
     row_format = _row_format(options, backbone)
     todo = list(paths)
     if not options.force:
@@ -236,8 +220,7 @@ def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]
     wrong = damaged(store)
     stored = store.image_ids[store.status == STORED].tolist()
     intact = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
-    name, grid = store.description["backbone"], store.description["grid"][0]
-    backbone = load_backbone(name, grid, choose_device(options.device), options.backend)
+    backbone = load_described(store.description, choose_device(options.device), options.backend)
     sample = {image_id: paths[image_id] for image_id in spread(intact, SAMPLE)}
     different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
     wrong |= different

@@ -135,7 +135,8 @@ def options_of(options_class: type, prefix: str = "", shown: str = "") -> Iterat
             inner = "" if tyro.conf.OmitArgPrefixes in marks else f"{shown}{field.name}."
             yield from options_of(kind, f"{prefix}{field.name}.", inner)
             continue
-        name = f"--{shown}{field.name}".replace("_", "-")
+        renamed = [str(mark.name) for mark in marks if getattr(mark, "name", None)]
+        name = f"--{shown}{(renamed or [field.name])[0]}".replace("_", "-")
         metavar = _metavar(kind)
         if tyro.conf.Positional in marks:
             usage = f"{field.name.upper()} ..."

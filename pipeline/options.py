@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
@@ -131,6 +131,8 @@ class ExtractOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
         "backbone",
+        "weights",
+        "from_",
         "grid",
         "views",
         "dtype",
@@ -144,8 +146,22 @@ class ExtractOptions:
     work: Path
     """The work directory with captions.json; features.h5 and extract.json are written to it."""
     backbone: str = "efficientnet_lite2"
-    """efficientnet_lite0, 1 or 2, any torchvision classification CNN such as resnet101, or
-    several joined by +."""
+    """efficientnet_lite0, 1 or 2, any torchvision classification CNN such as resnet101, any
+    network of timm such as timm:resnet50_clip.openai, or several joined by +."""
+    weights: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """File with the CNN's weights (safetensors or a state dict) instead of the published ones;
+    repeat it for each CNN that is not an EfficientNet-Lite."""
+    from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
+    """Store features of others instead of computing them: a folder of .npy or .npz files, or one
+    .npy, .npz or HDF5 file."""
+    keys: Literal["auto", "id", "name"] = "auto"
+    """With --from: whether the files or keys are named by image id or by the picture's file
+    name."""
+    layout: Literal["auto", "hwc", "chw"] = "auto"
+    """With --from: the order of the axes of grids; auto takes the longest one as the channels."""
+    skip_extra: bool = False
+    """With --from: leave out features of images that are not in captions.json instead of
+    stopping."""
     grid: int = 7
     """Height and width of the stored grid of features."""
     batch_size: int = 32
@@ -177,6 +193,14 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+        if self.from_ is None:
+            return
+        for name in ("backbone", "weights", "grid", "views"):
+            if getattr(self, name) != getattr(ExtractOptions, name):
+                raise UserError(
+                    f"leave out --{name}: --from stores features as they are, from a CNN that is "
+                    "not run here"
+                )
 
 
 @dataclass(frozen=True)

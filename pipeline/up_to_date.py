@@ -32,15 +32,24 @@ class Stamp:
     """The record of a finished stage, `folder/.done/STAGE.json`.
 
     `options` is the options dataclass of the stage. Paths inside `folder` are stored relative to
-    it, so that the stamp still holds when the folder has moved.
+    it, so that the stamp still holds when the folder has moved. `digest` stands for inputs that
+    are too many to record.
     """
 
-    def __init__(self, folder: Path, stage: str, options: Any, inputs: Iterable[Path] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        options: Any,
+        inputs: Iterable[Path] = (),
+        digest: str = "",
+    ) -> None:
         self.path = folder / ".done" / f"{stage}.json"
         self._folder = Path(os.path.realpath(folder))
         chosen = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
         self._options = json.loads(json.dumps(chosen, default=self._name))
         self._inputs = self._states(inputs)
+        self._digest = digest
 
     def holds(self) -> bool:
         """Whether the stage finished with these options and inputs, with its outputs unchanged."""
@@ -49,6 +58,7 @@ class Stamp:
             return (
                 _given(record["options"]) == _given(self._options)
                 and record["inputs"] == self._inputs
+                and record.get("digest", "") == self._digest
                 and record["outputs"]
                 == self._states(self._folder / path for path in record["outputs"])
             )
@@ -62,6 +72,8 @@ class Stamp:
             "inputs": self._inputs,
             "outputs": self._states(outputs),
         }
+        if self._digest:
+            record["digest"] = self._digest
         write_json(self.path, record)
 
     def _name(self, value: object) -> str:

@@ -14,6 +14,7 @@ from evaluation.outputs import attention_path
 from features.commands import EXTRACT
 from features.errors import UserError
 from features.files import write_atomically, write_json
+from features.row_format import RowFormat
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
 from pipeline.work import WorkFolder
@@ -40,6 +41,8 @@ def caption_split(
     views = captioner.options.views
     reader = _reader(captioner, work, split, views)
     comparable = is_comparable(captioner)  # decoder.export calibrates confidence on these captions
+    # Boxes of others lie anywhere in the picture, so their weights cannot be shown on it.
+    shows = captioner.attends and RowFormat(captioner.config["features"]).has_map
     results: list[dict[str, Any]] = []
     words: list[list[str]] = []
     attention: list[np.ndarray] = []
@@ -55,7 +58,7 @@ def caption_split(
                 if captioner.options.captions > 1:
                     result["alternatives"] = [other.text for other in others]
                 results.append(result)
-            if captioner.attends and len(words) < attended:
+            if shows and len(words) < attended:
                 best_of_each: list[Candidate] = [candidates[0] for candidates in batch]
                 attention.extend(captioner.attention(features, best_of_each))
                 words += [captioner.vocabulary.words_of(best.ids) for best in best_of_each]

@@ -363,8 +363,13 @@ def caption_pictures(
                 parts = [as_stored(backbone, images)]
             captioned: Iterator[Captioned] = iter(())
             if parts:
-                features = Features(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
-                each = zip(*(tensor.split(len(views)) for tensor in features), strict=True)
+                grids, pooled, _ = zip(*parts, strict=True)
+                features = Features(torch.cat(grids), torch.cat(pooled))
+                each = zip(
+                    features.grid_IRC.split(len(views)),
+                    features.pooled_IC.split(len(views)),
+                    strict=True,
+                )
                 captioned = (
                     Captioned(candidates, Features(*of_picture))
                     for candidates, of_picture in zip(

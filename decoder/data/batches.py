@@ -1,6 +1,6 @@
 """Batches: features of images, and captions packed step by step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,10 +15,18 @@ class Features(NamedTuple):
 
     grid_IRC: Tensor
     pooled_IC: Tensor
+    mask_IR: Tensor | None = None
+    """bool, which regions an image has, where their number varies; None if all have all of them.
+    What the grid holds in the other places has no effect."""
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """Return the features after the same change to each tensor."""
+        mask_IR = None if self.mask_IR is None else change(self.mask_IR)
+        return Features(change(self.grid_IRC), change(self.pooled_IC), mask_IR)
 
     def to(self, device: torch.device) -> "Features":
         """Return the features on `device`."""
-        return Features(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return self.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 @dataclass(frozen=True)

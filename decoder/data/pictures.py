@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from decoder.data.batches import Features
-from features.backbones import Backbone, load_backbone
+from features.backbones import Backbone, load_described
 from features.errors import UserError
 from features.images import read_picture
 from features.row_format import to_float16
@@ -26,10 +26,11 @@ def backbone_of(wanted: dict[str, Any], device: torch.device, pictures: int = 1)
         pictures: number of pictures it will process.
 
     Raises:
-        UserError: the CNN here has other weights or another transform.
+        UserError: the CNN here has other weights or another transform, or it is unknown because
+            the features came from files.
     """
     backend = "auto" if pictures >= MANY else "eager"
-    backbone = load_backbone(wanted["backbone"], wanted["grid"][0], device, backend)
+    backbone = load_described(wanted, device, backend)
     # A decoder trained on features in 8 bits also reads them in 16.
     found = {**backbone.description, "dtype": wanted["dtype"]}
     if fingerprint(found) != fingerprint(wanted):

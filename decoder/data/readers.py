@@ -21,6 +21,34 @@ Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
+def read_features(
+    store: FeatureStore,
+    rows: np.ndarray,
+    views: Sequence[int] | None = None,
+    grid: bool = True,
+    every_region: bool = False,
+) -> Features:
+    """Read the features of rows of a store.
+
+    Args:
+        store: the features.
+        rows: int64 [I].
+        views: the view of each row; by default the first.
+        grid: read the grid too; else it is empty, [I, 0, C].
+        every_region: where the number of regions varies, return as many as an image can have; by
+            default as many as the largest of these images.
+    """
+    pooled = torch.from_numpy(store.pooled(rows, views))
+    if not grid:
+        return Features(torch.empty(len(rows), 0, pooled.shape[1]), pooled)
+    if store.regions is None:
+        return Features(torch.from_numpy(store.grid(rows, views)), pooled)
+    counts = store.regions[rows]
+    most = store.row_format.regions if every_region else int(counts.max())
+    mask = torch.from_numpy(np.arange(most) < counts[:, None])
+    return Features(torch.from_numpy(store.grid(rows, views, most)), pooled, mask)
+
+
 class SplitReader:
     """Reads the features of one split's images.
 
@@ -66,13 +94,9 @@ class SplitReader:
         Returns:
             The features; the grid is empty, [I, 0, C], if this reader does not read it.
         """
-        rows = self._rows[np.asarray(indices)]
-        pooled = self._store.pooled(rows, views)
-        if self._reads_grid:
-            grid = self._store.grid(rows, views)
-        else:
-            grid = np.empty((len(rows), 0, pooled.shape[1]), np.float32)
-        return Features(torch.from_numpy(grid), torch.from_numpy(pooled))
+        return read_features(
+            self._store, self._rows[np.asarray(indices)], views, grid=self._reads_grid
+        )
 
     def pooled(self, indices: Sequence[int]) -> Tensor:
         """Read only the pooled features of the first view, float32 [I, C]."""
@@ -184,7 +208,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         return
     before: Batch | None = None
     for batch in batches:
-        features = Features(*(tensor.pin_memory() for tensor in batch.features))
+        features = batch.features.each(Tensor.pin_memory)
         batch = batch._replace(features=features).to(device)
         if before is not None:
             yield before

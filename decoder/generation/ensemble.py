@@ -75,4 +75,4 @@ class Ensemble:
 
 def of_view(features: Features, view: int, views: int) -> Features:
     """Return the features of one view of each image, where an image's `views` are contiguous."""
-    return Features(*(tensor[view::views] for tensor in features))
+    return features.each(lambda tensor: tensor[view::views])

@@ -55,7 +55,12 @@ class Rows(NamedTuple):
 
 
 def plain_attend(
-    query_BA: Tensor, keys_IRA: Tensor, regions_IRH: Tensor, score_A: Tensor, image_B: Tensor
+    query_BA: Tensor,
+    keys_IRA: Tensor,
+    regions_IRH: Tensor,
+    score_A: Tensor,
+    image_B: Tensor,
+    mask_IR: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Average each row's regions, weighted by the softmax of score . tanh(key + query).
 
@@ -67,18 +72,27 @@ def plain_attend(
         regions_IRH: the regions to average.
         score_A: the weights of the comparison.
         image_B: int64, the image of each row.
+        mask_IR: bool, the regions that each image has; None if each has all of them.
 
     Returns:
         The averages [B, H], and the weights [B, R], detached.
     """
     compared_BRA = (keys_IRA.index_select(0, image_B) + query_BA[:, None]).tanh()
-    weights_BR = (compared_BRA @ score_A).softmax(1)
+    scores_BR = compared_BRA @ score_A
+    if mask_IR is not None:
+        scores_BR = scores_BR.masked_fill(~mask_IR.index_select(0, image_B), -torch.inf)
+    weights_BR = scores_BR.softmax(1)
     attended_BH = (weights_BR[:, None] @ regions_IRH.index_select(0, image_B)).squeeze(1)
     return attended_BH, weights_BR.detach()
 
 
 def attend(
-    query_BA: Tensor, keys: Shared, regions: Shared, score_A: Tensor, rows: Rows
+    query_BA: Tensor,
+    keys: Shared,
+    regions: Shared,
+    score_A: Tensor,
+    rows: Rows,
+    mask_IR: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute `plain_attend`, on a CPU image by image and with a hand-made gradient.
 
@@ -96,12 +110,13 @@ def attend(
         regions: from `shared_regions`.
         score_A: the weights of the comparison.
         rows: the rows of each image.
+        mask_IR: bool, the regions that each image has; None if each has all of them.
 
     Returns:
         The averages [B, H], and the weights [B, R], which carry no gradient.
     """
     if not image_by_image(query_BA):
-        return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
+        return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B, mask_IR)
     return _Attend.apply(
         query_BA.to(score_A.dtype),
         keys.tensor,
@@ -110,6 +125,7 @@ def attend(
         keys.tape,
         regions.tape,
         rows,
+        mask_IR,
     )
 
 
@@ -151,6 +167,7 @@ class _Attend(torch.autograd.Function):
         keys_tape: Tape,
         regions_tape: Tape,
         rows: Rows,
+        mask_IR: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         query_BA = query_BA if rows.order_B is None else query_BA[rows.order_B]
         query_BA = (2 * query_BA.clamp(-_LARGEST, _LARGEST)).exp_()
@@ -161,6 +178,9 @@ class _Attend(torch.autograd.Function):
         compared = _compared(query_BA, keys_IRA, pieces)
         for scores_nR, r_nRA in zip(scores_BR.split(pieces.sizes), compared, strict=True):
             torch.matmul(r_nRA, factor_A, out=scores_nR)
+        if mask_IR is not None:
+            image_B = rows.image_B if rows.order_B is None else rows.image_B[rows.order_B]
+            scores_BR.masked_fill_(~mask_IR[image_B], -torch.inf)
         weights_BR = scores_BR.softmax(1)
         for weights_nR, regions_RH, attended_nH in zip(
             weights_BR.split(pieces.sizes),
@@ -218,7 +238,7 @@ class _Attend(torch.autograd.Function):
         to_query_BA *= factor_A
         if rows.order_B is not None:
             to_query_BA = torch.empty_like(to_query_BA).index_copy_(0, rows.order_B, to_query_BA)
-        return to_query_BA, None, None, to_score_A.mul_(-2), None, None, None
+        return to_query_BA, None, None, to_score_A.mul_(-2), None, None, None, None
 
 
 class _Pieces(NamedTuple):

@@ -63,12 +63,15 @@ class Memory(NamedTuple):
     keys_IRA: Shared
     """The keys of the regions, as the model's operations attend to them; [I, 0, C] if the model
     does not attend."""
+    mask_IR: Tensor | None = None
+    """bool, which regions an image has, where their number varies and the model attends."""
 
     def select(self, index: Tensor) -> "Memory":
         """Return the memory of the images at `index` (int64 or a mask), in that order."""
         gates_IG = self.gates_IG[index]
         regions, keys = (Shared(part.tensor[index]) for part in (self.regions_IRH, self.keys_IRA))
-        return Memory(len(gates_IG), gates_IG, regions, keys)
+        mask_IR = None if self.mask_IR is None else self.mask_IR[index]
+        return Memory(len(gates_IG), gates_IG, regions, keys, mask_IR)
 
     @staticmethod
     def joined(parts: Sequence["Memory"]) -> "Memory":
@@ -76,7 +79,8 @@ class Memory(NamedTuple):
         gates_IG = torch.cat([part.gates_IG for part in parts])
         regions = Shared(torch.cat([part.regions_IRH.tensor for part in parts]))
         keys = Shared(torch.cat([part.keys_IRA.tensor for part in parts]))
-        return Memory(len(gates_IG), gates_IG, regions, keys)
+        masks = [part.mask_IR for part in parts if part.mask_IR is not None]
+        return Memory(len(gates_IG), gates_IG, regions, keys, torch.cat(masks) if masks else None)
 
     def rows(self, count: int) -> Rows:
         """Map each of `count` captions to its image.
@@ -187,11 +191,15 @@ class Decoder(nn.Module, ABC):
         if self.reads_pooled:
             pooled_IH = self.dropout(self.pooled_embedding(features.pooled_IC).relu())
             gates_IG = self.image_gates(pooled_IH)
+        mask_IR = features.mask_IR if self.attends else None
         if self.attends:
-            regions_IRH = self.dropout(self.region_embedding(features.grid_IRC).relu())
+            grid_IRC = features.grid_IRC
+            if mask_IR is not None:  # 0 times what is not finite is not 0
+                grid_IRC = grid_IRC.masked_fill(~mask_IR[:, :, None], 0)
+            regions_IRH = self.dropout(self.region_embedding(grid_IRC).relu())
             keys_IRA = self.attention_key(regions_IRH)
         keys = self.operations.keys(keys_IRA)
-        return Memory(len(gates_IG), gates_IG, shared_regions(regions_IRH), keys)
+        return Memory(len(gates_IG), gates_IG, shared_regions(regions_IRH), keys, mask_IR)
 
     def start(self, memory: Memory, rows: int) -> State:
         """Return the state before the first word, for `rows` captions, equally many for each image.
@@ -204,7 +212,7 @@ class Decoder(nn.Module, ABC):
         """Return the attended feature [B, H] and the weights of the regions [B, R]."""
         query_BA = self.attention_query(state_BH)
         keys, regions, score_A = memory.keys_IRA, memory.regions_IRH, self.attention_score
-        return self.operations.attend(query_BA, keys, regions, score_A, rows)
+        return self.operations.attend(query_BA, keys, regions, score_A, rows, memory.mask_IR)
 
     def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
         """Return the part of the first cell's gates that does not depend on the state, [n, G].

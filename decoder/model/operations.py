@@ -40,14 +40,19 @@ class Operations(NamedTuple):
     """See `decoder.model.gates.plain_gru`."""
     keys: Callable[[Tensor], Shared]
     """Prepares the keys [I, R, A] of the regions, once for each image, for `attend`."""
-    attend: Callable[[Tensor, Shared, Shared, Tensor, Rows], tuple[Tensor, Tensor]]
+    attend: Callable[[Tensor, Shared, Shared, Tensor, Rows, Tensor | None], tuple[Tensor, Tensor]]
     """See `decoder.model.attention.attend`."""
 
 
 def _plain_attend(
-    query_BA: Tensor, keys: Shared, regions: Shared, score_A: Tensor, rows: Rows
+    query_BA: Tensor,
+    keys: Shared,
+    regions: Shared,
+    score_A: Tensor,
+    rows: Rows,
+    mask_IR: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
+    return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B, mask_IR)
 
 
 HAND_MADE = Operations(lstm, gru, shared_keys, attend)
@@ -93,11 +98,16 @@ def compiled(device: torch.device) -> Operations:
         return step(inputs_BG, recurrent_BG, bias_G, hidden_BH)
 
     def attend_step(
-        query_BA: Tensor, keys: Shared, regions: Shared, score_A: Tensor, rows: Rows
+        query_BA: Tensor,
+        keys: Shared,
+        regions: Shared,
+        score_A: Tensor,
+        rows: Rows,
+        mask_IR: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         if image_by_image(query_BA) or not _worth_compiling(query_BA):
-            return attend(query_BA, keys, regions, score_A, rows)
-        return fused_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B)
+            return attend(query_BA, keys, regions, score_A, rows, mask_IR)
+        return fused_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B, mask_IR)
 
     return Operations(lstm_step, gru_step, shared_keys, attend_step)
 

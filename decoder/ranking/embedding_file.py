@@ -30,6 +30,7 @@ COMPACT_BACKGROUND_IMAGES = 5  # in an exported captioner; each takes 0.2 MB
 _BLOCK = 1000  # rows of the store that are read at once
 # Marks the background features among the tensors of the file.
 _BACKGROUND = "others."
+_FIELDS = ("grid_IRC", "pooled_IC")
 _GRADES = "grades"  # their key in the header
 
 
@@ -109,7 +110,11 @@ def load_or_train(
     background = reader.features(np.unique(spread).tolist())
     tensors = model.state_dict()
     # The store holds them as float16, too.
-    tensors |= {_BACKGROUND + name: part.half() for name, part in background._asdict().items()}
+    tensors |= {
+        _BACKGROUND + name: part.half()
+        for name, part in background._asdict().items()
+        if part is not None
+    }
     checkpoints.save(file, tensors, {**expected, _GRADES: _record(grades)})
     return Embedding(model, background, file, grades)
 
@@ -127,20 +132,24 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
         return None
     try:
         tensors = checkpoints.dequantize(tensors)
-        grid, pooled = (tensors.pop(_BACKGROUND + name) for name in Features._fields)
+        grid, pooled = (tensors.pop(_BACKGROUND + name) for name in _FIELDS)
+        mask = tensors.pop(f"{_BACKGROUND}mask_IR", None)  # only where regions vary
         if grid.ndim == 2:  # as `save_compact` writes it
             grid = grid.unflatten(0, (len(pooled), -1))
         model = JointEmbedding(len(vocabulary), len(tensors["mean_C"]))
         model.load_state_dict(tensors)
         if grid.ndim != 3 or not len(grid) or pooled.shape != grid[:, 0].shape:
             raise ValueError(f"features of {tuple(grid.shape)} and {tuple(pooled.shape)}")
+        if mask is not None and (mask.shape != grid.shape[:2] or not mask.bool().any(1).all()):
+            raise ValueError(f"a mask of {tuple(mask.shape)} for {tuple(grid.shape)}")
         grades = grades_of(header.get(_GRADES))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error!r:.200}); copy the original file again, or delete this "
             "one: the next search trains a new one"
         ) from error
-    return Embedding(model.eval(), Features(grid, pooled), file, grades)
+    background = Features(grid, pooled, None if mask is None else mask.bool())
+    return Embedding(model.eval(), background, file, grades)
 
 
 def save_compact(embedding: Embedding, file: Path) -> None:
@@ -149,7 +158,7 @@ def save_compact(embedding: Embedding, file: Path) -> None:
     The words and matrices take 3 MB with three CNNs, the background images 1 MB.
     """
     tensors, header = checkpoints.load(embedding.file, torch.device("cpu"), SEARCH)
-    for name in (_BACKGROUND + field for field in Features._fields):
+    for name in [name for name in tensors if name.startswith(_BACKGROUND)]:
         step = -(-len(tensors[name]) // COMPACT_BACKGROUND_IMAGES)
         tensors[name] = tensors[name][::step].flatten(0, -2)  # 8 bits are for matrices
     header[_GRADES] = _record(embedding.grades)

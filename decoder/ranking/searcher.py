@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.data.batches import Features, pad
+from decoder.data.batches import pad
 from decoder.data.pictures import backbone_of, features_of
+from decoder.data.readers import read_features
 from decoder.model.decoders import Memory
 from decoder.ranking.embedding import TEMPERATURE
 from decoder.ranking.embedding_file import load_or_train
@@ -212,9 +213,7 @@ class Searcher:
     @torch.inference_mode()
     def _encode(self, indices: np.ndarray) -> Memory:
         rows = self._rows[indices]
-        features = Features(
-            torch.from_numpy(self._store.grid(rows)), torch.from_numpy(self._store.pooled(rows))
-        )
+        features = read_features(self._store, rows, every_region=True)
         return self._model.encode(features.to(self._device))
 
     def _rank_images(

@@ -21,7 +21,7 @@ from decoder.model.operations import PLAIN
 from decoder.model.recurrence import Shared
 from decoder.runs.loading import load_decoder
 from decoder.sharing.onnx_examples import JAVASCRIPT, PYTHON, README
-from features.backbones import load_network
+from features.backbones import describe_again
 from features.backends import exported
 from features.errors import UserError
 from features.files import write_atomically
@@ -116,7 +116,7 @@ def write_onnx(run: RunFolder, folder: Path) -> None:
     """
     model, vocabulary, config = load_decoder(run, run.best, _CPU)
     wanted = config["features"]
-    network, found = load_network(wanted["backbone"], wanted["grid"][0], _CPU)
+    network, found = describe_again(wanted, _CPU)
     if fingerprint({**found, "dtype": wanted["dtype"]}) != fingerprint(wanted):
         raise UserError(
             f"the run was trained on features of a different {wanted['backbone']}: "

@@ -54,8 +54,10 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     if model.reads_pooled:
         _embed(model.pooled_embedding, directions_CK, pooled_NC + mean_C)
     if model.attends:
-        grid_IRC = training.features(spread(range(len(training)), MOST_GRIDS)).grid_IRC
-        _embed(model.region_embedding, directions_CK, grid_IRC.flatten(0, 1))
+        sample = training.features(spread(range(len(training)), MOST_GRIDS))
+        grid_IRC, mask_IR = sample.grid_IRC, sample.mask_IR
+        regions_NC = grid_IRC.flatten(0, 1) if mask_IR is None else grid_IRC[mask_IR]
+        _embed(model.region_embedding, directions_CK, regions_NC)
 
 
 def predictive_directions(pooled_NC: Tensor, shares_WN: Tensor, count: int) -> Tensor | None:

@@ -1,0 +1,292 @@
+"""Arrays in files of others: a folder of .npy or .npz files, or one .npy, .npz or HDF5 file.
+
+Only the headers are read at first, and the values of one image at a time, so that memory does not
+grow with the number of images. Nothing is unpickled, and links in HDF5 files are not followed.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import h5py
+import numpy as np
+
+from features.errors import UserError, first_few, first_line
+from features.files import reading
+
+# Names of the array with all features, of its ids, and of the number of regions of each image.
+_FEATURES = ("features", "feats", "feat", "att")
+_IDS = ("ids", "image_ids", "image_id", "names", "file_names")
+_COUNTS = ("counts", "num_boxes", "num_bbox", "num_regions")
+# What bottom-up attention's files hold beside the features of an image.
+_BESIDE = {
+    *("bbox", "boxes", "box", "num_bbox", "num_boxes", "image_h", "image_w", "image_id", "info"),
+    *("classes", "attrs", "conf", "cls_prob", "attr_prob", "objects_id", "objects_conf"),
+}
+_HDF5 = (".h5", ".hdf5", ".he5")
+_ACCEPTED = "a folder of .npy or .npz files, or one .npy, .npz or HDF5 (.h5) file"
+
+_DAMAGED: tuple[type[Exception], ...] = (
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+)
+
+
+class Stored(NamedTuple):
+    """The array of one image, in a file of others."""
+
+    where: str
+    """The file, and the key inside it, for messages."""
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    modified: int
+    """When its file was changed last, in nanoseconds since 1970."""
+    read: Callable[[], np.ndarray]
+    """Reads the values."""
+
+
+Named = Iterable[tuple[str, Stored]]
+"""Arrays by file name without its suffix, or by key; a name may occur twice."""
+
+
+def arrays_in(path: Path) -> list[tuple[str, Stored]]:
+    """Return the arrays in a folder or a file, by name.
+
+    Raises:
+        AccessError: a file cannot be read.
+        UserError: something is missing, damaged or of another kind.
+    """
+    if path.is_dir():
+        return list(_in_folder(path))
+    if not path.exists():
+        raise UserError(f"--from {path}: expected {_ACCEPTED}, but it is not there")
+    suffix = path.suffix.lower()
+    with reading(path), _damage_named(path):
+        if suffix == ".npy":
+            return list(_in_array(path))
+        if suffix == ".npz":
+            return list(_in_archive(path))
+        if suffix in _HDF5:
+            return list(_in_hdf5(path))
+    raise UserError(f"--from {path}: expected {_ACCEPTED}, found a file with the suffix {suffix!r}")
+
+
+def listing(path: Path) -> Iterator[Path]:
+    """Yield the files of a folder and of the folders in it, sorted, hidden ones left out."""
+    for folder, inner, names in os.walk(path):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _in_folder(folder: Path) -> Named:
+    files = list(listing(folder))
+    others = [file for file in files if file.suffix.lower() not in (".npy", ".npz")]
+    if others:
+        raise UserError(
+            f"--from {folder}: expected .npy and .npz files only, found {len(others)} others: "
+            f"{first_few(file.relative_to(folder) for file in others)}; move them away"
+        )
+    if not files:
+        raise UserError(f"--from {folder}: expected {_ACCEPTED}, found an empty folder")
+    for file in files:
+        name = file.relative_to(folder).with_suffix("").as_posix()
+        with reading(file), _damage_named(file):
+            single = _of_archive if file.suffix.lower() == ".npz" else _of_array
+            yield name, single(file)
+
+
+def _of_array(file: Path) -> Stored:
+    with file.open("rb") as opened:
+        shape, dtype = _header(opened)
+
+    def read() -> np.ndarray:
+        with reading(file), _damage_named(file):
+            return np.load(file, allow_pickle=False)
+
+    return Stored(str(file), shape, dtype, file.stat().st_mtime_ns, read)
+
+
+def _of_archive(file: Path) -> Stored:
+    """Return the only array of an .npz file, or its features beside boxes and sizes."""
+    with zipfile.ZipFile(file) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        known = [name for name in (*_FEATURES, "x", "z") if name in names]
+        chosen = names[0] if len(names) == 1 else known[0] if known else None
+        unknown = sorted(set(names) - _BESIDE - {chosen})
+        if chosen is None or unknown:
+            raise ValueError(
+                f'expected one array, or one named "feat" beside boxes, found {first_few(names)}'
+            )
+        with archive.open(f"{chosen}.npy") as member:
+            shape, dtype = _header(member)
+
+    def read() -> np.ndarray:
+        with reading(file), _damage_named(file), np.load(file, allow_pickle=False) as arrays:
+            return arrays[chosen]
+
+    return Stored(f"{file} ({chosen})", shape, dtype, file.stat().st_mtime_ns, read)
+
+
+def _in_array(file: Path) -> Named:
+    """Return the rows of an .npy file, whose ids are in a file beside it."""
+    beside = [
+        file.with_name(f"{file.stem}{end}")
+        for end in (".ids.txt", ".ids.json", ".ids.npy", "_ids.txt", "_ids.json", "_ids.npy")
+    ]
+    found = [path for path in beside if path.is_file()]
+    if len(found) != 1:
+        raise UserError(
+            f"--from {file}: expected one list of image ids or file names beside it, found "
+            f"{first_few(found) or 'none'}; write one a line to {beside[0].name}"
+        )
+    ids = _ids_of(found[0])
+    return _rows(str(file), np.load(file, mmap_mode="r", allow_pickle=False), ids, None, file)
+
+
+def _ids_of(file: Path) -> list[Any]:
+    with reading(file), _damage_named(file):
+        if file.suffix == ".npy":
+            return np.load(file, allow_pickle=False).tolist()
+        text = file.read_text(encoding="utf-8-sig")
+        return list(json.loads(text)) if file.suffix == ".json" else text.split("\n")
+
+
+def _in_archive(file: Path) -> Named:
+    """Return the arrays of an .npz file, or the rows of its only array with ids."""
+    archive = zipfile.ZipFile(file)  # open as long as its arrays are in use
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    if table := _table(names):
+        features, ids, counts = table
+        with np.load(file, allow_pickle=False) as arrays:
+            listed = arrays[ids].tolist()
+            numbers = None if counts is None else arrays[counts]
+        # A member of an archive can only be read from its beginning, so it is unpacked once.
+        with archive.open(f"{features}.npy") as member, tempfile.NamedTemporaryFile() as unpacked:
+            shutil.copyfileobj(member, unpacked)
+            unpacked.flush()
+            rows = np.load(unpacked.name, mmap_mode="r", allow_pickle=False)
+        yield from _rows(f"{file} ({features})", rows, listed, numbers, file)
+        return
+    for member_name, name in zip(archive.namelist(), names, strict=True):
+        with archive.open(member_name) as member:
+            shape, dtype = _header(member)
+
+        def read(member_name: str = member_name) -> np.ndarray:
+            with reading(file), _damage_named(file), archive.open(member_name) as member:
+                return np.lib.format.read_array(member, allow_pickle=False)
+
+        yield name, Stored(f"{file} ({name})", shape, dtype, file.stat().st_mtime_ns, read)
+
+
+def _in_hdf5(file: Path) -> Named:
+    """Return the data sets of an HDF5 file, or the rows of its only one with ids."""
+    opened = h5py.File(file, "r", locking=False)  # open as long as its arrays are in use
+    sets: list[h5py.Dataset] = []
+
+    def note(_: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            if item.external or item.is_virtual:
+                raise ValueError(f"the data set {item.name} lies in another file")
+            sets.append(item)
+
+    opened.visititems(note)
+    modified = file.stat().st_mtime_ns
+    if table := _table([data.name.lstrip("/") for data in sets]):
+        features, ids, counts = table
+        listed = [_text(one) for one in opened[ids][:].tolist()]
+        numbers = None if counts is None else opened[counts][:]
+        yield from _rows(f"{file} (/{features})", opened[features], listed, numbers, file)
+        return
+    for data in sets:
+
+        def read(data: h5py.Dataset = data) -> np.ndarray:
+            with reading(file), _damage_named(file):
+                return data[()]
+
+        where = f"{file} ({data.name})"
+        yield data.name.lstrip("/"), Stored(where, data.shape, data.dtype, modified, read)
+
+
+def _table(names: list[str]) -> tuple[str, str, str | None] | None:
+    """Return the names of the features, ids and counts if names are those of a table."""
+    found = [[name for name in known if name in names] for known in (_FEATURES, _IDS, _COUNTS)]
+    features, ids, counts = found
+    if not (features and ids):
+        return None
+    used = {features[0], ids[0], *counts[:1]}
+    if unknown := sorted(set(names) - used):
+        raise ValueError(
+            f"expected {features[0]}, {ids[0]} and perhaps {_COUNTS[0]}, found also "
+            f"{first_few(unknown)}"
+        )
+    return features[0], ids[0], counts[0] if counts else None
+
+
+def _rows(
+    where: str, rows: Any, ids: list[Any], counts: np.ndarray | None, file: Path
+) -> Iterator[tuple[str, Stored]]:
+    """Return the rows of an array of all images; `counts` are their numbers of regions."""
+    while ids and ids[-1] == "":
+        ids = ids[:-1]  # the end of the last line
+    for what, length in (("ids", len(ids)), ("counts", len(ids if counts is None else counts))):
+        if not rows.ndim or length != len(rows):
+            raise ValueError(f"expected as many {what} as rows {rows.shape}, found {length}")
+    modified = file.stat().st_mtime_ns
+    for row, one in enumerate(ids):
+        shape = rows.shape[1:]
+        if counts is not None:
+            if not 0 <= int(counts[row]) <= shape[0]:
+                raise ValueError(f"row {row} has {shape[0]} regions, found the count {counts[row]}")
+            shape = (int(counts[row]), *shape[1:])
+
+        def read(row: int = row, shape: tuple[int, ...] = shape) -> np.ndarray:
+            with reading(file), _damage_named(file):
+                values = np.asarray(rows[row])
+            return values if counts is None else values[: shape[0]]
+
+        yield _text(one), Stored(f"{where}, row {row}", shape, rows.dtype, modified, read)
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value).strip()
+
+
+def _header(opened: Any) -> tuple[tuple[int, ...], np.dtype]:
+    """Read the shape and the type of an array in numpy's format."""
+    stream: BinaryIO = opened
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    return shape, dtype
+
+
+@contextmanager
+def _damage_named(file: Path) -> Iterator[None]:
+    """Turn what libraries raise for a damaged file into a UserError that names it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except _DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # HDF5 raises OSError for a damaged file too, but without a number
+        raise UserError(
+            f"--from: {file} is damaged or of another kind ({first_line(error)}); copy it again, "
+            "or write it as features/README.md says"
+        ) from error
