@@ -46,7 +46,7 @@ class Labels:
         backbones = description["backbone"].split("+")
         return Labels(backbones) if VARIANTS.keys() >= set(backbones) else None
 
-    def best(self, pooled_IC: Tensor, count: int = 3, least: float = 0.1) -> list[list[Label]]:
+    def best(self, pooled_IC: Tensor, count: int = 3, least: float = 0.05) -> list[list[Label]]:
         """Return each picture's most probable classes, the best first.
 
         Args:

@@ -56,7 +56,7 @@ class Caption:
     """Why the picture has no caption: it cannot be read, or shows nothing; None if it has one."""
     labels: tuple[str, ...] = ()
     """If the caption is unsure: what else the picture may show, the most probable first. These are
-    ImageNet classes that the CNN itself gives a probability of 0.1 or more."""
+    ImageNet classes that the CNN itself gives a probability of 0.05 or more."""
     unfamiliar: bool = False
     """Whether the picture is unlike the photographs that the captioner was trained on, such as a
     page of text, a diagram or a drawing; its caption is unsure."""
