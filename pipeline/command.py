@@ -11,6 +11,7 @@ from typing import TypeVar
 import tyro
 
 from features.errors import UserError
+from features.extras import missing
 from pipeline.help import help_requested, page
 
 Options = TypeVar("Options")
@@ -55,6 +56,11 @@ def run(
         return stage(options) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (explained := missing(error)) is None:
+            raise
+        print(f"error: {explained}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # head or less has closed its end of the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
