@@ -25,6 +25,7 @@ from features.commands import TRAIN
 from features.devices import choose_device
 from features.distributed import broadcast, own_device, process_group, rank, world_size
 from features.errors import AccessError, UserError
+from features.extras import need
 from features.files import read_json, write_json
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
@@ -41,6 +42,7 @@ def train(options: TrainOptions) -> int:
 
 def _train(options: TrainOptions, run: RunFolder) -> int:
     """Train in this process; under torchrun only the first process writes and prints."""
+    need("pycocoevalcap", "tensorboard")  # before the first epoch
     first = rank() == 0
     if options.dry_run:
         if world_size() > 1:

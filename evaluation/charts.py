@@ -1,9 +1,8 @@
 """Lay out curves over epochs for SVG; the page that shows them sets the colours."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-from matplotlib.ticker import MaxNLocator
 
 WIDTH, HEIGHT = 480, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 14, 14, 30  # margins, with room for the labels of the axes
@@ -50,9 +49,9 @@ def chart(
         return None
     epochs = [epoch for points in curves.values() for epoch, _ in points]
     values = [value for points in curves.values() for _, value in points]
-    y_values = MaxNLocator(5).tick_values(min(values), max(values))
+    y_values = _ticks(min(values), max(values), 5)
     first, last = min(epochs), max(epochs)
-    low, high = float(y_values[0]), float(y_values[-1])
+    low, high = y_values[0], y_values[-1]
 
     def x(epoch: float) -> float:
         share = (epoch - first) / (last - first) if last > first else 0.5
@@ -71,7 +70,7 @@ def chart(
         )
         for name, points in curves.items()
     ]
-    x_values = MaxNLocator(8, integer=True).tick_values(first, last)
+    x_values = _ticks(first, last, 8, least_step=1)
     both = reinforce_from is not None and first < reinforce_from <= last
     return Chart(
         title,
@@ -80,3 +79,23 @@ def chart(
         [(y(value), f"{value:.3g}") for value in y_values],
         x(reinforce_from - 0.5) if both and reinforce_from is not None else None,
     )
+
+
+def _ticks(low: float, high: float, most: int, least_step: float = 0) -> list[float]:
+    """Return round numbers at equal distances, from `low` or below to `high` or above.
+
+    Args:
+        low: the smallest value shown.
+        high: the largest.
+        most: the most steps between them.
+        least_step: no step is smaller.
+    """
+    if low == high:
+        low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
+    power = math.floor(math.log10(max((high - low) / most, least_step)))
+    for factor in (1, 2, 2.5, 5, 10, 20):
+        step = factor * 10.0**power
+        start, end = math.floor(low / step), math.ceil(high / step)
+        if end - start <= most and step >= least_step and (least_step == 0 or step % 1 == 0):
+            break
+    return [float(f"{i * step:.12g}") for i in range(start, end + 1)]

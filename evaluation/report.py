@@ -7,8 +7,6 @@ from functools import partial
 from importlib import resources
 from typing import Any, TypeGuard
 
-import jinja2
-
 from evaluation import runs
 from evaluation.charts import Chart, chart
 from evaluation.gallery import best_middle_worst, evenly_spaced, picture, shade
@@ -52,6 +50,8 @@ def render(run: Run, images: int) -> str:
     Raises:
         UserError: a picture cannot be read.
     """
+    import jinja2
+
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

@@ -8,6 +8,7 @@ too late, after minutes of work, call `need` first.
 import importlib
 import shlex
 import sys
+from importlib.util import find_spec
 
 from features.errors import UserError
 
@@ -28,6 +29,14 @@ EXTRA_OF = {
     "timm": "timm",
     "torchvision": "train",
 }
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported."""
+    try:
+        return find_spec(package) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
 
 
 def how_to_install(extra: str) -> str:

@@ -16,7 +16,6 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-import pooch
 from tqdm import tqdm
 
 from features.errors import UserError, first_few
@@ -159,6 +158,8 @@ def download(options: PrepareOptions) -> None:
 
 def _fetch(url: str, checksum: str, folder: Path) -> Path:
     """Download `url` into `folder` unless it is there, verify its checksum, and return its path."""
+    import pooch
+
     name = PurePosixPath(url).name
     pooch.get_logger().setLevel("WARNING")
     try:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from features.errors import UserError
+from features.extras import need
 from features.files import make_folder
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable
@@ -20,6 +21,7 @@ from pipeline.work import WorkFolder
 def prepare(options: PrepareOptions) -> None:
     """Read and check a data set, and write its captions and vocabulary to a work directory."""
     if options.download:
+        need("spacy")
         download(options)
     # Created first: inside the root it changes the root's modification time, which is an input.
     make_folder(options.work)
@@ -27,6 +29,7 @@ def prepare(options: PrepareOptions) -> None:
     if stamp.holds() and not options.force:
         print("prepare: unchanged, skipped")
         return
+    need("spacy")  # before minutes of reading
     table, remarks = load_table(options)
     train = table.split("train")
     words = vocabulary.build(

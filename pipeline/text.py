@@ -7,15 +7,16 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-# Stored in vocabulary.json, so that a change of the tokenizer is noticed.
-TOKENIZER = (
-    f"spacy.lang.en {version('spacy')}, lower case, hyphenated words whole, punctuation dropped"
-)
-
 # Characters that break a line or control the terminal.
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 _CLITICS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
+
+
+def tokenizer() -> str:
+    """Return the name and version of `tokenize`; vocabulary.json keeps it, to notice a change."""
+    installed = version("spacy")
+    return f"spacy.lang.en {installed}, lower case, hyphenated words whole, punctuation dropped"
 
 
 @cache
