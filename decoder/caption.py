@@ -1,8 +1,10 @@
 """Caption pictures, the images of a web page, or a split: `python -m decoder.caption`."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -11,6 +13,7 @@ from decoder.captioning.files import find_pictures, print_captions
 from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.pages import write_pages
+from decoder.captioning.remote import Fetched, fetch
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split, name_of
 from decoder.captioning.writer import CaptionWriter
@@ -57,7 +60,15 @@ def caption(options: CaptionOptions) -> int:
         return write_pages(
             writer, options.alt, options.out, options.site, options.review, options.force
         )
-    found = find_pictures(options.pictures)
+    with tempfile.TemporaryDirectory(prefix="captions-") as folder:
+        return _caption_pictures(writer, options, fetch(options.pictures, Path(folder)))
+
+
+def _caption_pictures(writer: CaptionWriter, options: CaptionOptions, given: Fetched) -> int:
+    """Print or write the captions of pictures, and return the exit status."""
+    writer.names |= given.names
+    writer.unreadable += given.failed
+    found = find_pictures(given.paths, bool(given.failed))
     writer.unreadable += [(p, PictureError(e.strerror or str(e))) for p, e in found.closed]
     status = 0
     if options.out is not None:
@@ -65,7 +76,7 @@ def caption(options: CaptionOptions) -> int:
     elif options.sidecar is not None:
         status = write_sidecars(writer, found.pictures, options.sidecar, options.force)
     else:
-        print_captions(writer, found.pictures, options.json)
+        print_captions(writer, found.pictures, options.json, given.failed)
     if note := passed_over_note(found.passed_over):
         print(f"caption: passed over in the folders: {note}", file=sys.stderr)
     return max(status, writer.report_unreadable())

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
@@ -17,6 +16,7 @@ from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.files import write_atomically
 from features.images import PictureError
+from features.progress import Progress
 from pipeline.command import run as run_command
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
@@ -91,7 +91,7 @@ def _rank_split(searcher: Searcher, split: str, out: Path) -> None:
             "split that has captions"
         )
     total = len(captions) + len(searcher.images)
-    with tqdm(total=total, desc="search", unit="query", disable=None) as bar:
+    with Progress("search", total, "query") as bar:
         for_captions, for_images = searcher.rank_all(bar.update)
     image_ids = np.array([image.id for image in searcher.images])
     file = io.BytesIO()

@@ -13,10 +13,10 @@ from typing import NamedTuple, Protocol, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from features.backbones import Backbone
 from features.images import PictureError, read_picture
+from features.progress import Progress
 
 _CALIBRATION_PICTURES = 256
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
@@ -90,7 +90,7 @@ def extract(
     batch: list[tuple[int, Extracted | PictureError]] = []
     with (
         ThreadPoolExecutor(1) as thread,
-        tqdm(total=len(pictures), unit="image", disable=None) as progress,
+        Progress("extract", len(pictures), "image") as progress,
         closing(results),
     ):
         written = thread.submit(_write, writer, [])

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from decoder.captioning.access import host_of
+from decoder.captioning.remote import is_remote
 from decoder.generation.options import GenerateOptions
 from features.errors import require
 
@@ -19,6 +20,9 @@ class CaptionOptions:
         "Print a caption for a photo and for each picture in a folder": "photo.jpg holiday/",
         "Write the captions to a table; run it again to add new pictures": (
             "holiday/ --out captions.csv"
+        ),
+        "Caption a picture on the web; - reads one from another program": (
+            "https://example.org/photo.jpg"
         ),
         "Add alternative texts to a copy of a web page, page.alt.html": "--alt page.html",
         "Do so for a web site, and list the texts for review": (
@@ -45,8 +49,9 @@ class CaptionOptions:
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
     included captioner; repeat it to average several runs."""
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Pictures, and folders that are searched for pictures, subfolders included."""
+    pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Pictures, folders that are searched for pictures, subfolders included, web addresses, or -
+    for a picture on standard input."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
     alt: tuple[Path, ...] = ()
@@ -98,6 +103,12 @@ class CaptionOptions:
             "--split needs --run: the folder WORK/runs/NAME of a trained run",
         )
         require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
+        for picture in filter(is_remote, self.pictures):
+            require(
+                self.sidecar is None and self.out is None,
+                f"--out and --sidecar are for files, found {picture}; leave them out, or save the "
+                "picture first",
+            )
         require(
             self.sidecar is None or self.out is None,
             "expected --sidecar or --out, found both; choose one",
