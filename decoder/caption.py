@@ -4,6 +4,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,6 +24,7 @@ from features.errors import UserError
 from features.folders import passed_over_note
 from features.images import PictureError
 from pipeline.command import run as run_command
+from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder
 
@@ -99,7 +101,9 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run_command(caption, CaptionOptions, "decoder.caption", argv)
+    return run_command(
+        caption, CaptionOptions, "decoder.caption", argv, partial(with_preset, "caption")
+    )
 
 
 if __name__ == "__main__":

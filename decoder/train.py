@@ -30,6 +30,7 @@ from features.files import read_json, write_json
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
 from pipeline.command import run as run_command
+from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
 
@@ -178,11 +179,15 @@ def _report_left_out(*readers: SplitReader) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run_command(train, TrainOptions, "decoder.train", argv, _with_options_of_like)
+    return run_command(train, TrainOptions, "decoder.train", argv, _with_preset_and_like)
 
 
-def _with_options_of_like(argv: list[str]) -> list[str]:
-    """Put the options of the run that --like names before those in `argv`, which override them."""
+def _with_preset_and_like(argv: list[str]) -> list[str]:
+    """Put the options of --preset before those in `argv`, and those of the run of --like first.
+
+    Later ones override earlier ones.
+    """
+    argv = with_preset("train", argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)
     like = parser.parse_known_args(argv)[0].like

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from features.errors import UserError, unknown_name
+from pipeline.presets import check_name
 from pipeline.readers.columns import parse_columns
 from pipeline.vocabulary import MAX_LENGTH
 
@@ -30,6 +31,7 @@ class PrepareOptions:
         "columns",
         "download",
         "skip_missing",
+        "preset",
         "min_count",
         "max_length",
         "images",
@@ -48,6 +50,8 @@ class PrepareOptions:
     columns: str | None = None
     """The columns of folder's table as image=NAME,caption=NAME[,split=NAME]; caption may be
     repeated."""
+    preset: str | None = None
+    """Take the settings of this preset, such as flickr8k; options given here override them."""
     release: Literal["karpathy", "2014", "2017"] | None = None
     """With --dataset coco: the captions and splits to use; by default the first of these found in
     --root."""
@@ -73,6 +77,7 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise unknown_name("data set", self.dataset, DATASETS)
+        check_name(self.preset)
         if self.dataset == "shapes" and self.root is not None:
             raise UserError(
                 "leave out --root: it has no use with --dataset shapes, which draws its pictures "
@@ -107,6 +112,7 @@ class ExtractOptions:
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
+        "preset",
         "backbone",
         "grid",
         "views",
@@ -125,6 +131,8 @@ class ExtractOptions:
     several joined by +."""
     grid: int = 7
     """Height and width of the stored grid of features."""
+    preset: str | None = None
+    """Take the settings of this preset, such as flickr8k; options given here override them."""
     batch_size: int = 32
     """Number of pictures that go through the network together."""
     device: str = "auto"
@@ -150,6 +158,7 @@ class ExtractOptions:
     """Extract all features again, even if nothing changed."""
 
     def __post_init__(self) -> None:
+        check_name(self.preset)
         for name in ("grid", "batch_size", "workers", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:

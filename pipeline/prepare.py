@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from features.errors import UserError
 from features.extras import need
@@ -13,6 +14,7 @@ from pipeline.command import run
 from pipeline.datasets import caption_files, load_table
 from pipeline.download import download
 from pipeline.options import PrepareOptions
+from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.vocabulary import SPECIAL, UNK, Vocabulary
 from pipeline.work import WorkFolder
@@ -67,7 +69,7 @@ def _summary(table: CaptionTable, words: Vocabulary) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(prepare, PrepareOptions, "pipeline.prepare", argv)
+    return run(prepare, PrepareOptions, "pipeline.prepare", argv, partial(with_preset, "prepare"))
 
 
 if __name__ == "__main__":

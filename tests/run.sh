@@ -4,7 +4,7 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source pipeline/install.sh
-install test
+install fast train report test
 
 .venv/bin/ruff format --config tests/ruff.toml --check .
 .venv/bin/ruff check --config tests/ruff.toml .

@@ -42,7 +42,10 @@ def show(command: str, option: str, columns: int, monkeypatch, capsys) -> str:
 
 def options_in(text: str) -> set[str]:
     """Return the names of the options that our help page or tyro's lists."""
-    return set(re.findall(r"^(?:  |│ )(--[a-z][\w.-]*)", text, re.MULTILINE)) - {"--help-all"}
+    return set(re.findall(r"^(?:  |│ )(--[a-z][\w.-]*)", text, re.MULTILINE)) - {
+        "--help-all",
+        "--version",
+    }
 
 
 @pytest.mark.parametrize("columns", [80, 100])

@@ -10,6 +10,7 @@ from decoder.captioning.access import host_of
 from decoder.captioning.remote import is_remote
 from decoder.generation.options import GenerateOptions
 from features.errors import require
+from pipeline.presets import check_name
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class CaptionOptions:
     for a picture on standard input."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
+    preset: str | None = None
+    """Take the settings of this preset, such as flickr8k; options given here override them."""
     alt: tuple[Path, ...] = ()
     """Copy these HTML pages to PAGE.alt.html, or the pages of folders to --out DIR, and add
     alternative texts to the images without one."""
@@ -87,6 +90,7 @@ class CaptionOptions:
     """Caption again even if nothing changed, and replace existing files."""
 
     def __post_init__(self) -> None:
+        check_name(self.preset)
         given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))
         require(
             given == 1,

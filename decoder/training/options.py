@@ -9,6 +9,7 @@ import tyro
 from decoder.generation.options import LENGTH_PENALTY
 from decoder.model.decoders import ModelOptions
 from features.errors import require
+from pipeline.presets import check_name
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ class TrainOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
         "run",
+        "preset",
         "decoder.model",
         "decoder.cell",
         "decoder.hidden",
@@ -105,6 +107,8 @@ class TrainOptions:
     """The work directory with the captions and features."""
     run: str
     """Name of the run; its files are written to WORK/runs/NAME."""
+    preset: str | None = None
+    """Take the settings of this preset, such as flickr8k; options given here override them."""
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
@@ -148,6 +152,7 @@ class TrainOptions:
     be continued."""
 
     def __post_init__(self) -> None:
+        check_name(self.preset)
         name = Path(self.run)
         require(
             len(name.parts) == 1 and self.run not in ("", ".", ".."),
