@@ -12,16 +12,25 @@ from features.extras import EXTRA_OF
 from tests.test_command import COMMANDS
 
 PROJECT = Path(__file__).parents[1]
-# Stands for an installation without extras: these packages cannot be imported.
-BLOCKER = f"""
+# Stands for an installation without extras: these packages are not there for imports.
+ABSENT = f"""
 import sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {set(EXTRA_OF) | {"matplotlib"}!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+ABSENT = {sorted({*EXTRA_OF, "matplotlib"})!r}
 
-sys.meta_path.insert(0, Blocker())
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name.partition(".")[0] in ABSENT:
+            return None
+        return super().find_spec(name, path, target)
+
+    @staticmethod
+    def find_distributions(context):
+        return [] if context.name in ABSENT else PathFinder.find_distributions(context)
+
+sys.meta_path = [Finder if one is PathFinder else one for one in sys.meta_path]
 """
 
 
@@ -29,7 +38,7 @@ sys.meta_path.insert(0, Blocker())
 def small(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment variables of a Python without any extra."""
     folder = tmp_path_factory.mktemp("small")
-    (folder / "sitecustomize.py").write_text(BLOCKER)
+    (folder / "sitecustomize.py").write_text(ABSENT)
     return {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{PROJECT}"}
 
 
