@@ -51,7 +51,7 @@ class PrepareOptions:
     """The columns of folder's table as image=NAME,caption=NAME[,split=NAME]; caption may be
     repeated."""
     preset: str | None = None
-    """Take the settings of this preset, such as flickr8k; options given here override them."""
+    """Settings of a data set, such as flickr8k, as defaults."""
     release: Literal["karpathy", "2014", "2017"] | None = None
     """With --dataset coco: the captions and splits to use; by default the first of these found in
     --root."""
@@ -132,7 +132,7 @@ class ExtractOptions:
     grid: int = 7
     """Height and width of the stored grid of features."""
     preset: str | None = None
-    """Take the settings of this preset, such as flickr8k; options given here override them."""
+    """Settings of a data set, such as flickr8k, as defaults."""
     batch_size: int = 32
     """Number of pictures that go through the network together."""
     device: str = "auto"

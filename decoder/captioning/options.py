@@ -22,9 +22,6 @@ class CaptionOptions:
         "Write the captions to a table; run it again to add new pictures": (
             "holiday/ --out captions.csv"
         ),
-        "Caption a picture on the web; - reads one from another program": (
-            "https://example.org/photo.jpg"
-        ),
         "Add alternative texts to a copy of a web page, page.alt.html": "--alt page.html",
         "Do so for a web site, and list the texts for review": (
             "--alt site/ --out copy/ --review texts.csv"
@@ -51,12 +48,12 @@ class CaptionOptions:
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
     included captioner; repeat it to average several runs."""
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """Pictures, folders that are searched for pictures, subfolders included, web addresses, or -
-    for a picture on standard input."""
+    """Pictures, folders of pictures with their subfolders, web addresses, or - for standard
+    input."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
     preset: str | None = None
-    """Take the settings of this preset, such as flickr8k; options given here override them."""
+    """Settings of a data set, such as flickr8k, as defaults."""
     alt: tuple[Path, ...] = ()
     """Copy these HTML pages to PAGE.alt.html, or the pages of folders to --out DIR, and add
     alternative texts to the images without one."""

@@ -108,7 +108,7 @@ class TrainOptions:
     run: str
     """Name of the run; its files are written to WORK/runs/NAME."""
     preset: str | None = None
-    """Take the settings of this preset, such as flickr8k; options given here override them."""
+    """Settings of a data set, such as flickr8k, as defaults."""
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
