@@ -82,7 +82,7 @@ class Progress:
         self._bar.update(count)
         if not self._bar.disable or self._hidden:
             return
-        if (now := time.monotonic()) >= self._next_line:
+        if (now := time.monotonic()) >= self._next_line and self._done != self.total:
             self._next_line = now + LINE_EVERY
             print(self._line(now - self._start), file=sys.stderr, flush=True)
 
