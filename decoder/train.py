@@ -43,7 +43,7 @@ def train(options: TrainOptions) -> int:
 
 def _train(options: TrainOptions, run: RunFolder) -> int:
     """Train in this process; under torchrun only the first process writes and prints."""
-    need("pycocoevalcap", "tensorboard")  # before the first epoch
+    need("tensorboard", "pycocoevalcap")  # before the first epoch
     first = rank() == 0
     if options.dry_run:
         if world_size() > 1:

@@ -201,7 +201,9 @@ def test_without_a_gpu_pytorch_comes_from_the_index_of_cpu_builds(install, index
     # The real pip installs from there with the same command line.
     site = tmp_path / "site"
     command = [sys.executable, *torch.split(), "--target", str(site)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PIP_")}
+    own["PIP_CONFIG_FILE"] = os.devnull  # no other index
+    subprocess.run(command, check=True, capture_output=True, timeout=120, env=own)
     assert (site / "torch.py").is_file()
 
     with (install.project / "setup.cfg").open("a") as file:

@@ -83,7 +83,7 @@ pathlib.Path("page.html").write_text('<img src="noise.png">')
 assert status("decoder.caption", "--alt", "page.html")[0] == 0
 assert status("decoder.export", "--run", {str(run)!r}, "--out", "out")[0] in (0, 2)
 names_extra("train", "pipeline.prepare", "--dataset", "shapes", "--work", "w", "--images", "3")
-names_extra("score", "decoder.train", "--work", "w", "--run", "r")
+names_extra("train", "decoder.train", "--work", "w", "--run", "r")
 names_extra("demo", "decoder.demo")
 pathlib.Path("r.json").write_text('[{{"image_id": 1, "caption": "a dog"}}]')
 pathlib.Path("c.json").write_text(
