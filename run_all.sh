@@ -5,25 +5,24 @@
 #                  [--skip-missing] [--name NAME] [--terms TEXT] [--also OPTIONS] [--images N]
 #                  [--work WORK] [--preset NAME] [--backbone NAME] [--grid N] [--views N] [--dtype TYPE]
 #                  [--min-count N] [--max-length N] [-- TRAINING OPTIONS]
-#     ./run_all.sh install        # only install, into .venv
+#     ./run_all.sh install        # only install what captions pictures, into .venv
 #
 # DATASET is shapes (built in, the default), flickr8k, flickr30k, coco, karpathy or folder. DIR is the data
 # set's folder, FILE its captions (karpathy, folder), COLUMNS the columns of a table with unusual names
 # (image=NAME,caption=NAME), OPTIONS those of a further data set (--dataset NAME --root DIR) in quotes, and
 # --images the number of shapes scenes to draw.
 # Everything is written to WORK, by default work/DATASET. The settings come from the data set's preset in
-# pipeline/presets.sh, or from preset NAME (such as coco_att2in). Options given here override them, and so
+# pipeline/presets.toml, or from preset NAME (such as coco_att2in). Options given here override them, and so
 # do the options after "--", which go to decoder.train. Run it again: finished stages are skipped, and a
 # stopped one continues.
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/pipeline/install.sh"
-source "$PROJECT/pipeline/presets.sh"
 
 if [[ ${1:-} == install ]]; then
     [[ $# -eq 1 ]] || { echo "error: install takes no options, found $2" >&2; exit 2; }
-    install
-    echo "installed in $PROJECT/.venv"
+    install fast
+    echo "installed in $PROJECT/.venv; now try: .venv/bin/caption photo.jpg"
     exit
 fi
 
@@ -47,28 +46,25 @@ while [[ $# -gt 0 ]]; do
         *) echo "error: unknown option $1; try --help" >&2; exit 2 ;;
     esac
 done
-work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset
+work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset preset=(--preset "${preset:-$dataset}")
 
-preset "${preset:-$dataset}" || {
-    [[ -z $preset ]] || { echo "error: unknown --preset $preset; expected $PRESETS" >&2; exit 2; }
-    preset folder  # pipeline.prepare explains what is wrong with the name of the data set
-}
-
-install
+install fast train report
 stage() { printf '\n== %s\n' "$1"; "$VENV_PYTHON" -m "$@"; }
 
-stage pipeline.prepare --dataset "$dataset" "${prepare[@]}" "${source[@]}" --work "$work"
-stage pipeline.extract --work "$work" "${extract[@]}" "${features[@]}"
-stage decoder.train --work "$work" --run "$dataset" --resume --force "${train[@]}" "$@"
+stage pipeline.prepare --dataset "$dataset" "${preset[@]}" "${source[@]}" --work "$work"
+stage pipeline.extract --work "$work" "${preset[@]}" "${features[@]}"
+stage decoder.train --work "$work" --run "$dataset" --resume --force "${preset[@]}" "$@"
+best=$("$VENV_PYTHON" -m pipeline.presets "${preset[1]}" caption)  # options of the best captions, if any
 split=$(grep -Eq '"split": ?"test"' "$work/captions.json" && echo test || echo val)
 caption_and_score() {
     stage decoder.caption --run "$run" --split "$split" --out "$run/captions_$split$1.json" "${@:2}"
     stage evaluation.score --captions "$work/captions.json" --results "$run/captions_$split$1.json" --partial
 }
+both=()
 if [[ -f $run/best_xe.safetensors ]] && grep -q '"phase": "rl"' "$run/metrics.jsonl"; then
     caption_and_score _xe --weights best_xe  # before REINFORCE, for comparison
-    [[ ${#best[@]} -eq 0 ]] || best+=(--weights both)
+    both=(--weights both)
 fi
 caption_and_score ""
-[[ ${#best[@]} -eq 0 ]] || caption_and_score _reranked "${best[@]}"
+[[ -z $best ]] || caption_and_score _reranked "${preset[@]}" "${both[@]}"
 stage evaluation.report --run "$run" --split "$split"

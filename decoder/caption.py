@@ -1,8 +1,11 @@
 """Caption pictures, the images of a web page, or a split: `python -m decoder.caption`."""
 
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -11,6 +14,7 @@ from decoder.captioning.files import find_pictures, print_captions
 from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.pages import write_pages
+from decoder.captioning.remote import Fetched, fetch
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
 from decoder.captioning.writer import CaptionWriter
@@ -21,6 +25,7 @@ from features.errors import UserError
 from features.folders import passed_over_note
 from features.images import PictureError
 from pipeline.command import run as run_command
+from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
 
@@ -59,7 +64,15 @@ def caption(options: CaptionOptions) -> int:
         return write_pages(
             writer, options.alt, options.out, options.site, options.review, options.force
         )
-    found = find_pictures(options.pictures)
+    with tempfile.TemporaryDirectory(prefix="captions-") as folder:
+        return _caption_pictures(writer, options, fetch(options.pictures, Path(folder)))
+
+
+def _caption_pictures(writer: CaptionWriter, options: CaptionOptions, given: Fetched) -> int:
+    """Print or write the captions of pictures, and return the exit status."""
+    writer.names |= given.names
+    writer.unreadable += given.failed
+    found = find_pictures(given.paths, bool(given.failed))
     writer.unreadable += [(p, PictureError(e.strerror or str(e))) for p, e in found.closed]
     status = 0
     if options.out is not None:
@@ -67,7 +80,7 @@ def caption(options: CaptionOptions) -> int:
     elif options.sidecar is not None:
         status = write_sidecars(writer, found.pictures, options.sidecar, options.force)
     else:
-        print_captions(writer, found.pictures, options.json)
+        print_captions(writer, found.pictures, options.json, given.failed)
     if note := passed_over_note(found.passed_over):
         print(f"caption: passed over in the folders: {note}", file=sys.stderr)
     return max(status, writer.report_unreadable())
@@ -93,7 +106,9 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run_command(caption, CaptionOptions, "decoder.caption", argv)
+    return run_command(
+        caption, CaptionOptions, "decoder.caption", argv, partial(with_preset, "caption")
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Stage `demo`: a browser page that captions pictures and searches a work directory."""
 
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from decoder.captioning.access import is_loopback, read_password, trusted_hosts
 from decoder.captioning.options import DemoOptions
 from decoder.runs.packaged import packaged_captioner
 from features.devices import choose_device
-from features.errors import UserError
+from features.extras import need
 from pipeline.command import run as run_command
 from pipeline.work import RunFolder, WorkFolder
 
@@ -20,11 +19,7 @@ def demo(options: DemoOptions) -> None:
     It needs no internet. Only this machine can reach it unless you set --host, which needs a
     password: in the environment variable DEMO_PASSWORD, in --password-file, or on the terminal.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError(
-            "the page needs Gradio, which is not installed; in a clone of the project: "
-            "./.venv/bin/python -m pip install --editable '.[demo]'"
-        )
+    need("gradio")
     from decoder.captioning.page import PageCaptioner, listen, serve
     from decoder.ranking.searcher import Searcher
 

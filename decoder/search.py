@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from decoder.captioning.captioner import default_generation
 from decoder.captioning.options import CaptionOptions
@@ -24,6 +23,7 @@ from features.errors import UserError, first_few
 from features.files import write_atomically
 from features.folders import passed_over_note
 from features.images import PictureError
+from features.progress import Progress
 from pipeline.command import run as run_command
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
@@ -69,11 +69,14 @@ def search(options: SearchOptions) -> None:
 
 def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> None:
     device = choose_device(options.device)
-    with tqdm(desc="index", unit="picture", disable=None) as bar:
+    with Progress("index", None, "picture") as bar:
+        finished = 0
 
         def progress(done: int, total: int) -> None:
+            nonlocal finished
             bar.total = total
-            bar.update(done - bar.n)
+            bar.update(done - finished)
+            finished = done
 
         album = open_album(folder, run, device=device, progress=progress)
     for path, reason in album.unreadable:
@@ -148,7 +151,7 @@ def _rank_split(searcher: Searcher, split: str, out: Path) -> None:
             "split that has captions"
         )
     total = len(captions) + len(searcher.images)
-    with tqdm(total=total, desc="search", unit="query", disable=None) as bar:
+    with Progress("search", total, "query") as bar:
         for_captions, for_images = searcher.rank_all(bar.update)
     image_ids = np.array([image.id for image in searcher.images])
     file = io.BytesIO()

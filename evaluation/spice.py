@@ -5,14 +5,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import pooch
-from pycocoevalcap.spice import get_stanford_models as models
-from pycocoevalcap.spice import spice
-
 from evaluation import java
 from features.errors import UserError
-
-_FOLDER = Path(spice.__file__).parent
 
 
 def check_available() -> None:
@@ -20,7 +14,9 @@ def check_available() -> None:
 
     The toolkit would download them (384 MB) on first use; we never download without being asked.
     """
-    library = _FOLDER / models.SPICELIB
+    from pycocoevalcap.spice import get_stanford_models as models
+
+    library = Path(models.__file__).parent / models.SPICELIB
     needed = [library / f"{models.JAR}.jar", library / f"{models.JAR}-models.jar"]
     missing = [path.name for path in needed if not path.is_file()]
     if missing:
@@ -43,6 +39,9 @@ def score(
     Raises:
         UserError: the models are missing, or SPICE failed or took more than `time_limit` seconds.
     """
+    import pooch
+    from pycocoevalcap.spice import spice
+
     check_available()
     entries = [
         {"image_id": image, "test": candidates[image], "refs": list(captions)}
@@ -57,7 +56,7 @@ def score(
             cache.mkdir(parents=True, exist_ok=True)
             java.run(
                 [*command, "-subset", "-silent"],
-                _FOLDER,
+                Path(spice.__file__).parent,
                 lambda _, out: out.read(),
                 time_limit,
                 "SPICE",

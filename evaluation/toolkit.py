@@ -15,11 +15,6 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-from pycocoevalcap.cider.cider import Cider
-from pycocoevalcap.meteor import meteor
-from pycocoevalcap.rouge.rouge import Rouge
-from pycocoevalcap.tokenizer import ptbtokenizer
 
 from evaluation import java, spice
 from features.errors import UserError, first_few
@@ -66,6 +61,8 @@ def tokenize(captions: Captions, time_limit: float = TIME_LIMIT) -> dict[int, li
     Raises:
         UserError: there is no Java, or the tokenizer failed or took more than `time_limit` seconds.
     """
+    from pycocoevalcap.tokenizer import ptbtokenizer
+
     lines = [one_line(caption) for texts in captions.values() for caption in texts]
     with tempfile.TemporaryDirectory(prefix="captions-") as temporary:
         file = Path(temporary, "captions.txt")
@@ -85,17 +82,16 @@ def tokenize(captions: Captions, time_limit: float = TIME_LIMIT) -> dict[int, li
             f"the PTB tokenizer returned {len(tokenized) - 1} lines for {len(lines)} captions: it "
             "takes some character in a caption for a line break; remove unusual characters"
         )
-    words = map(_without_punctuation, tokenized)
+    dropped = frozenset(ptbtokenizer.PUNCTUATIONS)
+    words = (
+        " ".join(w for w in line.rstrip().split(" ") if w not in dropped) for line in tokenized
+    )
     return {image: [next(words) for _ in texts] for image, texts in captions.items()}
 
 
 def one_line(caption: str) -> str:
     """Return `caption` without line breaks of any kind, at which the tokenizer would split it."""
     return " ".join(caption.splitlines())
-
-
-def _without_punctuation(line: str) -> str:
-    return " ".join(w for w in line.rstrip().split(" ") if w not in ptbtokenizer.PUNCTUATIONS)
 
 
 def score(
@@ -161,6 +157,8 @@ def _check_ids(references: Captions, candidates: Mapping[int, str]) -> None:
 def _bleu(
     references: Captions, candidates: Mapping[int, str], _: float, scores: ToolkitScores
 ) -> None:
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
     scorer = BleuScorer(n=4)
     for image, captions in references.items():
         scorer += (candidates[image], captions)
@@ -184,6 +182,8 @@ def _bleu(
 def _meteor(
     references: Captions, candidates: Mapping[int, str], time_limit: float, scores: ToolkitScores
 ) -> None:
+    from pycocoevalcap.meteor import meteor
+
     questions = [
         " ||| ".join(
             ["SCORE", *(text.replace("|||", "") for text in (*captions, candidates[image]))]
@@ -218,12 +218,16 @@ def _meteor(
 def _rouge(
     references: Captions, candidates: Mapping[int, str], _: float, scores: ToolkitScores
 ) -> None:
+    from pycocoevalcap.rouge.rouge import Rouge
+
     _add(scores, "ROUGE_L", *Rouge().compute_score(references, _lists(references, candidates)))
 
 
 def _cider(
     references: Captions, candidates: Mapping[int, str], _: float, scores: ToolkitScores
 ) -> None:
+    from pycocoevalcap.cider.cider import Cider
+
     if len(references) == 1:  # every n-gram is in every image, so all weights are log 1 = 0
         _add(scores, "CIDEr", np.nan, [np.nan])
     else:

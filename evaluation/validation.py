@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
-
 from evaluation.toolkit import Captions, score_tokens, tokenize
 from features.errors import UserError
+from features.extras import need
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +20,8 @@ _TOKEN = re.compile(
 )
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _RENAMED = _BRACKETS | {"cannot": "can not"}
-_REMOVED = frozenset((*PUNCTUATIONS, *'"‘’“”–—…'))  # the tokenizer writes these in ASCII first
+# What the toolkit drops, and the characters that its tokenizer turns into these.
+_REMOVED = frozenset(("''", "``", "--", "...", *"'`.?!,:-;", *'"‘’“”–—…'))
 
 OFFICIAL, APPROXIMATE = "PTB", "without Java"
 
@@ -35,7 +35,12 @@ class Validator:
     """
 
     def __init__(self, references: Captions, time_limit: float = 120.0) -> None:
-        """Score against `references`, the reference captions of each validation image."""
+        """Score against `references`, the reference captions of each validation image.
+
+        Raises:
+            UserError: the toolkit is not installed.
+        """
+        need("pycocoevalcap")
         self._captions = references
         self._time_limit = time_limit
         self._java = True

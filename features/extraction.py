@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from features.backbones import Backbone
 from features.images import PictureError, read_picture
+from features.progress import Progress
 from features.row_format import scale_for
 
 _CALIBRATION_PICTURES = 256
@@ -91,7 +91,7 @@ def extract(
     batch: list[tuple[int, Extracted | PictureError]] = []
     with (
         ThreadPoolExecutor(1) as thread,
-        tqdm(total=len(pictures), unit="image", disable=None) as progress,
+        Progress("extract", len(pictures), "image") as progress,
         closing(results),
     ):
         written = thread.submit(_write, writer, [])

@@ -33,7 +33,7 @@ _one_large_at_a_time = threading.Lock()  # bounds the memory of many decoding th
 # No network here has an input larger than 600 x 600. So a JPEG whose shorter side is at least twice
 # this long is decoded at a half, a quarter or an eighth of its size, which is much faster.
 ENOUGH = 640
-_HEIC_ADVICE = "install pi-heif, or convert it to JPEG"
+_HEIC_ADVICE = "install pi-heif with pip install 'caption-pipeline[heic]', or convert it to JPEG"
 _PILLOW = r"PIL\."  # a pattern for Pillow's modules
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from features.backbones import Backbone
 from features.errors import UserError
 from features.extraction import extract
+from features.progress import track
 from features.store import STORED, FeatureStore, differences, fingerprint
 
 SAMPLE = 64  # number of images to recompute
@@ -41,7 +41,7 @@ class _Recomputed:
 def damaged(store: FeatureStore) -> dict[int, str]:
     """Read every row of a store and return what is wrong with each damaged image, by image id."""
     rows = np.flatnonzero(store.status == STORED).tolist()
-    checked = ((row, store.check(row)) for row in tqdm(rows, unit="image", disable=None))
+    checked = ((row, store.check(row)) for row in track(rows, "verify", "image"))
     return {int(store.image_ids[row]): why for row, why in checked if why}
 
 

@@ -5,9 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from features.errors import UserError, first_few
+from features.progress import track
 from pipeline import captions, shapes
 from pipeline.captions import Caption, CaptionTable, Image, Source
 from pipeline.options import PrepareOptions
@@ -106,7 +105,7 @@ def _existing(
     """Return the records whose picture exists; refuse missing ones, unless `skip_missing`."""
     existing, missing = [], []
     unreadable: dict[str, str] = {}
-    for image_id, record in numbered:
+    for image_id, record in track(numbered, "read", "picture"):
         # Path.is_file raises if the name is too long or the folder is not readable.
         if os.path.isfile(image_root / record.file_name):  # noqa: PTH113
             existing.append((image_id, record))
@@ -159,7 +158,7 @@ def _with_captions(
     """Tokenize; leave out captions without a word and images without a caption."""
     images, without_captions, wordless, escaped = [], [], 0, 0
     missing: Counter[str] = Counter()
-    for image_id, record in tqdm(numbered, "tokenizing", unit=" images", leave=False, disable=None):
+    for image_id, record in track(numbered, "tokenize", "image"):
         parsed = []
         for text in record.captions:
             if not isinstance(text, str):

@@ -16,10 +16,8 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 from zipfile import BadZipFile, ZipFile, ZipInfo
 
-import pooch
-from tqdm import tqdm
-
 from features.errors import UserError, first_few
+from features.progress import Progress, track
 from pipeline.options import PrepareOptions
 from pipeline.readers.files import find
 
@@ -159,6 +157,8 @@ def download(options: PrepareOptions) -> None:
 
 def _fetch(url: str, checksum: str, folder: Path) -> Path:
     """Download `url` into `folder` unless it is there, verify its checksum, and return its path."""
+    import pooch
+
     name = PurePosixPath(url).name
     pooch.get_logger().setLevel("WARNING")
     try:
@@ -215,12 +215,10 @@ def _continue(part: Path, url: str) -> None:
         _check_space(part.parent, (total or have) - have)
         with (
             part.open("ab" if have else "wb") as file,
-            tqdm(
-                desc=part.stem, total=total, initial=have, unit="B", unit_scale=True, disable=None
-            ) as bar,
+            Progress(part.stem, total, "B", done=have, scale=True) as progress,
         ):
             while chunk := response.read(_CHUNK_BYTES):
-                bar.update(file.write(chunk))
+                progress.update(file.write(chunk))
     if total is not None and part.stat().st_size != total:
         raise ConnectionError(f"the transfer ended after {part.stat().st_size} of {total} bytes")
 
@@ -255,7 +253,7 @@ def _unpack(archive: Path, members: Iterable[str], root: Path) -> None:
                     f"{first_few(map(repr, outside))}; nothing was unpacked"
                 )
             _check_space(root, sum(entry.file_size for entry in entries))
-            for entry in tqdm(entries, f"unpacking {archive.name}", unit=" files", disable=None):
+            for entry in track(entries, f"unpack {archive.name}", "file"):
                 file.extract(entry, folder)
         for member in members:
             source = find(folder, (member,))

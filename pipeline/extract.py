@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,6 +39,7 @@ from pipeline.command import run
 from pipeline.extract_files import store_files
 from pipeline.extraction_report import previous, summary
 from pipeline.options import ExtractOptions
+from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
 
@@ -246,7 +248,13 @@ def _failure_note(failures: Mapping[int, str], paths: Mapping[int, Path]) -> str
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(extract_features, ExtractOptions, "pipeline.extract", argv)
+    return run(
+        extract_features,
+        ExtractOptions,
+        "pipeline.extract",
+        argv,
+        partial(with_preset, "extract"),
+    )
 
 
 if __name__ == "__main__":

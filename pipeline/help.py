@@ -11,7 +11,7 @@ import re
 import shutil
 import textwrap
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -41,12 +41,6 @@ class Option:
     def positional(self) -> bool:
         """Whether the option is given without a name."""
         return not self.usage.startswith("-")
-
-
-def help_requested(arguments: Sequence[str]) -> bool:
-    """Return whether a command line contains -h, --help or --help-all as an option."""
-    before = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    return not {"-h", "--help", "--help-all"}.isdisjoint(before)
 
 
 def page(
@@ -88,7 +82,10 @@ def page(
         lines += ["", f"{title}:"]
         for option in options:
             lines += _entry(option.usage, option.text, width)
-    if not everything and len(everyday) < len(all_options):
+    if everything:
+        lines += _entry("-q, --quiet", "Leave out progress and status lines.", width)
+        lines += _entry("--version", "Show the version.", width)
+    else:
         lines += _entry("--help-all", "Show all options.", width)
     return "\n".join(lines)
 

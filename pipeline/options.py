@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from features.errors import UserError, unknown_name
+from pipeline.presets import check_name
 from pipeline.readers.columns import parse_columns
 from pipeline.vocabulary import MAX_LENGTH
 
@@ -39,6 +40,7 @@ class PrepareOptions:
         "also",
         "download",
         "skip_missing",
+        "preset",
         "min_count",
         "max_length",
         "images",
@@ -65,6 +67,8 @@ class PrepareOptions:
     also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """The options of a further data set in quotes, such as "--dataset folder --root B"; instead,
     --dataset may be repeated, and the options of each data set follow it."""
+    preset: str | None = None
+    """Settings of a data set, such as flickr8k, as defaults."""
     release: Literal["karpathy", "2014", "2017"] | None = None
     """With --dataset coco: the captions and splits to use; by default the first of these found in
     --root."""
@@ -91,6 +95,7 @@ class PrepareOptions:
     def __post_init__(self) -> None:
         if self.dataset not in DATASETS:
             raise unknown_name("data set", self.dataset, DATASETS)
+        check_name(self.preset)
         if self.dataset == "shapes" and self.root is not None:
             raise UserError(
                 "leave out --root: it has no use with --dataset shapes, which draws its pictures "
@@ -130,6 +135,7 @@ class ExtractOptions:
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
+        "preset",
         "backbone",
         "weights",
         "from_",
@@ -164,6 +170,8 @@ class ExtractOptions:
     stopping."""
     grid: int = 7
     """Height and width of the stored grid of features."""
+    preset: str | None = None
+    """Settings of a data set, such as flickr8k, as defaults."""
     batch_size: int = 32
     """Number of pictures that go through the network together."""
     device: str = "auto"
@@ -189,6 +197,7 @@ class ExtractOptions:
     """Extract all features again, even if nothing changed."""
 
     def __post_init__(self) -> None:
+        check_name(self.preset)
         for name in ("grid", "batch_size", "workers", "views"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -7,12 +7,14 @@ from collections.abc import Iterable, Sequence
 
 from features.commands import CAPTION
 from features.errors import UserError
+from features.extras import need
 from features.files import make_folder
 from pipeline import captions, vocabulary
 from pipeline.captions import SPLITS, CaptionTable, Image
 from pipeline.command import run
 from pipeline.download import download
 from pipeline.options import PrepareOptions
+from pipeline.presets import with_preset
 from pipeline.sources import all_caption_files, data_sets, load_tables, repeated_as_also
 from pipeline.up_to_date import Stamp
 from pipeline.vocabulary import SPECIAL, UNK, Vocabulary
@@ -26,6 +28,8 @@ MIN_COUNTS = ((1_000, 1), (5_000, 2), (math.inf, 5))
 def prepare(options: PrepareOptions) -> None:
     """Read and check data sets, and write their captions and vocabulary to a work directory."""
     every = data_sets(options)
+    if any(one.download for one in every):
+        need("spacy")
     for one in every:
         if one.download:
             download(one)
@@ -35,6 +39,7 @@ def prepare(options: PrepareOptions) -> None:
     if stamp.holds() and not options.force:
         print("prepare: unchanged, skipped")
         return
+    need("spacy")  # before minutes of reading
     table, remarks = load_tables(options)
     words, remark = build_vocabulary(table, options.min_count, options.max_length)
     if words is None:
@@ -120,7 +125,11 @@ def _counts(images: Iterable[Image], name: str) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(prepare, PrepareOptions, "pipeline.prepare", argv, repeated_as_also)
+    return run(prepare, PrepareOptions, "pipeline.prepare", argv, _expanded)
+
+
+def _expanded(argv: list[str]) -> list[str]:
+    return with_preset("prepare", repeated_as_also(argv))
 
 
 if __name__ == "__main__":

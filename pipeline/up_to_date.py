@@ -24,6 +24,7 @@ _WITHOUT_EFFECT = {
     "download",
     "mirror",
     "like",
+    "preset",
     "dry_run",
 }
 

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from features.commands import PREPARE
 from features.errors import UserError
 from features.files import read_json, write_json
-from pipeline.text import CONTROL, TOKENIZER, detokenize
+from pipeline.text import CONTROL, detokenize, tokenizer
 
 # A decoder reads the first three but never writes them: its outputs are the ids from EOS on (see
 # `decoder.model.decoders`).
@@ -32,7 +32,7 @@ class Vocabulary:
     counts: tuple[int, ...]
     min_count: int
     max_length: int
-    tokenizer: str = TOKENIZER
+    tokenizer: str = field(default_factory=tokenizer)
 
     def __len__(self) -> int:
         return len(self.words)

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 # The processes that tests start read the bytecode that earlier ones wrote.
 unset PYTHONDONTWRITEBYTECODE
 source pipeline/install.sh
-install test
+install fast train report test
 
 .venv/bin/ruff format --config tests/ruff.toml --check .
 .venv/bin/ruff check --config tests/ruff.toml .

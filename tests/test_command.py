@@ -5,6 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
+from configparser import ConfigParser
+from pathlib import Path
 
 import pytest
 import tyro
@@ -15,6 +17,7 @@ from decoder.ranking.options import SearchOptions
 from decoder.sharing.options import ExportOptions
 from decoder.training.options import TrainOptions
 from evaluation.options import ReportOptions, RetrieveOptions, ScoreOptions
+from features.commands import SCRIPTS
 from pipeline import prepare
 from pipeline.options import DoctorOptions, ExtractOptions, PrepareOptions
 from pipeline.parsing import PARSING
@@ -44,7 +47,10 @@ def show(command: str, option: str, columns: int, monkeypatch, capsys) -> str:
 
 def options_in(text: str) -> set[str]:
     """Return the names of the options that our help page or tyro's lists."""
-    return set(re.findall(r"^(?:  |│ )(--[a-z][\w.-]*)", text, re.MULTILINE)) - {"--help-all"}
+    return set(re.findall(r"^(?:  |│ )(--[a-z][\w.-]*)", text, re.MULTILINE)) - {
+        "--help-all",
+        "--version",
+    }
 
 
 @pytest.mark.parametrize("columns", [80, 100])
@@ -148,3 +154,60 @@ def test_help_can_be_piped():
     assert done.stdout.startswith("usage: python -m pipeline.prepare --dataset NAME --work PATH")
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_version_is_shown_under_the_name_that_was_typed(command, monkeypatch, capsys):
+    shown = show(command, "--version", 80, monkeypatch, capsys)
+    assert re.fullmatch(rf"python -m {command} \d+\.\d+\.\d+\S*\n", shown)
+
+
+def test_messages_of_a_console_script_name_console_scripts():
+    code = """
+import sys
+sys.argv = ["/somewhere/bin/caption-prepare", "--dataset", "shaps", "--work", "w"]
+from features import commands
+from pipeline.prepare import main
+assert commands.TRAIN == "caption-train"
+assert main() == 2
+assert main(["--help"]) == 0
+sys.argv[0] = "/somewhere/pipeline/prepare.py"
+assert commands.called("pipeline.prepare") == "python -m pipeline.prepare"
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: caption-prepare --dataset NAME --work PATH")
+    assert "did you mean shapes" in done.stderr
+
+
+def test_every_command_has_a_console_script():
+    config = ConfigParser()
+    config.read(Path(__file__).parents[1] / "setup.cfg")
+    lines = config["options.entry_points"]["console_scripts"].strip().splitlines()
+    installed = dict(line.split(" = ") for line in lines)
+    assert SCRIPTS.keys() == COMMANDS.keys()
+    for module, script in SCRIPTS.items():
+        main = "pipeline.doctor.__main__" if module == "pipeline.doctor" else module
+        assert installed.pop(script) == f"{main}:main"
+    assert not installed
+
+
+@pytest.mark.parametrize("option", ["-q", "--quiet"])
+def test_quiet_leaves_out_progress_and_status_lines_only(option, tmp_path, capsys):
+    prepare = importlib.import_module("pipeline.prepare")
+    draw = ["--dataset", "shapes", "--images", "10", "--min-count", "1", "--work", str(tmp_path)]
+    assert prepare.main([option, *draw]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert prepare.main([*draw, option, "--images", "0"]) == 2
+    assert capsys.readouterr().err == "error: --images must be at least 1, found 0\n"
+    assert prepare.main(draw) == 0
+    assert capsys.readouterr().out == "prepare: unchanged, skipped\n"
+
+
+def test_mistakes_are_shown_without_colours_where_no_color_is_set(monkeypatch, capsys):
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    prepare = importlib.import_module("pipeline.prepare")
+    with pytest.raises(SystemExit):
+        prepare.main(["--dataset", "shapes", "--wrok", "w"])
+    assert "--work" in (error := capsys.readouterr().err)
+    assert "\x1b" not in error

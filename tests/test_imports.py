@@ -20,6 +20,7 @@ ALLOWED = {
     "evaluation": (
         "features.commands",
         "features.errors",
+        "features.extras",
         "features.files",
         "features.images",
         "features.store",

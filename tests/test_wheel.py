@@ -10,10 +10,16 @@ import subprocess
 import sys
 import sysconfig
 import zipfile
+from configparser import ConfigParser
+from email.parser import HeaderParser
 from pathlib import Path
 
-import matplotlib
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from PIL import Image
+
+from features.extras import EXTRA_OF
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("features", "pipeline", "evaluation", "decoder")
@@ -51,14 +57,24 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
         if path.is_file() and path.suffix in DATA
     }
     expected |= {f"{name}/py.typed" for name in PACKAGES}  # type hints for users' code
-    expected |= {"evaluation/report.html", "pipeline/install.sh", "pipeline/presets.sh"}
+    expected |= {"evaluation/report.html", "pipeline/install.sh", "pipeline/presets.toml"}
+    expected |= {"pipeline/constraints.txt", "features/imagenet_classes.txt"}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_licence_tells_the_code_from_the_weights(wheel):
+    with zipfile.ZipFile(wheel) as file:
+        (name,) = (n for n in file.namelist() if n.endswith(".dist-info/METADATA"))
+        about = HeaderParser().parsestr(file.read(name).decode())
+    assert about["License-Expression"] == "MIT AND LicenseRef-Flickr8k-NonCommercial"
+    assert about.get_all("License-File") == ["LICENSE", "decoder/trained/LICENSE.md"]
 
 
 def test_an_installed_wheel_captions_a_photograph(wheel, tmp_path):
     site = tmp_path / "site"
     pip("install", "--no-deps", "--target", site, wheel)
-    photo = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    photo = tmp_path / "photo.jpg"
+    Image.effect_noise((400, 300), 80).convert("RGB").save(photo)
     # -S leaves out .pth files, among them the editable installation's; the libraries stay.
     paths = [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
@@ -78,7 +94,43 @@ def test_an_installed_wheel_captions_a_photograph(wheel, tmp_path):
 
     modules = python("-c", "import decoder.caption as c, features.files as f; print(c, f)")
     assert modules.count(str(site)) == 2
-    path, caption, *_ = python("-m", "decoder.caption", str(photo)).rstrip("\n").split("\t")
+    path, caption, *_ = python(str(site / "bin" / "caption"), str(photo)).rstrip("\n").split("\t")
     assert path == str(photo)
     assert len(caption.split()) >= 3
     assert caption.endswith(".")
+
+
+def requirements() -> list[Requirement]:
+    """What setup.cfg requires, all extras included."""
+    config = ConfigParser()
+    config.read(PROJECT / "setup.cfg")
+    texts = [config["options"]["install_requires"], *config["options.extras_require"].values()]
+    lines = [line for text in texts for line in text.strip().splitlines()]
+    return [Requirement(line) for line in lines if not line.startswith("caption-pipeline")]
+
+
+def test_every_requirement_has_a_locked_version_that_satisfies_it():
+    lines = (PROJECT / "pipeline" / "constraints.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {canonicalize_name(name): version for name, version in locked.items()}
+    required = requirements()
+    assert len(required) > 20
+    for requirement in required:
+        version = versions.get(canonicalize_name(requirement.name), "none")
+        assert version != "none", requirement
+        assert requirement.specifier.contains(version), (requirement, version)
+
+
+def test_every_optional_package_is_in_the_extra_that_messages_name():
+    config = ConfigParser()
+    config.read(PROJECT / "setup.cfg")
+    extras = config["options.extras_require"]
+    for package, extra in EXTRA_OF.items():
+        listed = {
+            canonicalize_name(Requirement(line).name) for line in extras[extra].split("\n") if line
+        }
+        assert canonicalize_name(package) in listed, (package, extra)
+    assert set(extras["all"].strip()[len("caption-pipeline[") : -1].split(",")) == {*extras} - {
+        "all",
+        "test",
+    }

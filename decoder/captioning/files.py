@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 
 from decoder.captioning.writer import CaptionWriter
@@ -12,14 +13,14 @@ from features.images import PictureError
 from pipeline.text import CONTROL
 
 
-def find_pictures(given: Sequence[Path]) -> folders.Found:
+def find_pictures(given: Sequence[Path], may_be_none: bool = False) -> folders.Found:
     """Return the files given, and the pictures in the folders given and below them, each once.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, unless there `may_be_none`.
     """
     found = folders.find_pictures(given)
-    if not found.pictures and not found.closed:
+    if not found.pictures and not found.closed and not may_be_none:
         note = folders.passed_over_note(found.passed_over)
         raise UserError(
             f"expected pictures, found none in {', '.join(map(str, given))}"
@@ -40,10 +41,16 @@ def check_names(pictures: Iterable[Path], what: str) -> None:
         )
 
 
-def print_captions(writer: CaptionWriter, paths: Sequence[Path], json_lines: bool) -> None:
+def print_captions(
+    writer: CaptionWriter,
+    paths: Sequence[Path],
+    json_lines: bool,
+    failed: Iterable[tuple[Path, PictureError]] = (),
+) -> None:
     """Print a line for each caption: path, tab, sentence; or a JSON object for each picture.
 
-    Only JSON has a line for a picture that cannot be read, with the reason as `error`.
+    Only JSON has a line for a picture that cannot be read, with the reason as `error`, and for
+    those that `failed` before.
 
     Raises:
         UserError: a name would break the lines, or see `CaptionWriter.captions`.
@@ -51,11 +58,13 @@ def print_captions(writer: CaptionWriter, paths: Sequence[Path], json_lines: boo
     if not json_lines:
         check_names(paths, "text that is printed")
     # On a terminal the printed lines already show the progress.
-    for path, result in writer.results(paths, quiet=sys.stdout.isatty()):
+    results = writer.results(paths, quiet=sys.stdout.isatty())
+    for path, result in chain(results, failed):
+        name = writer.names.get(path, str(path))
         if json_lines:
-            line = {"path": str(path), **writer.as_json(result)}
+            line = {"path": name, **writer.as_json(result)}
             print(json.dumps(line, ensure_ascii=False), flush=True)
         elif not isinstance(result, PictureError):
             for caption in result:
                 doubt = f"\t{caption.doubt}" if caption.doubt else ""
-                print(f"{path}\t{caption.caption}{doubt}", flush=True)
+                print(f"{name}\t{caption.caption}{doubt}", flush=True)

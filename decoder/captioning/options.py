@@ -7,8 +7,10 @@ from typing import Annotated, ClassVar, Literal
 import tyro
 
 from decoder.captioning.access import host_of
+from decoder.captioning.remote import is_remote
 from decoder.generation.options import GenerateOptions
 from features.errors import require
+from pipeline.presets import check_name
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,16 @@ class CaptionOptions:
     run: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
     included captioner; repeat it to average several runs."""
-    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
-    """Pictures, and folders that are searched for pictures, subfolders included."""
+    pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+    """Pictures, folders of pictures with their subfolders, web addresses, or - for standard
+    input."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
     work: Path | None = None
     """With --split: caption that of this work directory instead, whose features must be of the
     same kind, into WORK/captions_SPLIT_NAME.json for the run NAME."""
+    preset: str | None = None
+    """Settings of a data set, such as flickr8k, as defaults."""
     alt: tuple[Path, ...] = ()
     """Copy these HTML pages to PAGE.alt.html, or the pages of folders to --out DIR, and add
     alternative texts to the images without one."""
@@ -99,6 +104,7 @@ class CaptionOptions:
         return published if self.neutral is None else self.neutral
 
     def __post_init__(self) -> None:
+        check_name(self.preset)
         given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))
         require(
             given == 1,
@@ -116,6 +122,12 @@ class CaptionOptions:
         )
         require(self.split is not None or self.work is None, "--work needs --split NAME")
         require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
+        for picture in filter(is_remote, self.pictures):
+            require(
+                self.sidecar is None and self.out is None,
+                f"--out and --sidecar are for files, found {picture}; leave them out, or save the "
+                "picture first",
+            )
         require(
             self.sidecar is None or self.out is None,
             "expected --sidecar or --out, found both; choose one",

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner
 from decoder.captioning.confidence import is_comparable, signals_of
@@ -14,6 +13,7 @@ from evaluation.outputs import attention_path
 from features.commands import EXTRACT
 from features.errors import UserError
 from features.files import write_atomically, write_json
+from features.progress import Progress
 from features.row_format import RowFormat
 from features.store import FeatureStore, fingerprint
 from pipeline import captions
@@ -46,7 +46,7 @@ def caption_split(
     results: list[dict[str, Any]] = []
     words: list[list[str]] = []
     attention: list[np.ndarray] = []
-    with tqdm(total=len(reader), desc="caption", unit="image", disable=None) as bar:
+    with Progress("caption", len(reader), "image") as bar:
         for images, features in reader.batches(batch_size, views):
             batch = captioner.captions(features)
             for image, (best, *others) in zip(images, batch, strict=True):

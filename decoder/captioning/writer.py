@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 from PIL import Image
-from tqdm import tqdm
 
 from decoder.captioning.captioner import Candidate, Captioner, Runs, input_files
 from decoder.captioning.confidence import Confidence, confidence_of, signals_of
@@ -24,6 +23,7 @@ from decoder.ranking.albums import AlbumResults, open_album
 from features.content import EmptyPicture, check_content
 from features.errors import UserError
 from features.images import PictureError, read_picture
+from features.progress import Progress
 from features.views import VIEWS
 from pipeline.text import as_sentence
 
@@ -138,6 +138,7 @@ class CaptionWriter:
         written: number of pictures that `results` captioned so far.
         captions_each: most captions of a picture.
         unreadable: the pictures of `results` that could not be read or show nothing, and why.
+        names: how to name pictures that are not the user's files.
     """
 
     def __init__(
@@ -154,6 +155,7 @@ class CaptionWriter:
         self.written = 0
         self.captions_each = options.captions
         self.unreadable: list[tuple[Path, PictureError]] = []
+        self.names: dict[Path, str] = {}
         self._runs = runs
         self._options = options
         self._threshold = threshold
@@ -255,12 +257,12 @@ class CaptionWriter:
     ) -> Iterator[tuple[Path, list[Caption] | PictureError]]:
         """Yield each picture's captions, the best first, or why it cannot be read.
 
-        A progress bar is shown on standard error if that is a terminal.
+        The progress is shown on standard error.
 
         Args:
             paths: the pictures; if there are none, nothing is loaded.
-            done: number of pictures captioned by earlier runs, for the bar.
-            quiet: show no bar.
+            done: number of pictures captioned by earlier runs, for the progress.
+            quiet: show no progress.
 
         Raises:
             UserError: see `Captioner`.
@@ -268,9 +270,7 @@ class CaptionWriter:
         if not paths:
             return
         total = done + len(paths)
-        with tqdm(
-            total=total, initial=done, desc="caption", unit="image", disable=quiet or None
-        ) as bar:
+        with Progress("caption", total, "picture", done=done, hidden=quiet) as bar:
             for path, result in self._captioned(paths):
                 bar.update()
                 if isinstance(result, PictureError):
@@ -317,10 +317,11 @@ class CaptionWriter:
         """
         status = 0
         for path, error in self.unreadable:
+            name = self.names.get(path, path)
             if isinstance(error, EmptyPicture):
-                print(f"no caption for {path}: {error}", file=sys.stderr)
+                print(f"no caption for {name}: {error}", file=sys.stderr)
             else:
-                print(f"error: cannot read {path}: {error}", file=sys.stderr)
+                print(f"error: cannot read {name}: {error}", file=sys.stderr)
                 status = 1
         return status
 

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from decoder.data.batches import Features, pad
 from decoder.data.readers import SplitReader
@@ -18,6 +17,7 @@ from decoder.runs import checkpoints
 from decoder.runs.folder import digest
 from features.commands import EXPORT, SEARCH
 from features.errors import UserError
+from features.progress import Progress
 from features.store import FeatureStore
 from pipeline import captions as tables
 from pipeline.captions import CaptionTable
@@ -194,7 +194,7 @@ def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> 
     images = [image for image in reader.images if image.captions]
     pooled_NVC = _pooled_views(store, store.rows([image.id for image in images]))
     captions = [[vocabulary.encode(c.tokens) for c in image.captions] for image in images]
-    with tqdm(desc="train the embedding", unit="step", disable=None) as bar:
+    with Progress("train the embedding", None, "step") as bar:
 
         def progress(step: int, steps: int) -> None:
             bar.total = steps

@@ -33,7 +33,7 @@ from features.store import FeatureStore
 from features.store import fingerprint as fingerprint_of
 from pipeline import captions as tables
 from pipeline.captions import Caption, Image
-from pipeline.text import tokenize
+from pipeline.text import query_words
 from pipeline.vocabulary import UNK
 from pipeline.work import RunFolder, WorkFolder
 
@@ -138,7 +138,7 @@ class Searcher:
 
     def unknown(self, sentence: str) -> list[str]:
         """Return the words of a sentence that the vocabulary lacks, which the search ignores."""
-        return [word for word in tokenize(sentence) if word not in self.vocabulary.ids]
+        return [word for word in query_words(sentence) if word not in self.vocabulary.ids]
 
     def find(self, sentence: str, top: int = 10) -> list[Found]:
         """Return the `top` pictures that match a sentence best, the best first.
@@ -146,7 +146,7 @@ class Searcher:
         Raises:
             UserError: the sentence has no word, or no word of the vocabulary.
         """
-        words = tokenize(sentence)
+        words = query_words(sentence)
         if not words:
             raise UserError("expected a sentence to search for, found no word")
         tokens = self.vocabulary.encode(words)

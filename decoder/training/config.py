@@ -27,6 +27,7 @@ _NOT_IDENTIFYING = (
     "work",
     "run",
     "like",
+    "preset",
     "dry_run",
     "device",
     "compile",
@@ -35,8 +36,9 @@ _NOT_IDENTIFYING = (
     "force",
 )
 
-# Parts of config.json that may change while a run is continued; only last digits depend on them.
-ENVIRONMENT = ("versions", "machine")
+# Parts of config.json that may change while a run is continued: only last digits depend on the
+# first two, and the options that a preset sets are compared themselves.
+ENVIRONMENT = ("versions", "machine", "preset")
 
 # What was in effect in runs that are older than an option.
 _FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None, "init": None}
@@ -68,6 +70,7 @@ def describe(
     sources = Counter(image.source for image in captions["train"])
     return {
         "options": kept,
+        "preset": options.preset,
         "seed": options.seed,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "features": store.description,

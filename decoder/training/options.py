@@ -10,6 +10,7 @@ from decoder.data.weights import parse_weights
 from decoder.generation.options import LENGTH_PENALTY
 from decoder.model.decoders import ModelOptions
 from features.errors import require
+from pipeline.presets import check_name
 
 # By default cross-entropy takes 4 epochs, and more until it has made so many steps.
 EPOCHS, STEPS, STEPS_FROM_INIT = 4, 600, 60
@@ -103,6 +104,7 @@ class TrainOptions:
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
         "run",
+        "preset",
         "decoder.model",
         "decoder.cell",
         "decoder.hidden",
@@ -124,6 +126,8 @@ class TrainOptions:
     """The work directory with the captions and features."""
     run: str
     """Name of the run; its files are written to WORK/runs/NAME."""
+    preset: str | None = None
+    """Settings of a data set, such as flickr8k, as defaults."""
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
@@ -173,6 +177,7 @@ class TrainOptions:
     be continued."""
 
     def __post_init__(self) -> None:
+        check_name(self.preset)
         name = Path(self.run)
         require(
             len(name.parts) == 1 and self.run not in ("", ".", ".."),

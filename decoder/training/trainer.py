@@ -31,6 +31,7 @@ from decoder.training.transfer import Trained, transfer
 from decoder.training.validation import Validation
 from evaluation.validation import OFFICIAL, Validator
 from features.distributed import broadcast, rank, world_size
+from features.progress import is_quiet
 from pipeline.vocabulary import SPECIAL, Vocabulary
 from pipeline.work import RunFolder
 
@@ -124,7 +125,11 @@ class Trainer:
     def _run_phase(self, phase: Phase) -> None:
         progress = self.state.progress
         epochs, patience = phase.epochs, phase.options.patience
-        shown = {"desc": phase.title, "unit": "batch", "disable": True if rank() else None}
+        shown = {
+            "desc": phase.title,
+            "unit": "batch",
+            "disable": True if rank() or is_quiet() else None,
+        }
         with tqdm(total=phase.steps, initial=progress.step, **shown) as bar:
             while progress.epoch < epochs:
                 if 0 < patience <= progress.epochs_without_gain:
@@ -239,7 +244,7 @@ class Trainer:
                 events.write(state.run.tensorboard, len(progress.metrics), _scalars(line))
         progress.finish_epoch()
         state.save()  # last: after a kill before this, all of the above is repeated
-        if rank() == 0:
+        if rank() == 0 and not is_quiet():
             bar.write(_as_text(line), file=sys.stderr)
         broadcast(None)  # the other processes wait until the best weights are written
 

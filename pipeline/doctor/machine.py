@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
 from features.errors import AccessError, UserError, first_few
+from features.extras import EXTRA_OF, how_to_install, is_installed
 from features.files import reading
 from pipeline.doctor.results import CheckResult, ok, problem, warning
 
@@ -23,6 +24,8 @@ _REINSTALL = "reinstall the project: remove .venv and run ./run_all.sh install"
 _LEAST_PYTHON = (3, 11)
 _LEAST_DISK, _LEAST_MEMORY = 2e9, 2e9  # bytes; METEOR needs up to 2 GB
 _METEOR_SECONDS = 120.0
+# The checks of what an extra installs, and the package that shows whether it is there.
+_OPTIONAL = {"torchvision": "torchvision", "Java": "pycocoevalcap", "METEOR": "pycocoevalcap"}
 
 
 def check_machine(folder: Path) -> Iterator[CheckResult]:
@@ -39,6 +42,11 @@ def check_machine(folder: Path) -> Iterator[CheckResult]:
         "memory": _memory,
     }
     for name, check in checks.items():
+        package = _OPTIONAL.get(name)
+        if package is not None and not is_installed(package):
+            how = how_to_install(EXTRA_OF[package])
+            yield ok(f"{name}: not checked, because it is not installed; {how} installs it")
+            continue
         try:
             yield from check()
         except UserError as error:

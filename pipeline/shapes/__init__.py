@@ -10,10 +10,9 @@ from io import BytesIO
 from pathlib import Path
 from random import Random
 
-from tqdm import tqdm
-
 from features.errors import UserError
 from features.files import write_atomically
+from features.progress import track
 from pipeline.shapes.captions import captions
 from pipeline.shapes.layout import Layout, compose
 from pipeline.shapes.pictures import paint
@@ -40,7 +39,7 @@ def draw(folder: Path, count: int, seed: int, size: int = 224) -> list[Scene]:
     if count < 1 or size < 1:
         raise UserError(f"expected at least 1 picture of 1 pixel, found {count} of {size} pixels")
     scenes = []
-    for i in tqdm(range(count), desc="draw", unit="image", disable=None):
+    for i in track(range(count), "draw", "image"):
         layout = describe(seed, i)
         scene = Scene(f"{i:06d}.jpg", split_of(i), captions(layout, Random(f"{seed}/{i}/captions")))
         file = BytesIO()

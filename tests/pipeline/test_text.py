@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.text import as_sentence, detokenize, tokenize
+from pipeline.text import as_sentence, detokenize, query_words, tokenize
 
 # A caption, its tokens, and the text that is scored.
 TRICKY = [
@@ -63,3 +63,16 @@ def test_detokenized_text_has_the_characters_of_the_tokens_in_order(tokens: list
 def test_tokenizing_the_scored_text_again_gives_the_same_tokens(caption: str) -> None:
     tokens = tokenize(caption)
     assert tokenize(detokenize(tokens)) == tokens
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "A black-and-white dog's ball, isn't it?",
+        "Two men  don’t (really) play\tT-shirt 3-on-3!",
+        "the boy's bike and the boys' bikes can't; they're 2 of 10",
+        "...",
+    ],
+)
+def test_a_query_has_the_words_that_captions_have(sentence):
+    assert query_words(sentence) == tokenize(sentence)

