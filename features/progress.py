@@ -5,7 +5,7 @@ Both say how much time is left. Nothing is shown of a task that ends sooner than
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -100,7 +100,7 @@ class Progress:
 
 def track(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
     """Yield `items` and show how many of them are done; `total` is their number by default."""
-    if total is None and hasattr(items, "__len__"):
+    if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(what, total, unit) as progress:
         for item in items:

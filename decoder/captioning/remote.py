@@ -7,7 +7,7 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+from urllib.request import Request, urlopen
 
 from features.errors import UserError
 from features.images import PictureError
@@ -72,18 +72,6 @@ def _standard_input() -> bytes:
     return content
 
 
-class _WebOnly(HTTPRedirectHandler):
-    """Follows a redirection to another web address only."""
-
-    def redirect_request(
-        self, req: Request, fp: object, code: int, msg: str, headers: object, newurl: str
-    ) -> Request | None:
-        """Return the request for `newurl`, as `HTTPRedirectHandler.redirect_request` does."""
-        if not newurl.lower().startswith(("http://", "https://")):
-            raise PictureError(f"it redirects to {newurl!r:.100}, which is no web address")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-
-
 def _download(address: str) -> bytes:
     """Return what is at a web address.
 
@@ -93,7 +81,10 @@ def _download(address: str) -> bytes:
     """
     try:
         request = Request(address, headers=_HEADERS)
-        with build_opener(_WebOnly).open(request, timeout=TIMEOUT) as response:
+        # Redirections lead to http, https or ftp; urllib refuses all others.
+        with urlopen(request, timeout=TIMEOUT) as response:
+            if not isinstance(response, HTTPResponse):
+                raise PictureError("it redirects to what is no web address")
             return _content(response)
     except HTTPError as error:
         error.close()

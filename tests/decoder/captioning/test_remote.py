@@ -73,7 +73,7 @@ def test_pictures_from_the_web_and_from_standard_input_are_captioned(address, ca
     ("path", "reason"),
     [
         ("/page.jpg", "not a picture but an HTML page"),
-        ("/file.jpg", "redirects to 'file:///etc/hostname'"),
+        ("/file.jpg", "'file:///etc/hostname' is not allowed"),
         ("/large.jpg", "more than 0 MB"),
         (" .jpg", "cannot download it"),
     ],
