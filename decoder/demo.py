@@ -1,9 +1,11 @@
-"""Stage `demo`: a browser page that captions pictures and searches a work directory."""
+"""Stage `demo`: a browser page that captions pictures and searches others."""
 
 import contextlib
 import importlib.util
 import sys
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from decoder.captioning.access import is_loopback, read_password, trusted_hosts
 from decoder.captioning.options import DemoOptions
@@ -15,17 +17,20 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def demo(options: DemoOptions) -> None:
-    """Serve a web page that captions pictures, and searches those of a work directory.
+    """Serve a web page that captions pictures, and searches a folder or a work directory.
 
     It needs no internet. Only this machine can reach it unless you set --host, which needs a
     password: in the environment variable DEMO_PASSWORD, in --password-file, or on the terminal.
     """
-    if importlib.util.find_spec("gradio") is None:
-        raise UserError(
-            "the page needs Gradio, which is not installed; in a clone of the project: "
-            "./.venv/bin/python -m pip install --editable '.[demo]'"
-        )
-    from decoder.captioning.page import PageCaptioner, listen, serve
+    for package in ("starlette", "uvicorn"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"the page needs {package}, which is not installed; in a clone of the project: "
+                "./.venv/bin/python -m pip install --editable '.[demo]'"
+            )
+    from decoder.captioning.page import AlbumSearch, PageCaptioner, Search, WorkSearch
+    from decoder.captioning.page_server import listen, serve
+    from decoder.ranking.albums import open_album
     from decoder.ranking.searcher import Searcher
 
     with contextlib.closing(listen(options.host, options.port)) as listening:
@@ -35,14 +40,25 @@ def demo(options: DemoOptions) -> None:
         run = RunFolder(options.run or packaged_captioner())
         device = choose_device(options.device)
         captioner = PageCaptioner(run, options.unsure, device)
-        searcher = None
+        search: Search | None = None
         if options.work is not None:
             # A decoder from before REINFORCE models human captions better.
             weights = run.best_xe if run.best_xe.exists() else run.best
             searcher = Searcher(run, weights, WorkFolder(options.work), device)
+            search = WorkSearch(searcher, options.work)
+        elif options.folder is not None:
+            with tqdm(desc="index", unit="picture", disable=None) as bar:
+
+                def progress(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                album = open_album(options.folder, run, device=device, progress=progress)
+            search = AlbumSearch(album, options.folder)
         serve(
             captioner,
-            searcher,
+            search,
+            options.folder if options.save else None,
             listening=listening,
             hosts=hosts,
             password=password,

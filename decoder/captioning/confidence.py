@@ -38,6 +38,14 @@ class Confidence:
         return _logistic(self.slope * mean_log_probability + self.intercept)
 
 
+def in_words(probability: float, unsure: bool) -> str:
+    """Return a confidence as people read it, in tenths: validation knows it no finer."""
+    tenths = round(10 * probability)
+    share = {0: "fewer than 1 in 10", 10: "more than 9 in 10"}.get(tenths, f"about {tenths} in 10")
+    verdict = "Unsure" if unsure else "Probably right" if tenths >= 7 else "Perhaps right"
+    return f"{verdict}: {share} such captions are right."
+
+
 def mean_log_probability(caption: Candidate) -> float:
     """Return a caption's natural log-probability per word; EOS counts as a word."""
     return caption.log_probability / (len(caption.ids) + 1)

@@ -42,15 +42,18 @@ class Caption(NamedTuple):
     @property
     def hedged(self) -> str:
         """The sentence, with "Perhaps" if it is unsure: for places that have no other mark."""
-        if not self.unsure or not self.sentence:
-            return self.sentence
-        return f"Perhaps: {self.sentence[0].lower()}{self.sentence[1:]}"
+        return hedge(self.sentence) if self.unsure else self.sentence
 
     def as_json(self) -> dict[str, Any]:
         """Return the caption as a JSON object."""
         rounded = None if self.confidence is None else round(self.confidence, 3)
         values = (self.sentence, self.unsure, rounded, self.log_probability)
         return dict(zip(_KEYS, values, strict=True))
+
+
+def hedge(sentence: str) -> str:
+    """Return a sentence with "Perhaps" before it."""
+    return f"Perhaps: {sentence[0].lower()}{sentence[1:]}" if sentence else ""
 
 
 def describe(candidate: Candidate, calibration: Confidence | None, threshold: float) -> Caption:
