@@ -50,6 +50,8 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
         if path.suffix == ".py" or path.is_relative_to(PROJECT / "decoder" / "trained")
         if path.is_file() and path.suffix in DATA
     }
+    static = PROJECT / "decoder" / "captioning" / "static"
+    expected |= {path.relative_to(PROJECT).as_posix() for path in static.iterdir()}
     expected |= {"evaluation/report.html", "pipeline/install.sh", "pipeline/presets.sh"}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())
 

@@ -198,7 +198,6 @@ class Page:
 
     async def _use_models(self, request: Request, work: Callable[[], _T]) -> _T:
         """Return what `work` returns, unless the visitor has left before its turn came."""
-
         async with self._turn:
             if await request.is_disconnected():
                 raise HTTPException(499)

@@ -61,6 +61,9 @@ class Card {
     this.part("name").textContent = this.name;
     this.image = this.element.querySelector("img");
     this.image.src = this.file ? URL.createObjectURL(this.file) : `api/picture/${this.picture}?large`;
+    this.image.onload = () => {
+      this.part("look").style.setProperty("--ratio", this.image.naturalWidth / this.image.naturalHeight);
+    };
     this.say("Waiting …", "working");
     this.part("copy").onclick = () => this.copy();
     this.part("correct").onclick = () => this.startEdit();
@@ -160,14 +163,15 @@ class Card {
 
   startEdit() {
     this.input.value = this.text;
-    for (const name of ["caption", "sure", "actions"]) this.part(name).hidden = true;
+    for (const name of ["caption", "sure", "actions", "more"]) this.part(name).hidden = true;
     this.part("edit").hidden = false;
+    this.shade(null);
     this.input.focus();
   }
 
   endEdit(text) {
     this.part("edit").hidden = true;
-    for (const name of ["caption", "sure", "actions"]) this.part(name).hidden = false;
+    for (const name of ["caption", "sure", "actions", "more"]) this.part(name).hidden = false;
     if (text !== undefined) this.setText(text);
     this.part("correct").focus();
   }
@@ -245,7 +249,7 @@ class Card {
     const { weights } = words[word.dataset.number];
     const rows = weights.length / columns;
     const dark = new ImageData(columns, rows);
-    weights.forEach((weight, cell) => { dark.data[4 * cell + 3] = 0.8 * (255 - weight); });
+    weights.forEach((weight, cell) => { dark.data[4 * cell + 3] = 0.72 * (255 - weight); });
     const small = Object.assign(document.createElement("canvas"), { width: columns, height: rows });
     small.getContext("2d").putImageData(dark, 0, 0);
     const canvas = Object.assign(this.element.querySelector("canvas"), { width: 480, height: 480 });
