@@ -67,7 +67,7 @@ class Page:
         self._folder = folder
         self._shown = Shown()
         self._places = max_queue + 1  # one is not waiting but being answered
-        # Libraries keep memory for every thread that calls them. Small pictures need no model.
+        # Libraries keep memory for every thread that calls them, so one thread uses the models.
         self._turn = asyncio.Lock()
         self._models, self._pictures = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
@@ -157,14 +157,14 @@ class Page:
     async def _picture(self, request: Request) -> Response:
         path = self._shown_path(request.path_params["key"])
         width = _PREVIEW_WIDTH if "large" in request.query_params else _RESULT_WIDTH
-        loop = asyncio.get_running_loop()
-        uri = await loop.run_in_executor(self._pictures, as_data_uri, path, width)
+        uri = await _in(self._pictures, lambda: as_data_uri(path, width))
         return Response(base64.b64decode(uri.partition(",")[2]), media_type="image/jpeg")
 
     async def _download(self, request: Request) -> Response:
         captions = page_files.parse(await _json(request))
-        name, content = page_files.download(
-            captions, request.path_params["kind"], self._captioner.identity
+        kind, identity = request.path_params["kind"], self._captioner.identity
+        name, content = await _in(
+            self._pictures, lambda: page_files.download(captions, kind, identity)
         )
         headers = {"content-disposition": f'attachment; filename="{name}"'}
         return Response(content, media_type="application/octet-stream", headers=headers)
@@ -176,12 +176,10 @@ class Page:
         captions = {
             self._shown_path(one.picture): one for one in page_files.parse(sent) if one.picture
         }
-        said = page_files.save(
-            captions,
-            self._album,
-            request.path_params["kind"],
-            self._captioner.identity,
-            replace=sent.get("replace") is True,
+        album, kind, replace = self._album, request.path_params["kind"], sent.get("replace") is True
+        identity = self._captioner.identity
+        said = await _in(
+            self._pictures, lambda: page_files.save(captions, album, kind, identity, replace)
         )
         return JSONResponse({"said": said})
 
@@ -201,13 +199,18 @@ class Page:
         async with self._turn:
             if await request.is_disconnected():
                 raise HTTPException(499)
-            return await asyncio.get_running_loop().run_in_executor(self._models, work)
+            return await _in(self._models, work)
 
     def _shown_path(self, key: str) -> Path:
         path = self._shown.path(key)
         if path is None:
             raise HTTPException(404, "The page was started again. Search once more.")
         return path
+
+
+async def _in(executor: ThreadPoolExecutor, work: Callable[[], _T]) -> _T:
+    """Return what `work` returns in a thread of its own."""
+    return await asyncio.get_running_loop().run_in_executor(executor, work)
 
 
 def _name(folder: Path) -> str:
@@ -262,7 +265,7 @@ async def _refusal(request: Request, error: Exception) -> Response:
 
 async def _full_disk(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    text = f"The server cannot store the picture: {error.strerror or error}."
+    text = f"The server cannot write: {error.strerror or error}."
     return JSONResponse({"error": text}, 507)
 
 

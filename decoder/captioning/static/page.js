@@ -7,6 +7,7 @@ const BUSY_TRIES = 20;
 const cards = []; // as they are shown, each with its picture, its caption and its element
 const waiting = [];
 let running = 0;
+let unsaved = false; // whether there are edited captions that were not saved
 
 // Requests
 
@@ -158,6 +159,7 @@ class Card {
     this.part("sure").replaceChildren(...(rest.length ? [mark, rest.join("").replace(/^: ?/, " ")] : [verdict]));
     this.part("sure").classList.toggle("unsure", unsure && !this.corrected);
     this.part("undo").hidden = !this.corrected;
+    unsaved ||= this.corrected;
     update();
   }
 
@@ -307,6 +309,7 @@ function update() {
 async function report(work) {
   try {
     at("saved").textContent = await work();
+    unsaved = false;
     at("saved").classList.remove("problem");
   } catch (error) {
     at("saved").textContent = error.message;
@@ -330,13 +333,13 @@ at("save").onclick = () => report(async () => {
 });
 
 at("clear").onclick = () => {
-  const edited = finished().some((card) => card.corrected);
-  if (edited && !confirm("Remove all captions, the edited ones too?")) return;
+  if (unsaved && !confirm("Remove all captions? Those that you edited are not saved.")) return;
   for (const card of [...cards]) card.remove();
+  unsaved = false;
 };
 
 window.addEventListener("beforeunload", (event) => {
-  if (finished().some((card) => card.corrected)) event.preventDefault();
+  if (unsaved) event.preventDefault();
 });
 
 // Choosing, dropping and pasting
