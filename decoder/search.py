@@ -1,4 +1,4 @@
-"""Stage `search`: find pictures for a sentence or captions for a picture, or rank a split."""
+"""Stage `search`: find pictures for a sentence, in a folder or a work directory, or captions."""
 
 import io
 import json
@@ -7,15 +7,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
+from decoder.captioning.captioner import default_generation
+from decoder.captioning.options import CaptionOptions
+from decoder.captioning.writer import CaptionWriter
+from decoder.ranking.albums import open_album
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
+from decoder.ranking.sheet import sheet
 from decoder.runs.packaged import packaged_captioner
 from features.commands import RETRIEVE
 from features.devices import choose_device
 from features.errors import UserError, first_few
 from features.files import write_atomically
+from features.folders import passed_over_note
 from features.images import PictureError
 from pipeline.command import run as run_command
 from pipeline.up_to_date import Stamp
@@ -23,13 +30,19 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def search(options: SearchOptions) -> None:
-    """Find pictures of a work directory by a sentence, or captions by a picture.
+    """Find pictures by a sentence, in a folder or a work directory, or captions by a picture.
 
-    The first search takes a minute or two for 6,000 pictures, to learn from the training captions.
+    The first search of a folder or a work directory takes minutes for thousands of pictures.
     """
     run = RunFolder(options.run or packaged_captioner())
+    if options.folder is not None:
+        _find_in_folder(options, options.folder, run)
+        return
     if options.work is None and not run.work.captions.exists():
-        raise UserError(f"{run.path} is not in a work directory; give one to search with --work")
+        raise UserError(
+            "expected a folder of pictures to search (--folder) or a work directory (--work), "
+            f"found neither, and {run.path} is not in a work directory"
+        )
     work = run.work if options.work is None else WorkFolder(options.work)
     if options.weights is None:
         weights = run.best_xe if run.best_xe.exists() else run.best
@@ -52,6 +65,50 @@ def search(options: SearchOptions) -> None:
             return
         _rank_split(searcher(), options.split, out)
         stamp.write([out])
+
+
+def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> None:
+    device = choose_device(options.device)
+    with tqdm(desc="index", unit="picture", disable=None) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        album = open_album(folder, run, device=device, progress=progress)
+    for path, reason in album.unreadable:
+        print(f"search: cannot search {path}: {reason}", file=sys.stderr)
+    if note := passed_over_note(album.passed_over):
+        print(f"search: passed over in the folders: {note}", file=sys.stderr)
+    query = " ".join(options.sentence)
+    found = album.search(query, options.top)
+    if not found.results:
+        raise UserError(album.why_nothing(query))
+    if found.unknown:
+        print(f"search: ignored unknown words: {first_few(found.unknown)}", file=sys.stderr)
+    for result in found.results:
+        grade = f"\t{result.grade}" if result.grade else ""
+        values = {"path": str(result.path), "grade": result.grade, "score": round(result.score, 4)}
+        line = json.dumps(values, ensure_ascii=False) if options.json else f"{result.path}{grade}"
+        print(line)
+    if options.html is not None:
+        alts = _descriptions([result.path for result in found.results], run, device)
+        page = sheet(query, folder, album, found, alts, options.html)
+        write_atomically(options.html, page)
+        print(f"search: wrote {options.html}", file=sys.stderr)
+
+
+def _descriptions(paths: Sequence[Path], run: RunFolder, device: torch.device) -> dict[Path, str]:
+    """Return captions of pictures, which are the alternative texts of a page."""
+    writer = CaptionWriter(
+        [(run, run.best)],
+        default_generation(run),
+        threshold=CaptionOptions.unsure,
+        batch_size=len(paths),
+        seed=1,
+        device=device,
+    )
+    return {path: captions[0].hedged for path, captions in writer.captions(paths)}
 
 
 def _find_pictures(searcher: Searcher, sentence: str, top: int, as_json: bool) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from features.backbones import Backbone, load_backbone
+from features.commands import PREPARE, SEARCH
 from features.devices import choose_device
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few, is_about_access
@@ -46,6 +47,11 @@ def extract_features(options: ExtractOptions) -> None:
     """
     work = WorkFolder(options.work)
     table_path, store_path, report_path = work.captions, work.features, work.extraction
+    if not table_path.exists():
+        raise UserError(
+            f"{table_path} is not there; create it with {PREPARE}; to find pictures in a folder by "
+            f"words, which needs no captions: {SEARCH} --folder {work.path}"
+        )
     table = captions.load(table_path)
     paths = {image.id: table.path(image) for image in table.images}
     if not paths:

@@ -26,12 +26,12 @@ from decoder.ranking.album_cache import AlbumCache, Row
 from decoder.ranking.embedding import SIZE, JointEmbedding
 from decoder.ranking.embedding_file import Embedding, load_or_train
 from decoder.ranking.grades import WEAK, Grades
-from decoder.ranking.queries import Query, parse
+from decoder.ranking.queries import parse
 from decoder.runs.loading import load_description
 from features.backbones import Backbone
 from features.commands import EXPORT
 from features.content import check_content
-from features.errors import UserError
+from features.errors import UserError, first_few
 from features.extraction import extract_features
 from features.folders import find_pictures, passed_over_note, real_path
 from features.images import PictureError, read_picture
@@ -105,9 +105,17 @@ class Album:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def parse(self, query: str) -> Query:
-        """Divide a query into words, known and unknown."""
-        return parse(query, self._vocabulary)
+    def why_nothing(self, query: str) -> str:
+        """Return in a sentence for people why a query has no results."""
+        if not self.paths:
+            return f"none of the {len(self.unreadable)} pictures of the album can be read"
+        words = parse(query, self._vocabulary)
+        if words.unknown:
+            return (
+                f"no word that says what to look for is known ({first_few(words.unknown)}): each "
+                "is missing or rare in the training captions; try more common words"
+            )
+        return "expected words that say what to look for, such as a dog in the snow"
 
     @torch.inference_mode()
     def search(self, query: str, count: int = 10) -> AlbumResults:

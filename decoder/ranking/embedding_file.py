@@ -3,31 +3,34 @@
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from decoder.data.batches import Features
+from decoder.data.batches import Features, pad
 from decoder.data.readers import SplitReader
 from decoder.ranking.embedding import JointEmbedding, train_embedding
-from decoder.ranking.grades import Grades
+from decoder.ranking.grades import Grades, grades_of, measure
 from decoder.runs import checkpoints
 from decoder.runs.folder import digest
-from features.commands import SEARCH
+from features.commands import EXPORT, SEARCH
 from features.errors import UserError
 from features.store import FeatureStore
 from pipeline import captions as tables
+from pipeline.captions import CaptionTable
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
 
 # The decoder scores each candidate caption with each of these images, too.
 BACKGROUND_IMAGES = 20
+COMPACT_BACKGROUND_IMAGES = 5  # in an exported captioner; each takes 0.2 MB
 _BLOCK = 1000  # rows of the store that are read at once
 # Marks the background features among the tensors of the file.
 _BACKGROUND = "others."
+_GRADES = "grades"  # their key in the header
 
 
 class Embedding(NamedTuple):
@@ -82,28 +85,33 @@ def load_or_train(
     no_captions = UserError(
         f"decoder.search learns from training captions, but neither {run.path} nor {work.path} has "
         "any; name a run that is still in its work directory, or a captioner exported with "
-        "decoder.export --search"
+        f"{EXPORT} --search; to search a plain folder of pictures with it: {SEARCH} --folder"
     )
     if not source.captions.exists():
         raise no_captions
     expected["captions"] = hashlib.sha256(source.captions.read_bytes()).hexdigest()
     file = source.search / run.embedding.name
-    if embedding := load(file, expected, vocabulary):
+    embedding = load(file, expected, vocabulary)
+    if embedding is not None and embedding.grades is not None:
         return embedding
     table = tables.load(source.captions)
+    if embedding is not None:  # version 0.2 measured no grades
+        grades = _measure(embedding.model, FeatureStore(source.features), table, vocabulary)
+        return embedding._replace(grades=grades)
     if not any(image.split == "train" and image.captions for image in table.images):
         raise no_captions
     store = FeatureStore(source.features)
     store.expect(fingerprint, f"the run {run.path}")
     reader = SplitReader(store, table, "train")
     model = _train(store, reader, vocabulary)
+    grades = _measure(model, store, table, vocabulary)
     spread = np.linspace(0, len(reader) - 1, BACKGROUND_IMAGES).astype(int)
     background = reader.features(np.unique(spread).tolist())
     tensors = model.state_dict()
     # The store holds them as float16, too.
     tensors |= {_BACKGROUND + name: part.half() for name, part in background._asdict().items()}
-    checkpoints.save(file, tensors, expected)
-    return Embedding(model, background, file, None)
+    checkpoints.save(file, tensors, {**expected, _GRADES: _record(grades)})
+    return Embedding(model, background, file, grades)
 
 
 def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
@@ -118,18 +126,58 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
     if not isinstance(header, dict) or any(header.get(k) != v for k, v in expected.items()):
         return None
     try:
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        tensors = checkpoints.dequantize(tensors)
         grid, pooled = (tensors.pop(_BACKGROUND + name) for name in Features._fields)
+        if grid.ndim == 2:  # as `save_compact` writes it
+            grid = grid.unflatten(0, (len(pooled), -1))
         model = JointEmbedding(len(vocabulary), len(tensors["mean_C"]))
         model.load_state_dict(tensors)
         if grid.ndim != 3 or not len(grid) or pooled.shape != grid[:, 0].shape:
             raise ValueError(f"features of {tuple(grid.shape)} and {tuple(pooled.shape)}")
+        grades = grades_of(header.get(_GRADES))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"{file} is damaged ({error!r:.200}); copy the original file again, or delete this "
             "one: the next search trains a new one"
         ) from error
-    return Embedding(model.eval(), Features(grid, pooled), file, None)
+    return Embedding(model.eval(), Features(grid, pooled), file, grades)
+
+
+def save_compact(embedding: Embedding, file: Path) -> None:
+    """Write an embedding in 8 bits, with fewer background images: for an exported captioner.
+
+    The words and matrices take 3 MB with three CNNs, the background images 1 MB.
+    """
+    tensors, header = checkpoints.load(embedding.file, torch.device("cpu"), SEARCH)
+    for name in (_BACKGROUND + field for field in Features._fields):
+        step = -(-len(tensors[name]) // COMPACT_BACKGROUND_IMAGES)
+        tensors[name] = tensors[name][::step].flatten(0, -2)  # 8 bits are for matrices
+    header[_GRADES] = _record(embedding.grades)
+    checkpoints.save(file, checkpoints.quantize(tensors), header)
+
+
+def _record(grades: Grades | None) -> dict[str, Any] | None:
+    return None if grades is None else grades._asdict()
+
+
+def _measure(
+    model: JointEmbedding, store: FeatureStore, table: CaptionTable, vocabulary: Vocabulary
+) -> Grades | None:
+    """Measure what scores mean on the validation split, if it has captions and features."""
+    failed = store.failures()
+    images = [i for i in table.images if i.split == "val" and i.captions and i.id not in failed]
+    if not images:
+        return None
+    reader = SplitReader(store, table, "val", grid=False)
+    by_id = {image.id: index for index, image in enumerate(reader.images)}
+    captions = [[caption.tokens for caption in image.captions] for image in images]
+    with torch.inference_mode():
+        picture_ND = model.pictures(reader.pooled([by_id[image.id] for image in images]))
+
+        def embed(sentences: Sequence[Sequence[str]]) -> Tensor:
+            return model.sentences(pad([vocabulary.encode(words) for words in sentences]))
+
+        return measure(captions, picture_ND, embed, vocabulary.ids.__contains__)
 
 
 def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> JointEmbedding:

@@ -14,12 +14,16 @@ class SearchOptions:
     """Find pictures by a sentence, or captions by a picture."""
 
     EXAMPLES: ClassVar[dict[str, str]] = {
+        "Find pictures in a folder": '--folder ~/Pictures "a dog in the snow"',
+        "See them in the browser": '--folder ~/Pictures "a dog in the snow" --html found.html',
         "Find pictures by a sentence": '"a dog in the snow" --work work',
         "Find captions for a picture": "--image photo.jpg --work work",
         "Rank the test split for evaluation.retrieve": "--run work/runs/first --split test",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "sentence",
+        "folder",
+        "html",
         "work",
         "run",
         "image",
@@ -31,6 +35,11 @@ class SearchOptions:
 
     sentence: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to look for; prints path and score of the pictures that fit best."""
+    folder: Path | None = None
+    """Search the pictures in this folder and below it; they need no captions. The first search
+    indexes them, which takes minutes for thousands; the index is kept in your cache folder."""
+    html: Path | None = None
+    """With --folder: also write the results as a web page with small pictures to this file."""
     run: Path | None = None
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
     included captioner."""
@@ -56,6 +65,19 @@ class SearchOptions:
     """Rank the split again although nothing changed."""
 
     def __post_init__(self) -> None:
+        if self.folder is not None:
+            require(
+                bool(self.sentence),
+                'expected what to look for in the --folder, such as "a dog in the snow"',
+            )
+            names = ("work", "image", "split", "weights", "out")
+            others = [name for name in names if getattr(self, name) is not None]
+            require(
+                not others,
+                f"--folder searches pictures without a work directory; leave out "
+                f"{', '.join(f'--{name}' for name in others)}",
+            )
+        require(self.html is None or self.folder is not None, "--html needs --folder")
         require(
             bool(self.sentence) + (self.image is not None) < 2,
             "a sentence finds pictures, --image finds captions; choose one",

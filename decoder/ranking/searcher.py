@@ -26,7 +26,7 @@ from decoder.ranking.embedding_file import load_or_train
 from decoder.ranking.index import image_vectors
 from decoder.ranking.likelihood import log_likelihood
 from decoder.runs.loading import load_decoder
-from features.commands import EXTRACT
+from features.commands import EXTRACT, SEARCH
 from features.errors import UserError, first_few
 from features.store import FeatureStore
 from features.store import fingerprint as fingerprint_of
@@ -97,6 +97,11 @@ class Searcher:
         device: torch.device,
         split: str | None = None,
     ) -> None:
+        if not work.captions.exists():
+            raise UserError(
+                f"{work.path} is not a work directory: it has no {work.captions.name}; to find "
+                f"pictures in a plain folder by words: {SEARCH} --folder {work.path}"
+            )
         self._model, self.vocabulary, config = load_decoder(run, weights, device)
         self._device = device
         self._description = config["features"]

@@ -8,7 +8,7 @@ import torch
 
 from decoder.captioning.captioner import Captioner
 from decoder.ranking.consensus import count_frequencies, save_frequencies
-from decoder.ranking.embedding_file import load_or_train, provenance
+from decoder.ranking.embedding_file import load_or_train, provenance, save_compact
 from decoder.ranking.reranker import fit_expectation
 from decoder.runs import checkpoints
 from features.errors import UserError
@@ -59,15 +59,16 @@ def write_expectation(run: RunFolder, captioner: Captioner, file: Path) -> None:
 
 
 def write_embedding(run: RunFolder, captioner: Captioner, file: Path) -> None:
-    """Write the joint embedding for decoder.search in 16 bits; train it first if necessary.
+    """Write the joint embedding for decoder.search in 8 bits; train it first if necessary.
 
     Raises:
         UserError: there are no training captions to train it on.
     """
+    if run.embedding.exists():  # the run is a captioner
+        shutil.copyfile(run.embedding, file)
+        return
     features = fingerprint(captioner.config["features"])
-    source = load_or_train(run, run.work, captioner.vocabulary, features).file
-    tensors, header = checkpoints.load(source, torch.device("cpu"))
-    checkpoints.save(file, _to_float16(tensors, source), header)
+    save_compact(load_or_train(run, run.work, captioner.vocabulary, features), file)
 
 
 def _to_float16(tensors: Mapping[str, torch.Tensor], file: Path) -> dict[str, torch.Tensor]:

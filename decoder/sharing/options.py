@@ -35,8 +35,8 @@ class ExportOptions:
     """Include what --rerank needs (5 MB): a regression that predicts caption n-grams from a
     picture, without the training pictures."""
     search: bool = False
-    """Include the joint embedding of pictures and captions (3 MB), which searches work directories
-    without captions."""
+    """Include the joint embedding of pictures and captions (4 MB), which searches folders of
+    pictures and work directories without captions."""
     onnx: bool = False
     """Also write the CNN and the decoder as ONNX in float32, with a README that shows the loop over
     words."""

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from features.commands import SEARCH
 from features.errors import UserError, first_few
 from features.folders import find_pictures, passed_over_note
 from features.kinds import PICTURE_SUFFIXES
@@ -265,5 +266,6 @@ def _nothing(root: Path, remarks: Iterable[str]) -> UserError:
     details = "".join(f"; {remark}" for remark in list(remarks)[1:])
     return UserError(
         f"{root}: expected one *.csv or *.jsonl, or a .txt beside each picture, {found}{details}; "
-        "name the table with --captions"
+        f"name the table with --captions; to find pictures by words, which needs no captions: "
+        f"{SEARCH} --folder {root}"
     )
