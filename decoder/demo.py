@@ -1,8 +1,10 @@
-"""Stage `demo`: a browser page that captions pictures and searches a work directory."""
+"""Stage `demo`: a browser page that captions pictures and searches others."""
 
 import contextlib
 import sys
 from collections.abc import Sequence
+
+from tqdm import tqdm
 
 from decoder.captioning.access import is_loopback, read_password, trusted_hosts
 from decoder.captioning.options import DemoOptions
@@ -14,13 +16,16 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def demo(options: DemoOptions) -> None:
-    """Serve a web page that captions pictures, and searches those of a work directory.
+    """Serve a web page that captions pictures, and searches a folder or a work directory.
 
     It needs no internet. Only this machine can reach it unless you set --host, which needs a
     password: in the environment variable DEMO_PASSWORD, in --password-file, or on the terminal.
     """
-    need("gradio")
-    from decoder.captioning.page import PageCaptioner, listen, serve
+    need("starlette")
+    need("uvicorn")
+    from decoder.captioning.page import AlbumSearch, PageCaptioner, Search, WorkSearch
+    from decoder.captioning.page_server import listen, serve
+    from decoder.ranking.albums import open_album
     from decoder.ranking.searcher import Searcher
 
     with contextlib.closing(listen(options.host, options.port)) as listening:
@@ -30,14 +35,25 @@ def demo(options: DemoOptions) -> None:
         run = RunFolder(options.run or packaged_captioner())
         device = choose_device(options.device)
         captioner = PageCaptioner(run, options.unsure, device)
-        searcher = None
+        search: Search | None = None
         if options.work is not None:
             # A decoder from before REINFORCE models human captions better.
             weights = run.best_xe if run.best_xe.exists() else run.best
             searcher = Searcher(run, weights, WorkFolder(options.work), device)
+            search = WorkSearch(searcher, options.work)
+        elif options.folder is not None:
+            with tqdm(desc="index", unit="picture", disable=None) as bar:
+
+                def progress(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                album = open_album(options.folder, run, device=device, progress=progress)
+            search = AlbumSearch(album, options.folder)
         serve(
             captioner,
-            searcher,
+            search,
+            options.folder if options.save else None,
             listening=listening,
             hosts=hosts,
             password=password,

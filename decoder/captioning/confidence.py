@@ -55,6 +55,14 @@ class Confidence:
         return self.novelty is not None and signals.get("novelty", 0.0) > self.novelty
 
 
+def in_words(probability: float, unsure: bool) -> str:
+    """Return a confidence as people read it, in tenths: validation knows it no finer."""
+    tenths = round(10 * probability)
+    share = {0: "fewer than 1 in 10", 10: "more than 9 in 10"}.get(tenths, f"about {tenths} in 10")
+    verdict = "Unsure" if unsure else "Probably right" if tenths >= 7 else "Perhaps right"
+    return f"{verdict}: {share} such captions are right."
+
+
 def signals_of(caption: Candidate) -> dict[str, float]:
     """Return the signals of a caption; EOS counts as a word."""
     mean = caption.log_probability / (len(caption.ids) + 1)

@@ -56,6 +56,14 @@ def state_of(picture: Path) -> State | None:
     return State(status.st_size, status.st_mtime_ns)
 
 
+def _is_same(recorded: State, found: State | None) -> bool:
+    """Whether a picture is unchanged. Browsers, and so the page, know its time in milliseconds."""
+    if found is None or recorded == found:
+        return recorded == found
+    in_milliseconds = found._replace(modified=found.modified // 1_000_000 * 1_000_000)
+    return recorded == in_milliseconds
+
+
 class Row(NamedTuple):
     """What a row says about its picture."""
 
@@ -144,7 +152,7 @@ class Listing:
     def find(self, picture: Path) -> Done | None:
         """Return the row of a picture; None if it has none, or has changed since."""
         done = self._done.get(real_path(picture))
-        return done if done is not None and done.state == state_of(picture) else None
+        return done if done is not None and _is_same(done.state, state_of(picture)) else None
 
     def add(self, picture: Path, state: State | None, values: dict[str, Any]) -> None:
         """Append the row of a picture.

@@ -157,11 +157,12 @@ class CaptionOptions:
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """A page in the browser that captions pictures, and searches those of a work directory."""
+    """A page in the browser that captions pictures, and searches those of a folder."""
 
     EXAMPLES: ClassVar[dict[str, str]] = {
         "Open the page with the included captioner": "",
-        "Add a tab that searches the pictures of a work directory": "--work work",
+        "Add a tab that searches a folder of pictures": "--folder ~/Pictures",
+        "Review captions and save them beside the pictures": "--folder ~/Pictures --save",
         "Caption with a run that you trained": "--run work/runs/first",
         "Open it to other machines, with the password in a file": (
             "--host 0.0.0.0 --password-file password.txt"
@@ -169,6 +170,8 @@ class DemoOptions:
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "run",
+        "folder",
+        "save",
         "work",
         "host",
         "port",
@@ -180,6 +183,10 @@ class DemoOptions:
     run: Path | None = None
     """The folder of a run, WORK/runs/NAME, or of an exported captioner; without it, the
     included captioner."""
+    folder: Path | None = None
+    """Add a tab that searches the pictures in this folder and below it."""
+    save: bool = False
+    """Let the page save captions in the --folder, in files beside its pictures or in a table."""
     work: Path | None = None
     """Add a tab that searches the pictures of this work directory."""
     host: str = "127.0.0.1"
@@ -203,6 +210,11 @@ class DemoOptions:
     def __post_init__(self) -> None:
         require(0 <= self.port < 2**16, f"--port must be from 0 to 65535, found {self.port}")
         require(self.max_upload > 0, f"--max-upload must be positive, found {self.max_upload}")
+        require(
+            self.folder is None or self.work is None,
+            "expected --folder or --work to search in, found both; choose one",
+        )
+        require(self.folder is not None or not self.save, "--save needs --folder")
         require(self.max_queue > 0, f"--max-queue must be positive, found {self.max_queue}")
         for name in self.allow_host:
             require(

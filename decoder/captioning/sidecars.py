@@ -3,7 +3,7 @@
 import errno
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,16 +30,24 @@ Kind = Literal["txt", "stem-txt", "xmp"]
 _GROUP = 50  # captions written at once, so that the registry is not rewritten for each of them
 
 
+class Text(NamedTuple):
+    """What a sidecar says."""
+
+    text: str
+    corrected: bool = False
+    """Whether a person wrote it. It replaces a generated one and is not taken for one later."""
+
+
 class _Task(NamedTuple):
     """A caption to write."""
 
     picture: Path
     sidecar: Path
-    text: str
+    text: Text
 
 
 @dataclass
-class _Outcome:
+class Outcome:
     """What became of the sidecars."""
 
     written: int = 0
@@ -73,29 +81,20 @@ def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: Kind, for
     Raises:
         UserError: the disk is full, or see `CaptionWriter.captions`.
     """
-    outcome = _Outcome()
-    missing = _missing(paths, kind, force, outcome)
-    write = _write_xmp if kind == "xmp" else _write_texts
+    outcome = Outcome()
+    missing = _missing(dict.fromkeys(paths, False), kind, force, outcome)
     waiting: list[_Task] = []
     empty: list[str] = []
 
     def write_waiting() -> None:
         tasks = waiting.copy()
         waiting.clear()
-        by_folder: dict[Path, list[_Task]] = defaultdict(list)
-        for task in tasks:
-            by_folder[task.sidecar.parent].append(task)
-        for folder, group in by_folder.items():
-            try:
-                with locked(folder):
-                    write(group, force, outcome)
-            except OSError as error:
-                raise UserError(f"cannot write in {folder}: {error.strerror}") from error
+        _write(tasks, kind, force, outcome)
 
     try:
         for path, (best, *_) in writer.captions(list(missing), len(outcome.kept)):
             if best.caption:
-                waiting.append(_Task(path, missing[path], best.hedged))
+                waiting.append(_Task(path, missing[path], Text(best.hedged)))
             else:
                 empty.append(str(path))
             if len(waiting) == _GROUP:
@@ -106,17 +105,41 @@ def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: Kind, for
     return 1 if outcome.left else 0
 
 
-def _missing(paths: Sequence[Path], kind: Kind, force: bool, outcome: _Outcome) -> dict[Path, Path]:
-    """Return the sidecars to write, by picture."""
+def write_given(texts: Mapping[Path, Text], kind: Kind, force: bool) -> Outcome:
+    """Write texts that are known already, by picture; see `write_sidecars`."""
+    outcome = Outcome()
+    corrected = {picture: text.corrected for picture, text in texts.items() if text.text}
+    missing = _missing(corrected, kind, force, outcome)
+    tasks = [_Task(picture, sidecar, texts[picture]) for picture, sidecar in missing.items()]
+    _write(tasks, kind, force, outcome)
+    return outcome
+
+
+def _write(tasks: Sequence[_Task], kind: Kind, force: bool, outcome: Outcome) -> None:
+    by_folder: dict[Path, list[_Task]] = defaultdict(list)
+    for task in tasks:
+        by_folder[task.sidecar.parent].append(task)
+    for folder, group in by_folder.items():
+        try:
+            with locked(folder):
+                (_write_xmp if kind == "xmp" else _write_texts)(group, force, outcome)
+        except OSError as error:
+            raise UserError(f"cannot write in {folder}: {error.strerror}") from error
+
+
+def _missing(
+    corrected: Mapping[Path, bool], kind: Kind, force: bool, outcome: Outcome
+) -> dict[Path, Path]:
+    """Return the sidecars to write, by picture; `corrected` says whose text a person wrote."""
     neighbours = Neighbours()
     registries: dict[Path, dict[str, str]] = {}
     missing: dict[Path, Path] = {}
-    for picture in paths:
+    for picture, by_person in corrected.items():
         sidecar = picture
         try:
             if kind == "xmp":
                 sidecar, other = _xmp_of(picture, neighbours)
-                wanted = _may_describe(_read_xmp(sidecar), picture, sidecar, force)
+                wanted = _may_describe(_read_xmp(sidecar), picture, sidecar, force, by_person)
                 if other and not force and (file := _read_xmp(other)):
                     wanted = wanted and (not file.described or file.generated)
             else:
@@ -124,7 +147,7 @@ def _missing(paths: Sequence[Path], kind: Kind, force: bool, outcome: _Outcome) 
                 folder = sidecar.parent
                 if folder not in registries:
                     registries[folder] = read_registry(folder)
-                wanted = _may_write_text(picture, sidecar, force, registries[folder])
+                wanted = _may_write_text(picture, sidecar, force, registries[folder], by_person)
             if wanted:
                 check_writable(sidecar)
                 missing[picture] = sidecar
@@ -135,7 +158,7 @@ def _missing(paths: Sequence[Path], kind: Kind, force: bool, outcome: _Outcome) 
     return missing
 
 
-def _report(outcome: _Outcome, empty: Sequence[str], kind: Kind) -> None:
+def _report(outcome: Outcome, empty: Sequence[str], kind: Kind) -> None:
     print(
         f"caption: {outcome.written} sidecars written, {len(outcome.kept)} already there"
         + (f"; no sidecar for {len(empty)} empty captions: {first_few(empty)}" if empty else "")
@@ -174,27 +197,34 @@ def _text_of(picture: Path, kind: Kind, neighbours: Neighbours) -> Path:
     return picture.with_name(f"{picture.stem}.txt")
 
 
-def _may_write_text(picture: Path, sidecar: Path, force: bool, generated: dict[str, str]) -> bool:
-    """Whether there is no text file yet, or one of ours that is older than its picture."""
+def _may_write_text(
+    picture: Path, sidecar: Path, force: bool, generated: dict[str, str], corrected: bool
+) -> bool:
+    """Whether there is no text file yet, or one of ours that is corrected or outdated."""
     content = read(sidecar)
     if content is None or force:
         return True
-    return is_older(sidecar, picture) and generated.get(sidecar.name) == digest(content)
+    outdated = corrected or is_older(sidecar, picture)
+    return outdated and generated.get(sidecar.name) == digest(content)
 
 
-def _write_texts(tasks: Sequence[_Task], force: bool, outcome: _Outcome) -> None:
+def _write_texts(tasks: Sequence[_Task], force: bool, outcome: Outcome) -> None:
     """Write text files of one folder, after their names and contents are in the registry."""
     folder = tasks[0].sidecar.parent
     contents: dict[Path, bytes] = {}
     try:
         before = read_registry(folder)
-        for picture, sidecar, text in tasks:
-            if _may_write_text(picture, sidecar, force, before):
-                contents[sidecar] = f"{text}\n".encode()
-            else:
+        digests = before.copy()
+        for picture, sidecar, (text, corrected) in tasks:
+            if not _may_write_text(picture, sidecar, force, before, corrected):
                 outcome.kept[picture] = sidecar
-        digests = {sidecar.name: digest(content) for sidecar, content in contents.items()}
-        write_registry(folder, before | digests)
+                continue
+            contents[sidecar] = f"{text}\n".encode()
+            digests.pop(sidecar.name, None)
+            if not corrected:
+                digests[sidecar.name] = digest(contents[sidecar])
+        if digests != before:
+            write_registry(folder, digests)
     except (LeftAloneError, OSError) as error:
         for task in tasks:
             outcome.leave(task.sidecar, error)
@@ -207,7 +237,7 @@ def _write_texts(tasks: Sequence[_Task], force: bool, outcome: _Outcome) -> None
             if sidecar.name in before:  # the old text is still there
                 digests[sidecar.name] = before[sidecar.name]
                 with suppress(OSError):
-                    write_registry(folder, before | digests)
+                    write_registry(folder, digests)
             outcome.leave(sidecar, error)
 
 
@@ -255,12 +285,14 @@ def _read_xmp(sidecar: Path) -> xmp.Xmp | None:
         raise LeftAloneError(f"{sidecar.name}: {reason}") from error
 
 
-def _may_describe(file: xmp.Xmp | None, picture: Path, sidecar: Path, force: bool) -> bool:
-    """Whether there is no description yet, or one of ours that is older than its picture."""
+def _may_describe(
+    file: xmp.Xmp | None, picture: Path, sidecar: Path, force: bool, corrected: bool
+) -> bool:
+    """Whether there is no description yet, or one of ours that is corrected or outdated."""
     if file is None or force:
         return True
     if file.described:
-        return file.generated and is_older(sidecar, picture)
+        return file.generated and (corrected or is_older(sidecar, picture))
     if file.other_writer:
         raise LeftAloneError(
             f"it has no description but names {file.other_writer!r:.60} as its writer; --force "
@@ -269,15 +301,16 @@ def _may_describe(file: xmp.Xmp | None, picture: Path, sidecar: Path, force: boo
     return True
 
 
-def _write_xmp(tasks: Sequence[_Task], force: bool, outcome: _Outcome) -> None:
+def _write_xmp(tasks: Sequence[_Task], force: bool, outcome: Outcome) -> None:
     """Set descriptions in XMP files, read again because other programs may have changed them."""
-    for picture, sidecar, text in tasks:
+    for picture, sidecar, (text, corrected) in tasks:
         try:
             file = _read_xmp(sidecar)
-            if not _may_describe(file, picture, sidecar, force):
+            if not _may_describe(file, picture, sidecar, force, corrected):
                 outcome.kept[picture] = sidecar
                 continue
-            content = file.describe(text, force) if file else xmp.new_file(text)
+            author = xmp.PERSON if corrected else xmp.WRITER
+            content = file.describe(text, force, author) if file else xmp.new_file(text, author)
             replace_content(sidecar, content)
             outcome.written += 1
         except (LeftAloneError, NotXmpError, OSError) as error:

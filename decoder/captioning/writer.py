@@ -66,9 +66,7 @@ class Caption:
     @property
     def hedged(self) -> str:
         """The sentence, with "Perhaps" if it is unsure: for places that have no other mark."""
-        if not self.unsure or not self.caption:
-            return self.caption or ""
-        return f"Perhaps: {self.caption[0].lower()}{self.caption[1:]}"
+        return hedge(self.caption or "") if self.unsure else self.caption or ""
 
     def as_json(self) -> dict[str, Any]:
         """Return what a JSON object or a row of a table says about the caption itself."""
@@ -87,6 +85,11 @@ class Caption:
             return ""
         reason = "unsure, not like a photograph" if self.unfamiliar else "unsure"
         return f"{reason}; it may show: {', '.join(self.labels)}" if self.labels else reason
+
+
+def hedge(sentence: str) -> str:
+    """Return a sentence with "Perhaps" before it."""
+    return f"Perhaps: {sentence[0].lower()}{sentence[1:]}" if sentence else ""
 
 
 def describe(

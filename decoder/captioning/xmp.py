@@ -23,6 +23,9 @@ from decoder.captioning.xml_elements import (
 WRITER = "caption-pipeline"
 """Names us in photoshop:CaptionWriter, and as the toolkit of files that we create."""
 
+PERSON = f"a person, with {WRITER}"
+"""Names a person who corrected our description, so that nobody takes it for a generated one."""
+
 _X = "adobe:ns:meta/"
 _DC = "http://purl.org/dc/elements/1.1/"
 _IPTC = "http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/"
@@ -131,15 +134,16 @@ class Xmp:
         """The suffix, without its dot, of the picture that Adobe's programs wrote the file for."""
         return self._default(_EXTENSION).lower()
 
-    def describe(self, text: str, force: bool = False) -> bytes:
+    def describe(self, text: str, force: bool = False, writer: str = WRITER) -> bytes:
         """Return the file with `text` as the picture's description in the default language.
 
         The alternative text becomes `text` too, unless it has one of its own, and
-        photoshop:CaptionWriter names us.
+        photoshop:CaptionWriter names `writer`.
 
         Args:
             text: the description.
             force: replace an alternative text that differs from the description.
+            writer: WRITER, or PERSON if a person corrected the description.
 
         Raises:
             NotXmpError: the edited file does not read as expected.
@@ -157,17 +161,19 @@ class Xmp:
             if not any(one.element for one in found):
                 new.append(name)
         writers = self._find(_CAPTION_WRITER)
-        edits += [self._set_simple(one, WRITER) for one in writers]
+        edits += [self._set_simple(one, writer) for one in writers]
+        texts = dict.fromkeys(new, text)
         if not writers:
-            new.append(_CAPTION_WRITER)
-        edits += self._insert(new, text)
+            texts[_CAPTION_WRITER] = writer
+        edits += self._insert(texts)
 
         data = self._data
         for edit in sorted(edits, reverse=True):
             data = data[: edit.start] + edit.content.encode() + data[edit.end :]
         result = self._bom + data.decode().encode(self._encoding, "xmlcharrefreplace")
         edited = Xmp(result)
-        if any(edited._default(name) != text.strip() for name in names) or edited.other_writer:
+        expected = dict.fromkeys(names, text.strip()) | {_CAPTION_WRITER: writer}
+        if any(edited._default(name) != value for name, value in expected.items()):
             raise NotXmpError("its description has a form that cannot be edited safely")
         return result
 
@@ -228,15 +234,15 @@ class Xmp:
         markup = f"<{name}{start_tag(self._data, element)[2].decode()}>{escape(text)}</{name}>"
         return _Edit(element.start, end_of(self._data, element), markup)
 
-    def _insert(self, names: list[str], text: str) -> list[_Edit]:
+    def _insert(self, texts: dict[str, str]) -> list[_Edit]:
         """Return the edit that adds new properties to the first rdf:Description."""
-        if not names:
+        if not texts:
             return []
         owners = self._owners()
         if not owners:
             rdf, _ = self._prefix(RDF, self._rdf)
             indent = self._child_indent(self._rdf)
-            inner = [self._markup(name, text, self._rdf, indent + self._unit()) for name in names]
+            inner = [self._markup(*one, self._rdf, indent + self._unit()) for one in texts.items()]
             body = "".join(self._break(indent + self._unit()) + each for each in inner)
             declared = "" if self._rdf.prefixes.get(rdf) == RDF else f' xmlns:{rdf}="{RDF}"'
             markup = (
@@ -246,7 +252,7 @@ class Xmp:
             return [self._fill(self._rdf, [markup])]
         indent = self._child_indent(owners[0])
         return [
-            self._fill(owners[0], [self._markup(name, text, owners[0], indent) for name in names])
+            self._fill(owners[0], [self._markup(*one, owners[0], indent) for one in texts.items()])
         ]
 
     def _fill(self, parent: Element, markups: list[str]) -> _Edit:
@@ -268,7 +274,7 @@ class Xmp:
         uri, local = name.split(" ")
         prefix, declared = self._prefix(uri, place)
         if name == _CAPTION_WRITER:
-            return f"<{prefix}:{local}{declared}>{WRITER}</{prefix}:{local}>"
+            return f"<{prefix}:{local}{declared}>{escape(text)}</{prefix}:{local}>"
         rdf, rdf_declared = self._prefix(RDF, place)
         unit = self._unit()
         return (
@@ -313,9 +319,9 @@ class Xmp:
         return inner.removeprefix(outer) or " "
 
 
-def new_file(text: str) -> bytes:
-    """Return a new XMP file with `text` as the description."""
-    return Xmp(_NEW).describe(text)
+def new_file(text: str, writer: str = WRITER) -> bytes:
+    """Return a new XMP file with `text` as the description; see `Xmp.describe`."""
+    return Xmp(_NEW).describe(text, writer=writer)
 
 
 def _language(item: Element) -> str:

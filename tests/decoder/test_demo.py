@@ -1,4 +1,4 @@
-"""The page in a real browser: captioning a dropped picture, searching, and errors."""
+"""The page in a real browser: captioning, correcting and saving, searching, and errors."""
 
 import importlib.util
 import json
@@ -22,8 +22,8 @@ pytestmark = [
         not (BROWSER and DRIVER), reason="needs Debian's chromium and chromium-driver"
     ),
     pytest.mark.skipif(
-        not all(map(importlib.util.find_spec, ("gradio", "selenium"))),
-        reason="needs gradio and selenium, which the extra test installs",
+        not all(map(importlib.util.find_spec, ("starlette", "selenium", "axe_core_python"))),
+        reason="needs starlette, selenium and axe_core_python, which the extra test installs",
     ),
 ]
 SECONDS = 60
@@ -83,12 +83,15 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
         "--disable-component-update",
         "--disable-sync",
         f"--user-data-dir={profile}",
-        "--window-size=1000,1200",
+        "--window-size=1280,1200",
     ):
         options.add_argument(flag)
+    folder = str(tmp_path_factory.mktemp("downloads"))
+    options.add_experimental_option("prefs", {"download.default_directory": folder})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
     opened = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
     opened.set_page_load_timeout(SECONDS)
+    opened.downloads = Path(folder)
     yield opened
     opened.quit()
 
@@ -103,69 +106,135 @@ def wait_for(browser, selector: str):
     return WebDriverWait(browser, SECONDS).until(found)
 
 
-def wait_for_text(browser, selector: str) -> str:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def text(_) -> str:
-        return " ".join(element.text for element in wait_for(browser, selector))
-
-    return WebDriverWait(browser, SECONDS).until(text)
+def upload(browser, *pictures: Path) -> None:
+    wait_for(browser, "#files")[0].send_keys("\n".join(map(str, pictures)))
 
 
-def drop(browser, address: str, picture: Path) -> None:
-    """Open the page and upload a picture."""
+def drop(browser, address: str, *pictures: Path) -> None:
+    """Open the page and upload pictures."""
     browser.get(address)
-    wait_for(browser, "#picture input[type=file]")[0].send_keys(str(picture))
+    upload(browser, *pictures)
 
 
-def test_a_dropped_picture_gets_the_caption_of_the_command_line(
+def reach_with_tab(browser, selector: str) -> list:
+    """Press Tab until the focus is on an element; return what had the focus on the way."""
+    from selenium.webdriver.common.keys import Keys
+
+    reached = []
+    for _ in range(30):
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+        reached.append(browser.switch_to.active_element)
+        if browser.execute_script(
+            "return arguments[0].matches(arguments[1])", reached[-1], selector
+        ):
+            return reached
+    raise AssertionError(f"Tab does not reach {selector}")
+
+
+def test_an_uploaded_picture_gets_the_caption_of_the_command_line(
     address, browser, captioner, capsys
 ):
+    from selenium.webdriver.common.keys import Keys
+
     picture = next((captioner / "images").iterdir())
     run = str(captioner / "runs" / "captioner")
     assert caption.main(["--run", run, "--json", str(picture)]) == 0
     expected = json.loads(capsys.readouterr().out)["caption"]
     drop(browser, address, picture)
-    (sentence,) = wait_for(browser, "#caption .caption")
-    assert sentence.text == expected
-    # One picture for each word, and its alternative text names the word.
-    words = [span.text for span in wait_for(browser, "#caption .words span")]
-    assert words == expected.lower().rstrip(".").split()
-    alternatives = [image.get_attribute("alt") for image in wait_for(browser, "#caption .shade")]
-    assert [text.split("“")[1].rstrip("”") for text in alternatives] == words
+    words = wait_for(browser, ".caption .word")
+    assert wait_for(browser, ".card .caption")[0].text == expected
+    assert [word.text for word in words] == expected.split()
+    assert wait_for(browser, ".card img")[0].get_attribute("alt") == expected
+    # A screen reader hears it, and the place that is looked at for each word.
+    assert expected in wait_for(browser, "#spoken[role=status]")[0].get_attribute("textContent")
+    names = [word.get_attribute("aria-label") for word in words]
+    assert [name.split(": looked at the ")[0] for name in names] == expected.split()
+    # Tab reaches the first word, an arrow key the next one; both show the attention.
+    reach_with_tab(browser, ".word")
+    assert wait_for(browser, ".look.shaded canvas")
+    browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
+    assert browser.switch_to.active_element == words[1]
     assert browser.execute_script("return document.documentElement.lang") == "en"
     assert browser.title == "Captions of pictures"
 
 
-def test_results_are_a_live_region_and_every_control_has_a_name(address, browser, captioner):
-    drop(browser, address, next((captioner / "images").iterdir()))
-    wait_for(browser, "#caption [role=status][aria-live=polite] .caption")
-    nameless = browser.execute_script(
-        """
-        const seen = e => e.offsetParent !== null;
-        const name = e => (e.ariaLabel || e.textContent || e.alt || e.title || e.placeholder
-            || [...(e.labels || [])].map(l => l.textContent).join('')).trim();
-        return [...document.querySelectorAll('button, a, input, textarea, [role=tab]')]
-            .filter(e => seen(e) && !name(e)).map(e => e.outerHTML)
-            .concat([...document.querySelectorAll('img:not([alt])')].map(e => e.outerHTML));
-        """
-    )
-    assert nameless == []
+@pytest.mark.parametrize("width", [1280, 390])
+def test_axe_has_no_serious_finding_in_light_or_dark(address, browser, captioner, width):
+    import axe_core_python
 
-
-def test_the_keyboard_reaches_the_picture_and_the_tabs(address, browser):
-    from selenium.webdriver.common.keys import Keys
-
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
     browser.get(address)
-    wait_for(browser, "#picture input[type=file]")
-    reached = []
-    for _ in range(8):
-        browser.switch_to.active_element.send_keys(Keys.TAB)
-        element = browser.switch_to.active_element
-        inside = browser.execute_script("return arguments[0].closest('#picture') !== null", element)
-        reached.append("picture" if inside else element.get_attribute("role"))
-    assert "tab" in reached
-    assert "picture" in reached
+    browser.execute_script((Path(axe_core_python.__file__).parent / "axe.min.js").read_text())
+    serious = {}
+    try:
+        for state in ("empty", "captioned", "editing"):
+            if state == "captioned":
+                upload(browser, next((captioner / "images").iterdir()))
+                wait_for(browser, ".word")[0].click()
+            elif state == "editing":
+                wait_for(browser, ".correct")[0].click()
+            for theme in ("light", "dark"):
+                features = [
+                    {"name": "prefers-color-scheme", "value": theme},
+                    {"name": "prefers-reduced-motion", "value": "reduce"},
+                ]
+                browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+                serious[state, theme] = browser.execute_async_script(
+                    """
+                    const done = arguments[arguments.length - 1];
+                    axe.run(document, {resultTypes: ['violations']}).then(found => done(
+                        found.violations.filter(one => one.impact !== 'minor')
+                            .map(one => [one.id, one.nodes[0].html])));
+                    """
+                )
+            sideways = "return document.documentElement.scrollWidth > window.innerWidth"
+            assert not browser.execute_script(sideways), state
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert {state: found for state, found in serious.items() if found} == {}
+    assert len(serious) == 6
+
+
+def test_a_correction_is_saved_in_a_table_that_the_command_line_keeps(
+    address, browser, captioner, tmp_path, capsys
+):
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    pictures = [shutil.copy2(path, tmp_path) for path in (captioner / "images").iterdir()][:2]
+    drop(browser, address, *pictures)
+    WebDriverWait(browser, SECONDS).until(
+        lambda _: len(wait_for(browser, ".word[tabindex='0']")) == 2
+    )
+    wait_for(browser, ".correct")[0].click()
+    (text, *_) = wait_for(browser, ".edit:not([hidden]) textarea")
+    text.clear()
+    text.send_keys("A text of mine, with a comma.\n")
+    assert wait_for(browser, "#count")[0].text == "2 captions, 1 edited"
+    wait_for(browser, "#download")[0].click()
+    table = browser.downloads / "captions.csv"
+    WebDriverWait(browser, SECONDS).until(lambda _: table.exists())
+    shutil.move(table, tmp_path)
+    run = str(captioner / "runs" / "captioner")
+    listing = ["--out", str(tmp_path / "captions.csv"), str(tmp_path)]
+    assert caption.main(["--run", run, "--unsure", "0.4", *listing]) == 0
+    assert "0 captions added" in capsys.readouterr().out
+    first = (tmp_path / "captions.csv").read_text().splitlines()[1]
+    assert first.startswith(f'{Path(pictures[0]).name},"A text of mine, with a comma.",false,,')
+
+
+def test_a_drawing_is_captioned(address, browser):
+    browser.get(address)
+    wait_for(browser, "#samples button")[0].click()
+    assert wait_for(browser, ".card .word")
+    assert wait_for(browser, ".card .name")[0].text == "skier.jpg"
+
+
+def test_the_keyboard_reaches_the_pictures_and_the_tabs(address, browser):
+    browser.get(address)
+    reached = reach_with_tab(browser, "#choose")
+    assert "tab" in [element.get_attribute("role") for element in reached]
 
 
 def test_a_search_shows_the_pictures_that_the_command_line_finds(address, browser, captioner):
@@ -173,17 +242,19 @@ def test_a_search_shows_the_pictures_that_the_command_line_finds(address, browse
 
     table = json.loads((captioner / "captions.json").read_text())
     browser.get(address)
-    [tab.click() for tab in wait_for(browser, "[role=tab]") if tab.text == "Search"]
-    (query,) = wait_for(browser, "#query input, #query textarea")
+    wait_for(browser, "#tab-search")[0].click()
+    (query,) = wait_for(browser, "#query")
     query.send_keys(table["annotations"][0]["caption"] + Keys.ENTER)
-    wait_for(browser, "#found li")
-    images = wait_for(browser, "#found img")
-    assert len(images) == 10
-    names = {image["file_name"] for image in table["images"]}
-    assert {image.get_attribute("alt").split(": ")[1] for image in images} <= names
+    names = [name.text for name in wait_for(browser, "#found .name")]
+    assert len(names) == 12
+    assert set(names) <= {image["file_name"] for image in table["images"]}
     query.clear()
     query.send_keys("xylophone" + Keys.ENTER)
-    assert "xylophone" in wait_for(browser, "#found .problem[role=alert]")[0].text
+    assert "xylophone" in wait_for(browser, "#found-note.problem[role=status]")[0].text
+    query.clear()
+    query.send_keys(table["annotations"][0]["caption"] + Keys.ENTER)
+    wait_for(browser, "#found button")[0].click()  # captions what was found
+    assert wait_for(browser, ".card .word")[0].is_displayed()
 
 
 def test_a_broken_picture_is_reported_and_the_next_one_captioned(
@@ -192,11 +263,10 @@ def test_a_broken_picture_is_reported_and_the_next_one_captioned(
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff<b>")
     drop(browser, address, broken)
-    assert "cannot be read" in wait_for(browser, "#caption .problem")[0].text
+    assert "cannot be read" in wait_for(browser, ".card .problem")[0].text
     # On the same page, which has room for the next picture at once.
-    picture = str(next((captioner / "images").iterdir()))
-    wait_for(browser, "#picture input[type=file]")[0].send_keys(picture)
-    assert wait_for(browser, "#caption .caption")[0].text
+    upload(browser, next((captioner / "images").iterdir()))
+    assert wait_for(browser, ".card .word")[0].text
 
 
 def test_an_upload_that_is_too_large_is_refused(address, browser, tmp_path):
@@ -204,16 +274,21 @@ def test_an_upload_that_is_too_large_is_refused(address, browser, tmp_path):
     Image.new("RGB", (800, 800)).save(large)
     assert large.stat().st_size > 2**20
     drop(browser, address, large)
-    assert (
-        "exceed the maximum"
-        in wait_for_text(browser, "[data-testid=toast-body], .toast-body").lower()
-    )
+    assert "exceeds the maximum of 1 MB" in wait_for(browser, ".card .problem")[0].text
+
+
+def test_a_picture_that_the_browser_cannot_show_is_shown_by_the_server(address, browser, tmp_path):
+    drawn = tmp_path / "drawn.tif"
+    Image.effect_noise((320, 200), 90).convert("RGB").save(drawn, compression="tiff_lzw")
+    drop(browser, address, drawn)
+    wait_for(browser, ".card .word")
+    assert wait_for(browser, ".card img")[0].get_property("naturalWidth") == 320
 
 
 def test_the_page_loads_nothing_from_the_web(address, browser, captioner):
     browser.get_log("performance")
     drop(browser, address, next((captioner / "images").iterdir()))
-    wait_for(browser, "#caption .caption")
+    wait_for(browser, ".card .word")
     messages = [json.loads(e["message"])["message"] for e in browser.get_log("performance")]
     requested = {
         message["params"]["request"]["url"]
@@ -221,7 +296,7 @@ def test_the_page_loads_nothing_from_the_web(address, browser, captioner):
         if message["method"] == "Network.requestWillBeSent"
     }
     assert any(url.startswith(address) for url in requested)
-    ours = (address, "data:", "blob:", "chrome:")
+    ours = (address, f"blob:{address}", "data:", "chrome:")
     assert [url for url in requested if not url.startswith(ours)] == []
 
 

@@ -10,8 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from decoder import demo
 from decoder.captioning.access import PASSWORD, Guard, read_password, trusted_hosts
 
 SECRET = "pässword with spaces"
-needs_gradio = pytest.mark.skipif(
-    importlib.util.find_spec("gradio") is None, reason="needs gradio, which the extra demo installs"
+needs_server = pytest.mark.skipif(
+    not all(map(importlib.util.find_spec, ("starlette", "uvicorn"))),
+    reason="needs starlette and uvicorn, which the extra demo installs",
 )
 
 
@@ -61,26 +62,12 @@ class Page:
                     connection.putheader(name, value)
             connection.endheaders(body or None)
             answer = connection.getresponse()
-            # An event stream ends by itself when nothing is pending.
             return Answer(answer.status, answer.headers, answer.read().decode())
         finally:
             connection.close()
 
-    def upload(self, name: str, content: bytes) -> Answer:
-        head = f'--limit\r\nContent-Disposition: form-data; name="files"; filename="{name}"\r\n\r\n'
-        body = head.encode() + content + b"\r\n--limit--\r\n"
-        kind = "multipart/form-data; boundary=limit"
-        return self.ask("POST", "/gradio_api/upload", body, Content_Type=kind)
-
-    def join(self, path: str, session: str) -> Answer:
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
-        body = json.dumps({"data": data, "fn_index": 0, "session_hash": session}).encode()
-        kind = "application/json"
-        return self.ask("POST", "/gradio_api/queue/join", body, Content_Type=kind)
-
-    def result(self, session: str) -> str:
-        """Return all events of a visitor, whose last one holds the caption."""
-        return self.ask(path=f"/gradio_api/queue/data?session_hash={session}").text
+    def caption(self, content: bytes) -> Answer:
+        return self.ask("POST", "/api/caption", content)
 
 
 @pytest.fixture(scope="module")
@@ -106,16 +93,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
 ROUTES = [
     ("GET", "/"),
     ("HEAD", "/"),
-    ("GET", "/config"),
-    ("GET", "/theme.css"),
-    ("GET", "/static/img/logo_nosize.svg"),
-    ("GET", "/gradio_api/info"),
-    ("GET", "/gradio_api/file=/etc/hostname"),
-    ("GET", "/gradio_api/queue/data?session_hash=x"),
-    ("GET", "/gradio_api/heartbeat/x"),
-    ("POST", "/gradio_api/upload"),
-    ("POST", "/gradio_api/queue/join"),
-    ("OPTIONS", "/gradio_api/queue/join"),
+    ("GET", "/static/page.js"),
+    ("GET", "/samples/skier.jpg"),
+    ("GET", "/api/picture/x"),
+    ("POST", "/api/caption"),
+    ("POST", "/api/search"),
+    ("POST", "/api/download/csv"),
+    ("POST", "/api/save/csv"),
+    ("OPTIONS", "/api/caption"),
     ("GET", "/no/such/route"),
 ]
 
@@ -129,7 +114,7 @@ def cannot_be_framed(answer: Answer) -> bool:
     )
 
 
-@needs_gradio
+@needs_server
 def test_every_route_refuses_a_foreign_host_origin_and_visitor(page):
     for method, path in ROUTES:
         for refused, status in [
@@ -142,7 +127,7 @@ def test_every_route_refuses_a_foreign_host_origin_and_visitor(page):
             assert cannot_be_framed(answer)
 
 
-@needs_gradio
+@needs_server
 def test_only_the_hosts_of_this_machine_and_allowed_ones_are_answered(page):
     port = page.port
     for host in [
@@ -154,7 +139,7 @@ def test_only_the_hosts_of_this_machine_and_allowed_ones_are_answered(page):
         "demo.example.org:1234",
         "proxy.example:8443",
     ]:
-        answer = page.ask(path="/config", Host=host)
+        answer = page.ask(path="/", Host=host)
         assert (answer.status, cannot_be_framed(answer)) == (200, True), host
     for host in [
         "evil.example",
@@ -170,16 +155,16 @@ def test_only_the_hosts_of_this_machine_and_allowed_ones_are_answered(page):
         "proxy.example:8444",
         "",
     ]:
-        answer = page.ask(path="/config", Host=host)
+        answer = page.ask(path="/", Host=host)
         assert answer.status == 403, host
         assert "--allow-host" in answer.text
         assert "demo.example.org" not in answer.text  # the name of a tunnel may be a secret
-    assert page.ask(path="/config", Host=None).status == 400
+    assert page.ask(path="/", Host=None).status == 400
     forwarded = {"X_Forwarded_Host": f"localhost:{port}", "X_Forwarded_Proto": "wss"}
-    assert page.ask(path="/config", Host="evil.example", **forwarded).status == 403
+    assert page.ask(path="/", Host="evil.example", **forwarded).status == 403
 
 
-@needs_gradio
+@needs_server
 def test_requests_of_other_web_sites_are_refused(page):
     for origin, status in [
         (None, 200),
@@ -193,13 +178,11 @@ def test_requests_of_other_web_sites_are_refused(page):
         ("https://evil.example", 403),
         ("file://", 403),
     ]:
-        body = json.dumps({"event_id": "none", "session_hash": "none", "fn_index": 0}).encode()
-        kind = "application/json"
-        answer = page.ask("POST", "/gradio_api/cancel", body, Origin=origin, Content_Type=kind)
+        answer = page.ask("POST", "/api/download/csv", b'{"captions": []}', Origin=origin)
         assert answer.status == status, (origin, answer)
 
 
-@needs_gradio
+@needs_server
 def test_only_the_right_password_is_accepted(page):
     for authorization, status in [
         (basic(SECRET, user=""), 200),
@@ -211,12 +194,12 @@ def test_only_the_right_password_is_accepted(page):
         ("Basic ???", 401),
         ("", 401),
     ]:
-        answer = page.ask(path="/config", Authorization=authorization)
+        answer = page.ask(path="/", Authorization=authorization)
         assert answer.status == status, authorization
         assert (answer.headers["WWW-Authenticate"] is None) == (status == 200)
 
 
-@needs_gradio
+@needs_server
 def test_no_websocket_is_opened(page):
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec_WebSocket_Version": "13"}
     upgrade["Sec_WebSocket_Key"] = "dGhlIHNhbXBsZSBub25jZQ=="
@@ -224,11 +207,11 @@ def test_no_websocket_is_opened(page):
     assert page.ask(path="/", Host="evil.example", **upgrade).status == 403
 
 
-@needs_gradio
+@needs_server
 def test_requests_that_are_too_large_are_refused(page):
-    picture = page.upload("large.bmp", bytes(2**20 + 1))
-    assert (picture.status, "maximum allowed size" in picture.text) == (413, True)
-    for path in ("/gradio_api/upload", "/gradio_api/queue/join"):
+    picture = page.caption(bytes(2**20 + 1))
+    assert (picture.status, "exceeds the maximum of 1 MB" in picture.text) == (413, True)
+    for path in ("/api/caption", "/api/search"):
         # What it announces is enough: nothing of it is read.
         announced = page.ask("POST", path, Content_Length=str(10**12))
         assert announced.status == 413
@@ -237,42 +220,49 @@ def test_requests_that_are_too_large_are_refused(page):
         assert endless.status == 411
 
 
-def uploaded(page: Page, name: str, content: bytes) -> str:
-    answer = page.upload(name, content)
-    assert answer.status == 200, answer
-    return json.loads(answer.text)[0]
-
-
-@needs_gradio
+@needs_server
 def test_a_full_queue_refuses_further_pictures_and_captions_the_waiting_ones(page):
     written = io.BytesIO()
     Image.effect_noise((640, 480), 50).save(written, "jpeg")
-    sessions = [uuid.uuid4().hex for _ in range(8)]
     # The same file each time, as when two visitors try the same picture.
-    paths = [uploaded(page, "same.jpg", written.getvalue()) for _ in sessions]
-    answers = [page.join(path, one) for path, one in zip(paths, sessions, strict=True)]
+    with ThreadPoolExecutor(8) as visitors:
+        answers = list(visitors.map(page.caption, [written.getvalue()] * 8))
     refused = [answer for answer in answers if answer.status != 200]
     assert refused
     assert {answer.status for answer in refused} == {503}
-    assert all("Queue is full" in answer.text for answer in refused)
-    waiting = [one for one, answer in zip(sessions, answers, strict=True) if answer.status == 200]
-    assert len(waiting) >= 2
-    for session in waiting:
-        assert 'class=\\"caption\\"' in page.result(session)
+    assert all("The page is busy" in answer.text for answer in refused)
+    captioned = [json.loads(answer.text) for answer in answers if answer.status == 200]
+    assert len(captioned) >= 2
+    for one in captioned:
+        assert one["caption"].startswith(one["attention"]["words"][0]["text"])
+        assert one["sure"].endswith("in 10 such captions are right.")
 
 
-@needs_gradio
-def test_a_broken_picture_is_reported_and_no_files_but_uploads_are_left(page):
-    path = uploaded(page, "broken.jpg", b"\xff\xd8\xff<b>")
-    assert page.join(path, "broken").status == 200
-    assert "This picture cannot be read" in page.result("broken")
+@needs_server
+def test_a_broken_picture_is_reported_and_no_upload_is_left(page):
+    answer = page.caption(b"\xff\xd8\xff<b>")
+    assert (answer.status, "This picture cannot be read" in answer.text) == (422, True)
+    white = io.BytesIO()
+    Image.new("RGB", (320, 240), "white").save(white, "png")
+    assert "it shows nothing" in page.caption(white.getvalue()).text
     (folder,) = page.temporary.glob("captions-*")
-    left = [one for one in folder.rglob("*") if one.is_file()]
-    assert [one.name for one in left if one.parent == folder] == []
-    assert path in map(str, left)  # it is deleted later, because others may have uploaded it too
+    assert list(folder.iterdir()) == []
 
 
-@needs_gradio
+@needs_server
+def test_only_pictures_that_were_found_can_be_seen_and_nothing_is_saved_without_a_folder(page):
+    for path in ("/api/picture/" + "0" * 32, "/api/picture/..%2f..%2fetc%2fhostname"):
+        assert page.ask(path=path).status == 404
+    assert page.ask("POST", "/api/caption?picture=/etc/hostname").status == 404
+    assert page.ask("POST", "/api/save/csv", b'{"captions": []}').status == 404
+    assert page.ask("POST", "/api/search", b'{"sentence": "a dog"}').status == 404
+    for path in ("/static/../page.py", "/static/%2e%2e/page.py", "/samples/..%2fpage.jpg"):
+        assert page.ask(path=path).status == 404
+    for body in (b"", b"[]", b"{", b'{"captions": [1]}', b'{"captions": [{"name": 1}]}'):
+        assert page.ask("POST", "/api/download/csv", body).status == 422
+
+
+@needs_server
 def test_a_page_for_other_machines_needs_a_password(monkeypatch, capsys):
     monkeypatch.delenv(PASSWORD, raising=False)
     monkeypatch.setattr(sys, "stdin", io.StringIO())
