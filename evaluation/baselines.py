@@ -24,6 +24,7 @@ from pipeline.captions import CaptionTable
 from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
 
+METRICS = ("Bleu", "METEOR", "ROUGE_L")  # and CIDEr, which is scored separately
 _CAPTIONS = 5  # for the agreement of people; COCO, Flickr8k and Flickr30k have five
 _MOST_IMAGES = 5000  # METEOR takes a minute for these
 _ROWS = 1024  # rows of the store read at a time
@@ -180,7 +181,7 @@ def _score(parts: Sequence[tuple[Captions, Mapping[int, str]]]) -> Baseline:
             candidates[len(candidates)] = [text]
     reference_tokens = tokenize(references)
     tokens = {i: texts[0] for i, texts in tokenize(candidates).items()}
-    scores = score_tokens(reference_tokens, tokens, ("Bleu", "METEOR", "ROUGE_L"))
+    scores = score_tokens(reference_tokens, tokens, METRICS)
     members = np.repeat(np.eye(len(parts), dtype=np.int64), size, axis=1)
     values = resample(scores.per_image, scores.statistics, members)
     values["CIDEr"] = np.array(
