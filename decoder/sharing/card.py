@@ -61,13 +61,14 @@ def front_matter(captioner: Mapping[str, Any]) -> str:
         lines += ["datasets:", f"- {_identifier(dataset)}"]
     if captioner["scores"]:
         lines += _results(captioner, dataset)
-    return "\n".join(["---", *lines, "---", ""])
+    return "\n".join(["---", *lines, "---", "", ""])
 
 
 def _results(captioner: Mapping[str, Any], dataset: str | None) -> Iterator[str]:
     """Yield the lines of the metrics, and of the scores as a model index."""
     scores = captioner["scores"]
-    names = list(dict.fromkeys(name for of in scores.values() for name in of["corpus"]))
+    corpora = [of["corpus"].items() for of in scores.values()]
+    names = [name for corpus in corpora for name, value in corpus if value is not None]
     yield "metrics:"
     yield from (f"- {name}" for name in dict.fromkeys(_metric(name)[0] for name in names))
     yield "model-index:"
@@ -101,10 +102,9 @@ def _metric(name: str) -> tuple[str, str]:
 
 
 def _identifier(name: str) -> str:
-    """Return a name as Hugging Face allows it for data sets: letters, digits, dots and dashes."""
-    return _quoted(
-        re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "unknown"
-    )
+    """Return a name as Hugging Face allows it for a data set: at most 96 letters, digits, _.-"""
+    allowed = re.sub(r"(?:[^\w.]|\.\.)+", "-", name, flags=re.ASCII)[:96].strip("-.")
+    return _quoted(allowed or "unknown")
 
 
 def _quoted(text: str) -> str:

@@ -104,7 +104,7 @@ async function caption(file) {
     .rotate() // upright, by its EXIF orientation
     .flatten({ background: "white" })
     .toColourspace("srgb")
-    .resize(width, height, { fit: "fill", kernel: "cubic" })
+    .resize(width, height, { fit: "fill", kernel: "cubic", fastShrinkOnLoad: false })
     .raw()
     .toBuffer();
   const picture = new ort.Tensor("uint8", new Uint8Array(pixels), [1, height, width, 3]);
