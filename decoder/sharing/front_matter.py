@@ -71,13 +71,14 @@ def front_matter(captioner: Mapping[str, Any]) -> str:
         lines += ["datasets:", *(f"- {_identifier(of['name'])}" for of in sources)]
     if captioner["scores"]:
         lines += _results(captioner)
-    return "\n".join(["---", *lines, "---", ""])
+    return "\n".join(["---", *lines, "---", "", ""])
 
 
 def _results(captioner: Mapping[str, Any]) -> Iterator[str]:
     """Yield the lines of the metrics, and of the scores as a model index."""
     rows = list(scored_rows(captioner))
-    names = dict.fromkeys(name for _, _, of in rows for name in of["corpus"])
+    corpora = [of["corpus"].items() for _, _, of in rows]
+    names = [name for corpus in corpora for name, value in corpus if value is not None]
     yield "metrics:"
     yield from (f"- {name}" for name in dict.fromkeys(_metric(name)[0] for name in names))
     yield "model-index:"
@@ -114,10 +115,9 @@ def _metric(name: str) -> tuple[str, str]:
 
 
 def _identifier(name: str) -> str:
-    """Return a name as Hugging Face allows it for data sets: letters, digits, dots and dashes."""
-    return _quoted(
-        re.sub(r"[^\w.-]+|--+|\.\.+", "-", name, flags=re.ASCII).strip("-.")[:96] or "unknown"
-    )
+    """Return a name as Hugging Face allows it for a data set: at most 96 letters, digits, _.-"""
+    allowed = re.sub(r"(?:[^\w.]|\.\.)+", "-", name, flags=re.ASCII)[:96].strip("-.")
+    return _quoted(allowed or "unknown")
 
 
 def _quoted(text: str) -> str:

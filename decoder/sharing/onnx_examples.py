@@ -27,8 +27,8 @@ npm install onnxruntime-node sharp
 node caption.mjs photo.jpg
 ```
 
-In a browser, use `onnxruntime-web` in the same way, and a canvas in place of sharp. Programs that \
-resize pictures in different ways can differ in a word. `python -m decoder.caption` uses beam \
+In a browser, use `onnxruntime-web` in the same way, and the pixels of a canvas in place of sharp. \
+Resize them as the program does: other ways change words. `python -m decoder.caption` uses beam \
 search instead, and suppresses immediate repetitions.
 """
 
@@ -90,7 +90,7 @@ import sharp from "sharp";
 const path = (name) => fileURLToPath(new URL(name, import.meta.url));
 const read = (name) => JSON.parse(readFileSync(path(name), "utf8"));
 const words = read("words.json");
-const { width, height, bos, eos, longest } = read("settings.json");
+const { width, height, interpolation, bos, eos, longest } = read("settings.json");
 const [cnn, encode, step] = await Promise.all(
   ["cnn", "encode", "step"].map((name) => ort.InferenceSession.create(path(`${name}.onnx`))),
 );
@@ -99,15 +99,46 @@ const [cnn, encode, step] = await Promise.all(
 const run = (session, known) =>
   session.run(Object.fromEntries(session.inputNames.map((name) => [name, known[name]])));
 
+// Pillow's filters, with their radius. Other resizing would change about every third caption.
+const cubic = (x) => (x < 1 ? (1.5 * x - 2.5) * x * x + 1 : ((2.5 - 0.5 * x) * x - 4) * x + 2);
+const filters = { BICUBIC: [2, cubic], BILINEAR: [1, (x) => 1 - x] };
+
+// Resizes one axis of pixels [rows, from, stride] to [rows, to, stride].
+function resize(pixels, rows, from, to, stride) {
+  const [radius, filter] = filters[interpolation];
+  const scale = Math.max(from / to, 1);
+  const out = new Uint8ClampedArray(rows * to * stride); // rounds and clips
+  for (let i = 0; i < to; i++) {
+    const centre = ((i + 0.5) * from) / to;
+    const first = Math.max(0, Math.floor(centre - radius * scale + 0.5));
+    const end = Math.min(from, Math.floor(centre + radius * scale + 0.5));
+    const weights = [];
+    for (let j = first; j < end; j++) {
+      const distance = Math.abs(j + 0.5 - centre) / scale;
+      weights.push(distance < radius ? filter(distance) : 0);
+    }
+    const total = weights.reduce((a, b) => a + b);
+    for (let row = 0; row < rows; row++)
+      for (let k = 0; k < stride; k++) {
+        let sum = 0;
+        for (let j = first; j < end; j++)
+          sum += weights[j - first] * pixels[(row * from + j) * stride + k];
+        out[(row * to + i) * stride + k] = sum / total;
+      }
+  }
+  return out;
+}
+
 async function caption(file) {
-  const pixels = await sharp(file)
+  const { data, info } = await sharp(file)
     .rotate() // upright, by its EXIF orientation
     .flatten({ background: "white" })
     .toColourspace("srgb")
-    .resize(width, height, { fit: "fill", kernel: "cubic" })
     .raw()
-    .toBuffer();
-  const picture = new ort.Tensor("uint8", new Uint8Array(pixels), [1, height, width, 3]);
+    .toBuffer({ resolveWithObject: true });
+  const wide = resize(data, info.height, info.width, width, 3);
+  const pixels = new Uint8Array(resize(wide, 1, info.height, height, 3 * width));
+  const picture = new ort.Tensor("uint8", pixels, [1, height, width, 3]);
   const known = { ...(await run(encode, await run(cnn, { pixels: picture }))) };
   const written = [];
   known.word = new ort.Tensor("int64", [BigInt(bos)], [1]);

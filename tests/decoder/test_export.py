@@ -371,7 +371,7 @@ def test_onnx_writes_the_same_greedy_captions_by_its_examples(run, exported, tmp
     stage = ["node", str(example), *map(str, pictures)]
     done = subprocess.run(stage, capture_output=True, text=True, check=True, timeout=120)
     agreeing = sum(a == b for a, b in zip(done.stdout.splitlines(), expected, strict=True))
-    assert agreeing >= 0.9 * len(pictures), "sharp resizes almost as Pillow does"
+    assert agreeing >= 0.9 * len(pictures), "JPEG decoders may differ in the last bit"
 
 
 def node_modules() -> Path:
