@@ -29,7 +29,7 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock, capsys):
     assert lines[0] == "extract: 1,010 of 2,000 images, 16:30 left"
     done = [line.split()[1] for line in lines]
     assert done[:3] == ["1,010", "1,040", "1,070"]
-    assert done[-1] == "1,990", "nothing is left to say at the end"
+    assert done[-1] == "1,970", "nothing is left to say at the end"
 
 
 def test_bytes_are_shown_in_large_units(clock, capsys):
