@@ -1,8 +1,9 @@
 """Scores in words, by how often results with such scores are right on validation captions.
 
-Queries are phrases from the captions of the validation pictures, from one content word to an entire
-caption. A picture is right for a query if its own captions contain all content words of the query.
-That is strict: what people saw but did not write counts as wrong. From half of the queries all
+Queries are phrases of one or two content words from the captions of the validation pictures, such
+as "dog in the snow". A picture is right for a query if its own captions contain all content words.
+That is strict: what people saw but did not write counts as wrong. (For longer queries hardly any
+picture but the phrase's own would be right, so they are not measured.) From half of the queries all
 right pictures are withheld, so that a high score for a query without match is punished.
 
 Shape suffixes: Q queries, N pictures, K results of each query, D size of the embedding.
@@ -19,9 +20,9 @@ from decoder.ranking.queries import is_content
 
 GOOD, FAIR, WEAK = "good", "fair", "weak"
 # The share of right results that the names promise.
-_GOOD_PRECISION, _FAIR_PRECISION = 0.75, 0.4
-# Results of each query that are counted, and content words of a phrase; None is the entire caption.
-_RESULTS, _LENGTHS = 10, (1, 2, 3, None)
+_GOOD_PRECISION, _FAIR_PRECISION = 0.7, 0.4
+# Results of each query that are counted, and content words of the phrases of a picture.
+_RESULTS, _LENGTHS = 10, (1, 2, 1, 2)
 _LEAST_PICTURES, _LEAST_RESULTS = 200, 100  # fewer would not tell grades apart
 
 Tokens = Sequence[str]
@@ -107,11 +108,10 @@ def _queries(
         for length in _LENGTHS:
             tokens = texts[int(random.integers(len(texts)))]
             places = [place for place, word in enumerate(tokens) if is_content(word)]
-            if len(places) < (length or 1):
+            if len(places) < length:
                 continue
-            if length is not None:
-                first = int(random.integers(len(places) - length + 1))
-                tokens = tokens[places[first] : places[first + length - 1] + 1]
+            first = int(random.integers(len(places) - length + 1))
+            tokens = tokens[places[first] : places[first + length - 1] + 1]
             if all(knows(word) for word in tokens):
                 owners.append(picture)
                 queries.append(tokens)

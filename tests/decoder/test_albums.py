@@ -280,7 +280,7 @@ def test_grades_promise_the_precision_that_was_measured():
 
     measured = grades.measure(captions, vectors, embed, lambda word: True)
     assert measured is not None
-    assert measured.precision["good"] > 0.7
+    assert measured.precision["good"] > 0.6
     assert 0.3 < measured.precision["fair"] < 0.6
     assert measured.precision["weak"] < 0.2
     assert measured.fair < measured.good
