@@ -138,7 +138,7 @@ def extract_features(
     views: Sequence[str],
     batch_size: int,
     workers: int | None = None,
-    read: Callable[[Path], Image.Image] = read_picture,
+    read: Callable[[Path], Image.Image] | None = None,
 ) -> Generator[Extracted | PictureError, None, None]:
     """Yield the features of each picture, or why it cannot be read, in the order of `paths`.
 
@@ -149,8 +149,9 @@ def extract_features(
         batch_size: number of pictures that go through the network together, unless the backbone
             takes them one by one.
         workers: as in `extract`.
-        read: decodes a picture, or raises PictureError.
+        read: decodes a picture, or raises PictureError; by default `read_picture`.
     """
+    read = read or read_picture
     if backbone.one_by_one:
         return _one_by_one(backbone, paths, views, workers or torch.get_num_threads(), read)
     return _in_batches(backbone, paths, views, batch_size, workers or os.cpu_count() or 1, read)
