@@ -76,7 +76,6 @@ def baselines_of(
     if stamp.holds():
         with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):
             return _parse(read_json(path, "")), []
-    print(f"report: scoring the baselines of the {split} split, which is done once")
     groups: dict[str, list[tuple[Captions, dict[int, str]]]] = {}
     reasons = []
     references = {image: references[image] for image in images}
@@ -89,6 +88,9 @@ def baselines_of(
         reasons.append(str(error))
     if people := _leave_one_out(references):
         groups["people"] = people
+    if not groups:
+        return {}, reasons
+    print(f"report: scoring the baselines of the {split} split, which is done once")
     try:
         found = {name: _score(parts) for name, parts in groups.items()}
     except UserError as error:
