@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
+
+from tests.pictures import moon
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("features", "pipeline", "evaluation", "decoder")
@@ -180,7 +181,7 @@ assert not (slow := {SLOW!r} & sys.modules.keys()), slow
 
 
 def test_captioning_a_picture_starts_well(tmp_path: Path) -> None:
-    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "noise.png")
+    moon((64, 48)).save(tmp_path / "noise.png")
     assert_starts_well("decoder.caption", [str(tmp_path / "noise.png")])
 
 

@@ -136,7 +136,7 @@ def test_pickle_in_place_of_any_file_is_refused_without_unpickling(
     if "state" in name or name == "vocabulary.json":  # only training reads these
         options = trained(work)
         with pytest.raises(UserError):
-            train._trainer(options, train.RunFolder(work / RUN)).state.restore()
+            train.new_trainer(options).state.restore()
         statuses.append(2)
     assert not marker.exists()
     assert 2 in statuses

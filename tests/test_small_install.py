@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from features.extras import EXTRA_OF
+from tests.pictures import moon
 from tests.test_command import COMMANDS
 
 PROJECT = Path(__file__).parents[1]
@@ -57,7 +57,7 @@ def python(code: str, environment: dict[str, str], folder: Path) -> str:
 
 def test_captioning_works_without_any_extra_and_other_commands_name_theirs(small, tmp_path):
     """One process for all commands, because each would import torch again."""
-    Image.effect_noise((64, 48), 80).convert("RGB").save(tmp_path / "noise.png")
+    moon((64, 48)).save(tmp_path / "moon.png")
     run = PROJECT / "decoder" / "trained"
     code = f"""
 import contextlib, importlib, io, pathlib
@@ -77,9 +77,9 @@ def names_extra(extra, command, *arguments):
 for command in {list(COMMANDS)!r}:
     command = command.replace("doctor", "doctor.__main__")
     assert status(command, "--version")[0] == 0
-code, out, err = status("decoder.caption", "noise.png")
-assert code == 0 and out.startswith("noise.png\\t"), err
-pathlib.Path("page.html").write_text('<img src="noise.png">')
+code, out, err = status("decoder.caption", "moon.png")
+assert code == 0 and out.startswith("moon.png\\t"), err
+pathlib.Path("page.html").write_text('<img src="moon.png">')
 assert status("decoder.caption", "--alt", "page.html")[0] == 0
 assert status("decoder.export", "--run", {str(run)!r}, "--out", "out")[0] in (0, 2)
 names_extra("train", "pipeline.prepare", "--dataset", "shapes", "--work", "w", "--images", "3")

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from decoder import caption, train
 from evaluation import report, score
 from pipeline import captions, vocabulary
+from tests.pictures import moon
 
 DATA = Path(__file__).parent / "data" / "version_0_2"
 # With these, a decoder of four units writes something else for most images.
@@ -55,7 +56,7 @@ def test_a_run_writes_the_same_captions(run, weights, suffix):
 
 def test_a_captioner_captions_a_picture(run, tmp_path, capsys):
     picture = tmp_path / "noise.png"
-    Image.effect_noise((64, 64), 80).save(picture)
+    moon((64, 64)).save(picture)
     assert caption.main([str(picture), "--run", str(DATA / "captioner"), *LONG]) == 0
     path, text = capsys.readouterr().out.rstrip("\n").split("\t")[:2]
     assert (path, len(text.split()) > 3) == (str(picture), True)

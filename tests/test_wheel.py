@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
-from PIL import Image
 
 from features.extras import EXTRA_OF
+from tests.pictures import moon
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("features", "pipeline", "evaluation", "decoder")
@@ -76,7 +76,7 @@ def test_an_installed_wheel_captions_a_photograph(wheel, tmp_path):
     site = tmp_path / "site"
     pip("install", "--no-deps", "--target", site, wheel)
     photo = tmp_path / "photo.jpg"
-    Image.effect_noise((400, 300), 80).convert("RGB").save(photo)
+    moon((400, 300)).save(photo)
     # -S leaves out .pth files, among them the editable installation's; the libraries stay.
     paths = [str(site), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}

@@ -330,6 +330,8 @@ def write_listing(writer: CaptionWriter, paths: Sequence[Path], out: Path, overw
 def _as_cell(value: Any) -> str:
     if value is None:
         return ""
+    if isinstance(value, list):
+        return "; ".join(map(str, value))
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 

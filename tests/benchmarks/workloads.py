@@ -194,7 +194,7 @@ def _plain_step(trainer: Trainer, label: str, images: int) -> Workload:
     batch = trainer.training.batch(list(range(images))).to(trainer.device)
 
     def run() -> Work:
-        loss = plain(*batch.features, batch.tokens_BT, batch.image_B)
+        loss = plain(*batch.features[:2], batch.tokens_BT, batch.image_B)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(plain.parameters(), 1.0)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from decoder import caption, demo
+from tests.pictures import moon
 
 BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 pytestmark = [
@@ -281,7 +282,7 @@ def test_an_upload_that_is_too_large_is_refused(address, browser, tmp_path):
 
 def test_a_picture_that_the_browser_cannot_show_is_shown_by_the_server(address, browser, tmp_path):
     drawn = tmp_path / "drawn.tif"
-    Image.effect_noise((320, 200), 90).convert("RGB").save(drawn, compression="tiff_lzw")
+    moon((320, 200)).save(drawn, compression="tiff_lzw")
     drop(browser, address, drawn)
     wait_for(browser, ".card .word")
     assert wait_for(browser, ".card img")[0].get_property("naturalWidth") == 320

@@ -326,7 +326,7 @@ def test_steps_in_onnx_are_those_of_the_decoder(name: str, cell: str, batch) -> 
     model = build(options, WORDS, CHANNELS).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
-    one = Features(*(part[:1] for part in batch.features))
+    one = batch.features.each(lambda part: part[:1])
     expected = []
     with torch.inference_mode():
         memory = model.encode(one)

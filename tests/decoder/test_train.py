@@ -213,7 +213,7 @@ def test_compiled_steps_have_the_loss_and_gradient_of_uncompiled_ones(
     # g++ takes half the time without vectors, which the next test has.
     with config.patch({"cpp.simdlen": 1, "compile_threads": 1}):
         for compile in (False, True):
-            trainer = train._trainer(replace(options, compile=compile), RunFolder(Path("none")))
+            trainer = train.new_trainer(replace(options, compile=compile))
             found.append([])
             for phase in trainer.phases:
                 for batch in islice(trainer.training.epoch(phase.name, 0), 3):

@@ -400,7 +400,7 @@ def _of_run(work: Path, folder: Path) -> list[Reader]:
     """Return the readers of a run's files; `work` has the run "small", captioned and scored."""
     copy = Path(shutil.copytree(work, folder / "work"))
     run = RunFolder(copy / "runs" / "small")
-    trainer = train._trainer(trained(copy), run)
+    trainer = train.new_trainer(trained(copy))
     features = Features(torch.rand(2, 49, 1280), torch.rand(2, 1280))
 
     def in_place(path: Path, use: Callable[[], object]) -> Callable[[Path], None]:

@@ -1,5 +1,6 @@
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from features.errors import UserError
 from pipeline import captions
-from pipeline.captions import Caption, CaptionTable, Image, check_file_name
+from pipeline.captions import Caption, CaptionTable, Image, Source, check_file_name
 
 DOG = Image(7, "dog.jpg", "train", (Caption("A dog's tail.", ("a", "dog", "'s", "tail")),))
 CAT = Image(9, "cats/cat é.jpg", "val", (Caption("A cat", ("a", "cat")), Caption("Cat", ("cat",))))
@@ -15,7 +16,8 @@ CAT = Image(9, "cats/cat é.jpg", "val", (Caption("A cat", ("a", "cat")), Captio
 
 def test_table_is_saved_in_coco_format_and_loads_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "captions.json"
-    table = CaptionTable("pets", tmp_path.parent.resolve(), (DOG, CAT))
+    images = tuple(replace(image, source="pets") for image in (DOG, CAT))
+    table = CaptionTable("pets", tmp_path.parent.resolve(), images, (Source("pets", "pets"),))
     captions.save(table, path)
     assert captions.load(path) == table
     content = json.loads(path.read_text())

@@ -16,8 +16,8 @@ from decoder.runs.packaged import packaged_captioner
 from decoder.training.options import TrainOptions
 from features.backbones import names
 from pipeline import extract, prepare
-from pipeline.command import PARSING
 from pipeline.options import ExtractOptions, PrepareOptions
+from pipeline.parsing import PARSING
 from pipeline.presets import with_preset
 
 PROJECT = Path(__file__).parents[2]

@@ -20,6 +20,7 @@ from PIL import Image
 
 from decoder import demo
 from decoder.captioning.access import PASSWORD, Guard, read_password, trusted_hosts
+from tests.pictures import moon
 
 SECRET = "pässword with spaces"
 needs_server = pytest.mark.skipif(
@@ -223,7 +224,7 @@ def test_requests_that_are_too_large_are_refused(page):
 @needs_server
 def test_a_full_queue_refuses_further_pictures_and_captions_the_waiting_ones(page):
     written = io.BytesIO()
-    Image.effect_noise((640, 480), 50).save(written, "jpeg")
+    moon((640, 480)).save(written, "jpeg")
     # The same file each time, as when two visitors try the same picture.
     with ThreadPoolExecutor(8) as visitors:
         answers = list(visitors.map(page.caption, [written.getvalue()] * 8))

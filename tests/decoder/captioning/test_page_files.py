@@ -37,11 +37,11 @@ def downloaded(kind: str) -> dict[str, str]:
 
 def test_a_table_has_a_row_for_each_picture_without_a_confidence_for_corrections():
     header, *rows = downloaded("csv")["captions.csv"].splitlines()
-    assert header == "path,caption,unsure,confidence,bytes,modified,writer,error"
+    assert header == "path,caption,unsure,confidence,bytes,modified,writer,labels,error"
     assert rows == [
-        "trip/dog.jpg,A dog runs.,false,0.5,10,1234000000,writer,",
-        "cat.png,A cat of mine.,false,,10,1234000000,writer,",
-        "cat (2).png,Another cat.,true,0.5,10,1234000000,writer,",
+        "trip/dog.jpg,A dog runs.,false,0.5,10,1234000000,writer,,",
+        "cat.png,A cat of mine.,false,,10,1234000000,writer,,",
+        "cat (2).png,Another cat.,true,0.5,10,1234000000,writer,,",
     ]
 
 

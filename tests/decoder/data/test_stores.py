@@ -31,7 +31,7 @@ def drawn(reader: TrainingReader, batch: Batch) -> list[int]:
     """Return the number of the view that a batch has of each image."""
     found = []
     rows = reader._store.rows(batch.image_ids.tolist())
-    for row, grid, pooled in zip(rows, *batch.features, strict=True):
+    for row, grid, pooled in zip(rows, *batch.features[:2], strict=True):
         stored = [
             view
             for view in range(3)

@@ -71,7 +71,7 @@ def assert_generates(
 
 
 def row(features: Features, number: int) -> Features:
-    return Features(*(tensor[number : number + 1] for tensor in features))
+    return features.each(lambda tensor: tensor[number : number + 1])
 
 
 @pytest.mark.parametrize("name", ["show_tell", "att2in", "updown"])
@@ -155,7 +155,7 @@ def test_attention_with_views_is_that_of_the_whole_picture(two_runs):
     channels, (height, width) = one.config["features"]["channels"], one.config["features"]["grid"]
     torch.manual_seed(1)
     whole = Features(torch.rand(3, height * width, channels), torch.rand(3, channels))
-    twice = Features(*(torch.stack((t, t + 1), 1).flatten(0, 1) for t in whole))
+    twice = whole.each(lambda t: torch.stack((t, t + 1), 1).flatten(0, 1))
     captions = two.caption(twice)
     expected = one.attention(whole, captions)
     np.testing.assert_allclose(two.attention(twice, captions), expected, atol=1e-6)
@@ -219,15 +219,17 @@ def test_views_of_new_pictures_are_used(two_runs):
     work, run = two_runs[0].parents[1], two_runs[0]
     picture = next((work / "images").iterdir())
     two = loaded([run], views=2)
-    ((_, captions),) = caption_pictures(two, [picture], 4)
+    ((_, captioned),) = caption_pictures(two, [picture], 4)
+    captions = captioned.candidates  # type: ignore[union-attr]
     backbone = two.backbone()
     whole = read_picture(picture)
     pixels = torch.stack([backbone.transform(p) for p in (whole, ImageOps.mirror(whole))])
     parts = (to_float16(part.numpy()) for part in backbone.features(pixels))
     (expected,) = two.captions(Features(*(torch.from_numpy(part).float() for part in parts)))
-    assert [c.text for c in captions] == [c.text for c in expected]  # type: ignore[union-attr]
-    assert captions[0].log_probability == pytest.approx(expected[0].log_probability, abs=1e-2)  # type: ignore[index]
-    ((_, (single,)),) = caption_pictures(loaded([run]), [picture], 4)
+    assert [c.text for c in captions] == [c.text for c in expected]
+    assert captions[0].log_probability == pytest.approx(expected[0].log_probability, abs=1e-2)
+    ((_, captioned),) = caption_pictures(loaded([run]), [picture], 4)
+    (single,) = captioned.candidates  # type: ignore[union-attr]
     assert single.log_probability != pytest.approx(expected[0].log_probability, abs=1e-2)
 
 

@@ -115,7 +115,7 @@ def test_groups_without_diversity_all_equal_a_smaller_beam(features):
 
 
 def of(features: Features, image: int) -> Features:
-    return Features(*(t[image][None] for t in features))
+    return features.each(lambda t: t[image][None])
 
 
 def assert_beams(found: Generated, image: int, expected: list[tuple[float, list[int]]]) -> None:

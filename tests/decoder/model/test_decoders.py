@@ -5,7 +5,7 @@ import gc
 import pytest
 import torch
 
-from decoder.data.batches import Batch, Features, pack, pad
+from decoder.data.batches import Batch, pack, pad
 from decoder.model import decoders
 from decoder.model.decoders import ModelOptions
 from decoder.model.operations import HAND_MADE, PLAIN
@@ -28,7 +28,7 @@ def build(name: str, cell: str = "lstm", dropout: float = 0.0) -> decoders.Decod
 
 
 def double(batch: Batch) -> Batch:
-    return batch._replace(features=Features(*(t.double() for t in batch.features)))
+    return batch._replace(features=batch.features.each(torch.Tensor.double))
 
 
 @EVERY_MODEL
@@ -74,7 +74,7 @@ def test_up_down_agrees_with_a_plainly_written_one(batch):
     model = build("updown")
     plain = PlainUpDown(model)
     ours = cross_entropy(model, batch).loss
-    theirs = plain(*batch.features, batch.tokens_BT, batch.image_B)
+    theirs = plain(*batch.features[:2], batch.tokens_BT, batch.image_B)
     torch.testing.assert_close(ours, theirs)
 
     ours.backward()
@@ -101,7 +101,7 @@ def test_a_caption_is_read_the_same_alone_and_in_a_batch(name, cell, batch):
     words = pack(batch.tokens_BT, batch.image_B)
     together = model(memory, words)
     for i, tokens in enumerate(batch.tokens_BT):
-        features = Features(*(t[batch.image_B[i]][None] for t in batch.features))
+        features = batch.features.each(lambda t, row=batch.image_B[i]: t[row][None])
         alone = model(model.encode(features), pack(tokens[None], torch.tensor([0])))
         torch.testing.assert_close(together[words.caption_P == i], alone)
 
@@ -110,7 +110,7 @@ def test_a_caption_is_read_the_same_alone_and_in_a_batch(name, cell, batch):
 def test_steps_of_generation_agree_with_teacher_forcing(name, cell, batch):
     model = build(name, cell).eval()
     caption = [5, 9, 7, EOS]
-    memory = model.encode(Features(*(t[:1] for t in batch.features)))
+    memory = model.encode(batch.features.each(lambda t: t[:1]))
     words = pack(pad([caption]), torch.tensor([0]))
     state, stepwise = model.start(memory, 1), []
     for word in words.inputs_P:
@@ -123,9 +123,9 @@ def test_steps_of_generation_agree_with_teacher_forcing(name, cell, batch):
 def test_each_model_looks_at_its_own_features_only(name, batch):
     """Show and Tell sees the pooled feature, Att2in the grid, Up-Down both."""
     model = build(name)
-    features = Features(*(t.clone().requires_grad_() for t in batch.features))
+    features = batch.features.each(lambda t: t.clone().requires_grad_())
     cross_entropy(model, batch._replace(features=features)).loss.backward()
-    sees_grid, sees_pooled = (t.grad is not None and bool(t.grad.any()) for t in features)
+    sees_grid, sees_pooled = (t.grad is not None and bool(t.grad.any()) for t in features[:2])
     assert (sees_grid, sees_pooled) == (name != "show_tell", name != "att2in")
 
 
@@ -147,7 +147,7 @@ def test_no_special_word_but_the_end_has_an_output(batch):
 def test_an_unknown_target_adds_nothing_to_the_loss(batch):
     """Otherwise the model would learn a word that it cannot generate."""
     model = build("updown")
-    features = Features(*(t[:1] for t in batch.features))
+    features = batch.features.each(lambda t: t[:1])
     one = batch._replace(features=features, image_B=torch.tensor([0]))
     words = pack(torch.tensor([[5, UNK, EOS]]), one.image_B)
     log_probability = model(model.encode(features), words).log_softmax(1)

@@ -40,7 +40,7 @@ def test_the_caption_of_a_training_picture_wins_against_those_of_others(work):
     scores = reranker.scores(candidates, reader.features(places), 1, False)
     assert (scores.expectation_IK.argmax(1) == 2).all()
     assert (scores.cosine_IK.argmax(1) == 2).all()
-    ordered = reranker(candidates, reader.features(places), 1, False)
+    ordered, scores = reranker(candidates, reader.features(places), 1, False)
     assert ordered.tokens_IKT[:, 0].tolist() == [of_image[2] for of_image in rows]
 
 

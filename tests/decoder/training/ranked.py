@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from decoder.data.batches import Batch, Features
+from decoder.data.batches import Batch
 from decoder.training import distributed
 from decoder.training.objectives import cross_entropy
 from features.distributed import process_group, world_size
@@ -76,7 +76,7 @@ def share_of(batch: Batch, rank: int, world: int) -> Batch:
     mine = (batch.image_B[:, None] == places).any(1)
     return Batch(
         batch.image_ids[places],
-        Features(*(tensor[places] for tensor in batch.features)),
+        batch.features.each(lambda tensor: tensor[places]),
         batch.tokens_BT[mine],
         torch.searchsorted(places, batch.image_B[mine]),
         idle,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from decoder import train
-from decoder.data.batches import Batch, Features
+from decoder.data.batches import Batch
 from decoder.training.objectives import cross_entropy
 from tests.decoder.conftest import SMALL
 from tests.decoder.model.test_decoders import build
@@ -30,7 +30,7 @@ def test_gradients_are_those_of_one_process_on_the_whole_batch(
 ) -> None:
     """The ranks have different numbers of words; with one image the second rank has none."""
     mine = batch.image_B < images
-    features = Features(*(tensor[:images] for tensor in batch.features))
+    features = batch.features.each(lambda tensor: tensor[:images])
     chosen = Batch(batch.image_ids[:images], features, batch.tokens_BT[mine], batch.image_B[mine])
     model = build("updown")
     expected = cross_entropy(model, chosen)

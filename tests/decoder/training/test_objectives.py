@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_expected_reward(baseline, temperature, batc
     model, reward, longest = build(), CountWord(5), 2
     one = batch._replace(
         image_ids=batch.image_ids[:1],
-        features=type(batch.features)(*(t[:1] for t in batch.features)),
+        features=batch.features.each(lambda t: t[:1]),
     )
     known = range(EOS + 1, WORDS)
     every = [[EOS, PAD]] + [[w, EOS] for w in known] + [[w, v] for w in known for v in known]
@@ -120,7 +120,7 @@ def test_samples_are_learned_as_if_read_again_under_teacher_forcing(name, cell, 
     torch.manual_seed(1)
     options = ModelOptions(model=name, cell=cell, hidden=16, attention=12)
     model = decoders.build(options, WORDS, CHANNELS).double().eval()
-    features = type(batch.features)(*(part.double() for part in batch.features))
+    features = batch.features.each(torch.Tensor.double)
     torch.manual_seed(2)
     drawn = draw(model, model.encode(features), 5, LONGEST, temperature=0.7)
     weight_S = torch.randn(len(drawn.tokens_ST), dtype=torch.float64)
