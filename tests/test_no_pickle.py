@@ -40,7 +40,10 @@ def unsafe(source: str) -> list[str]:
             )
             if name == "torch.load" and not safe:
                 names.append("torch.load without weights_only=True")
-            if name in FORBIDDEN or any(k.arg == "allow_pickle" for k in node.keywords):
+            allowed = any(
+                k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords
+            )
+            if name in FORBIDDEN or allowed:
                 names.append(name)
     return names
 
@@ -55,7 +58,7 @@ def test_no_module_can_unpickle(package: str) -> None:
 def test_unsafe_recognizes_every_way_to_unpickle() -> None:
     source = "import pickle\nfrom pickle import loads\ntorch.load(f)\nnp.load(f, allow_pickle=True)"
     assert len(unsafe(f"{source}\neval('1')")) == 5
-    assert unsafe("torch.load(f, weights_only=True)\nnp.load(f)") == []
+    assert unsafe("torch.load(f, weights_only=True)\nnp.load(f, allow_pickle=False)") == []
 
 
 class Evil:

@@ -27,9 +27,6 @@ class CaptionOptions:
             "--alt site/ --out copy/ --review texts.csv"
         ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
-        "Caption that of another data set, to score it there": (
-            "--run work/runs/first --split test --work other"
-        ),
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "pictures",
@@ -38,12 +35,10 @@ class CaptionOptions:
         "alt",
         "review",
         "split",
-        "work",
         "run",
         "neutral",
         "generate.captions",
         "generate.beam",
-        "generate.rerank",
         "json",
         "device",
         "force",
@@ -80,9 +75,9 @@ class CaptionOptions:
     unsure: float = 0.4
     """Mark a caption as unsure if it is good with a probability below this; needs an exported
     captioner."""
-    neutral: bool | None = None
-    """Write "a person" and "a child" instead of guessing who is a man or a woman; by default for
-    --alt and --sidecar, whose texts are published."""
+    neutral: Literal["auto", "yes", "no"] = "auto"
+    """Write "a person" instead of guessing who is a man or a woman; auto does so for --alt and
+    --sidecar, whose texts are published."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
     """With --split: number of images whose attention is saved for the report."""
@@ -101,7 +96,7 @@ class CaptionOptions:
     def neutral_words(self) -> bool:
         """Whether captions name people neutrally."""
         published = bool(self.alt) or self.sidecar is not None
-        return published if self.neutral is None else self.neutral
+        return published if self.neutral == "auto" else self.neutral == "yes"
 
     def __post_init__(self) -> None:
         check_name(self.preset)

@@ -36,8 +36,8 @@ class SearchOptions:
     sentence: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """What to look for; prints path and score of the pictures that fit best."""
     folder: Path | None = None
-    """Search the pictures in this folder and below it; they need no captions. The first search
-    indexes them, which takes minutes for thousands; the index is kept in your cache folder."""
+    """Search the pictures in this folder and below it, which need no captions; the first search
+    indexes them into your cache folder, which takes minutes for thousands."""
     html: Path | None = None
     """With --folder: also write the results as a web page with small pictures to this file."""
     run: Path | None = None

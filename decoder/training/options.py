@@ -114,9 +114,6 @@ class TrainOptions:
         "rl.learning_rate",
         "init",
         "batch_size",
-        "seed",
-        "device",
-        "like",
         "dry_run",
         "resume",
         "force",
@@ -126,14 +123,14 @@ class TrainOptions:
     """The work directory with the captions and features."""
     run: str
     """Name of the run; its files are written to WORK/runs/NAME."""
-    preset: str | None = None
-    """Settings of a data set, such as flickr8k, as defaults."""
     decoder: tyro.conf.OmitArgPrefixes[ModelOptions] = field(default_factory=ModelOptions)
     xe: CrossEntropyOptions = field(default_factory=CrossEntropyOptions)
     rl: ReinforceOptions = field(default_factory=ReinforceOptions)
+    preset: str | None = None
+    """Settings of a data set, such as flickr8k, as defaults."""
     init: str | None = None
-    """Start from this trained run or exported captioner, or from the included one if it is
-    "packaged"; its architecture is taken and the words that both know are kept."""
+    """Start from this run or exported captioner, or "packaged" for the included one, with its
+    architecture and the words that both know."""
     batch_size: int = 20
     """Number of images in a batch; each comes with all its captions."""
     source_weights: str | None = None

@@ -156,7 +156,7 @@ def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_p
     stage = ["--run", str(run_of(searched)), "--out", str(alone), "--no-scores"]
     assert export.main(stage) == 0
     assert search.main(["a red circle", "--run", str(alone)]) == 2
-    assert "give one to search with --work" in capsys.readouterr().err
+    assert "or a work directory (--work), found neither" in capsys.readouterr().err
     sentence = table_of(searched)["annotations"][0]["caption"]
     assert printed(capsys, sentence, "--run", str(alone), "--work", str(searched))
 

@@ -1,6 +1,7 @@
 """Who the page lets in, over real HTTP: hosts, origins, the password, sizes and a full queue."""
 
 import base64
+import contextlib
 import http.client
 import importlib.util
 import io
@@ -61,7 +62,8 @@ class Page:
             for name, value in sent.items():
                 if value is not None:
                     connection.putheader(name, value)
-            connection.endheaders(body or None)
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused halfway
+                connection.endheaders(body or None)
             answer = connection.getresponse()
             return Answer(answer.status, answer.headers, answer.read().decode())
         finally:

@@ -95,7 +95,7 @@ def test_a_training_that_starts_from_a_run_records_and_continues_it(
     assert "unchanged, skipped" in capsys.readouterr().out
 
     assert export.main(["--run", str(mine.path), "--out", str(tmp_path / "out")]) == 0
-    card = (tmp_path / "out" / "MODEL_CARD.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
     assert "- Terms of shapes: CC0 (drawn).\n" in card
     assert f"- Training started from the captioner {source.path}, trained on shapes." in card
     assert "- Terms of shapes, which apply here too: drawn by this project" in card
