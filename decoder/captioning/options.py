@@ -77,7 +77,7 @@ class CaptionOptions:
     captioner."""
     neutral: Literal["auto", "yes", "no"] = "auto"
     """Write "a person" instead of guessing who is a man or a woman; auto does so for --alt and
-    --sidecar, whose texts are published."""
+    --sidecar."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
     """With --split: number of images whose attention is saved for the report."""

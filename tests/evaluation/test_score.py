@@ -273,7 +273,7 @@ def test_scores_of_other_results_or_references_are_never_overwritten(
     def begin(*_: object) -> None:
         raise UserError("the scoring begins")
 
-    monkeypatch.setattr("evaluation.score.score_captions", begin)
+    monkeypatch.setattr("evaluation.score.tokenize", begin)
     folder = work / "runs" / "first"
     own = write_results(written, "model_a.json")
     scores = folder / "scores_model_a_val.json"

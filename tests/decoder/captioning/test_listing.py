@@ -256,7 +256,8 @@ def as_of_version_0_2(out: Path, home: Path) -> None:
     rows = list(rows_of(out).values())
     for row in rows:
         row["path"] = os.path.relpath(out.parent / row["path"], home)
-        del row["error"], row["labels"]
+        for name in ("error", "labels"):
+            row.pop(name, None)
     with out.open("w", encoding="utf-8", newline="") as file:
         if out.suffix == ".csv":
             writer = csv.DictWriter(file, rows[0], lineterminator="\n")
