@@ -76,8 +76,7 @@ class CaptionOptions:
     """Mark a caption as unsure if it is good with a probability below this; needs an exported
     captioner."""
     neutral: Literal["auto", "yes", "no"] = "auto"
-    """Write "a person" instead of guessing who is a man or a woman; auto does so for --alt and
-    --sidecar."""
+    """Write "a person" for any man or woman; auto does so for --alt and --sidecar."""
     generate: tyro.conf.OmitArgPrefixes[GenerateOptions] = field(default_factory=GenerateOptions)
     attention: int = 64
     """With --split: number of images whose attention is saved for the report."""
