@@ -9,8 +9,10 @@ W distinct n-grams of the training captions, P pairs of an n-gram and a training
 X n-grams of the candidates, U distinct ones among these.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,23 @@ from features.errors import UserError
 RIDGE = 0.1
 # Size of an exported regression: its rank, and the number of n-grams, those in the most images.
 RANK, NGRAMS = 384, 10_000
+
+
+class Weights(NamedTuple):
+    """Weights of a candidate's scores when captions are reranked, beside 1 for the consensus."""
+
+    expectation: float
+    """Of the expected CIDEr-D, from 0 to 10."""
+    cosine: float
+    """Of the cosine in the joint embedding."""
+    log_probability: float
+    """Of the natural log-probability of the caption."""
+
+
+# Chosen on validation captions of Flickr8k, and for exported regressions on those of Flickr8k and
+# everyday photographs; see EXPERIMENTS.md.
+WEIGHTS, EXPORTED_WEIGHTS = Weights(20.0, 10.0, 0.0), Weights(10.0, 15.0, 0.3)
+_WEIGHTS = "weights"  # their key in the header; exports of version 0.2 have none
 
 
 class Expectation:
@@ -45,6 +64,7 @@ class Expectation:
         captions: Sequence[Sequence[list[int]]],
         frequencies: Frequencies,
     ) -> None:
+        self.weights = WEIGHTS
         self._frequencies = frequencies
         scaled_NC = power_normalised(pooled_NC)
         self._mean_C = scaled_NC.mean(0)
@@ -151,12 +171,18 @@ class ReducedExpectation:
         tensors: "key" int64 [W], the n-grams in ascending order; and as float32 "mean" [W], "words"
             [W, R], "directions" [R, C], "feature_mean" and "feature_deviation" [C].
         frequencies: the number of training images in which each n-gram occurs.
+        weights: how to rerank with it.
 
     Raises:
         ValueError: a tensor is missing or left over, or has a wrong shape, type or value.
     """
 
-    def __init__(self, tensors: dict[str, Tensor], frequencies: Frequencies) -> None:
+    def __init__(
+        self,
+        tensors: dict[str, Tensor],
+        frequencies: Frequencies,
+        weights: Weights = EXPORTED_WEIGHTS,
+    ) -> None:
         key_W, (words, rank) = tensors["key"], tensors["words"].shape
         channels = len(tensors["feature_mean"])
         shapes = {
@@ -173,6 +199,7 @@ class ReducedExpectation:
         others = [tensor for name, tensor in tensors.items() if name != "key"]
         if not all(one.dtype == torch.float32 and one.isfinite().all() for one in others):
             raise ValueError("expected finite float32 numbers")
+        self.weights = weights
         self._tensors = tensors
         self._frequencies = frequencies
 
@@ -189,7 +216,8 @@ class ReducedExpectation:
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
         """Write the regression in 8 bits and its provenance as the header, atomically."""
-        checkpoints.save(path, checkpoints.quantize(self._tensors), provenance)
+        header = {**provenance, _WEIGHTS: list(self.weights)}
+        checkpoints.save(path, checkpoints.quantize(self._tensors), header)
 
     @staticmethod
     def load(
@@ -202,12 +230,15 @@ class ReducedExpectation:
         """
         tensors, header = checkpoints.load(path, torch.device("cpu"))
         try:
+            weights = Weights(*map(float, header.pop(_WEIGHTS, WEIGHTS)))
             if header != provenance:
                 raise ValueError("it belongs to another captioner")
+            if not all(map(math.isfinite, weights)):
+                raise ValueError(f"expected finite weights, found {weights}")
             if tensors["feature_mean"].shape != (channels,):
                 raise ValueError(f"expected {channels} channels")
-            return ReducedExpectation(checkpoints.dequantize(tensors), frequencies)
-        except (IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            return ReducedExpectation(checkpoints.dequantize(tensors), frequencies, weights)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path} does not fit this captioner ({error!r:.200}); copy the whole "
                 "original folder again"

@@ -17,7 +17,7 @@ from decoder.runs import checkpoints
 from features.errors import UserError
 
 # With 256 components, of 300 everyday photographs and 250 drawn pages, diagrams and the like, 3 %
-# of the first and 98 % of the second are above a threshold; with 64 components 90 %.
+# of the first and 98 % of the second are above a threshold; with 64 components fewer.
 COMPONENTS = 256
 
 

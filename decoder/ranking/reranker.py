@@ -32,10 +32,6 @@ from pipeline import captions as tables
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder
 
-# Weights of the expected CIDEr-D (0 to 10) and of the cosine, relative to the consensus (0 to 10).
-# They were chosen on Flickr8k's validation captions; see EXPERIMENTS.md.
-EXPECTATION_WEIGHT, EMBEDDING_WEIGHT = 20.0, 10.0
-
 
 class Scores(NamedTuple):
     """The scores of each candidate, float64 [I, K]; the larger, the better."""
@@ -47,7 +43,9 @@ class Scores(NamedTuple):
 
 
 class Reranker:
-    """Sorts the candidates of an image by the weighted sum of the three scores.
+    """Sorts the candidates of an image by a weighted sum of the three scores.
+
+    The log-probability may have a small weight, too (see `decoder.ranking.expectation.Weights`).
 
     Args:
         frequencies: the number of training images in which each n-gram occurs.
@@ -113,11 +111,15 @@ class Reranker:
 
         The arguments are those of `scores`.
         """
-        scores = self.scores(candidates, features, views, sampled)
+        scores, weights = (
+            self.scores(candidates, features, views, sampled),
+            self._expectation.weights,
+        )
         order_IK = candidates.order_by(
             scores.consensus_IK
-            + EXPECTATION_WEIGHT * scores.expectation_IK
-            + EMBEDDING_WEIGHT * scores.cosine_IK
+            + weights.expectation * scores.expectation_IK
+            + weights.cosine * scores.cosine_IK
+            + weights.log_probability * candidates.log_probability_IK
         )
         ordered = Scores(*(score_IK.gather(1, order_IK) for score_IK in scores))
         return candidates.reordered(order_IK), ordered
