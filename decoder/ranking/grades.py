@@ -20,7 +20,7 @@ from decoder.ranking.queries import is_content
 
 GOOD, FAIR, WEAK = "good", "fair", "weak"
 # The share of right results that the names promise.
-_GOOD_PRECISION, _FAIR_PRECISION = 0.7, 0.4
+_GOOD_PRECISION, _FAIR_PRECISION = 0.6, 0.3
 # Results of each query that are counted, and content words of the phrases of a picture.
 _RESULTS, _LENGTHS = 10, (1, 2, 1, 2)
 _LEAST_PICTURES, _LEAST_RESULTS = 200, 100  # fewer would not tell grades apart
