@@ -1,5 +1,6 @@
 """Stage `export`: turn a run into a captioner, a folder that stands alone."""
 
+import copy
 import os
 import shutil
 import sys
@@ -33,9 +34,6 @@ def export(options: ExportOptions) -> None:
     run, out = RunFolder(options.run), options.out.resolve()
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
-    features = dict(captioner.config["features"])
-    if "weights_file" in features:
-        features["weights_file"] = [Path(file).name for file in features["weights_file"]]
     table = _load_table(run)
     check_destination(options.out, run)
 
@@ -43,9 +41,7 @@ def export(options: ExportOptions) -> None:
     new = RunFolder(out.with_name(f".{out.name}.{os.getpid()}"))
     make_folder(new.path)
     try:
-        shutil.copyfile(run.config, new.config)
-        if "weights_file" in features:  # their path on this machine is nobody else's business
-            write_json(new.config, {**captioner.config, "features": features})
+        write_json(new.config, _without_paths(captioner.config))
         shutil.copyfile(run.vocabulary, new.vocabulary)
         files.write_weights(weights, new.best, options.int8)
         if not options.no_frequencies:
@@ -68,12 +64,23 @@ def export(options: ExportOptions) -> None:
         publish(new.path, out)
     finally:
         shutil.rmtree(new.path, ignore_errors=True)
-    for file in features.get("weights_file", ()):
+    for file in _without_paths(captioner.config)["features"].get("weights_file", ()):
         print(f"export: the CNN's weights {file} are not part of it; put them at {by_hand(file)}")
     print(
         f"export: {options.out}, {as_size(size)}, of which the decoder's weights are "
         f"{as_size(RunFolder(out).best.stat().st_size)}"
     )
+
+
+def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config with the names of files and runs only: their paths are nobody's business."""
+    config = copy.deepcopy(config)
+    features, init = config["features"], config.get("init")
+    if "weights_file" in features:
+        features["weights_file"] = [Path(file).name for file in features["weights_file"]]
+    if init is not None:
+        config["options"]["init"] = init["name"] = Path(init["name"]).name
+    return config
 
 
 def _load_table(run: RunFolder) -> CaptionTable | None:

@@ -188,8 +188,14 @@ def _load_attention(path: Path) -> dict[int, Attention]:
             f"[n, T, height, width]; found {images.dtype} {images.shape}, {words.dtype} "
             f"{words.shape} and {weights.dtype} {weights.shape}; {remedy}"
         )
+    try:
+        rows = words.tolist()
+    except (SystemError, ValueError) as error:
+        raise UserError(
+            f"{path}: expected words, found what is no text ({error}); {remedy}"
+        ) from error
     attention = {}
-    for image, row, maps in zip(images, words, weights, strict=True):
-        kept = [t for t, word in enumerate(row) if word and not str(word).startswith("<")]
-        attention[int(image)] = Attention([str(row[t]) for t in kept], maps[kept])
+    for image, row, maps in zip(images, rows, weights, strict=True):
+        kept = [t for t, word in enumerate(row) if word and not word.startswith("<")]
+        attention[int(image)] = Attention([row[t] for t in kept], maps[kept])
     return attention

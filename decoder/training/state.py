@@ -178,7 +178,7 @@ class TrainingState:
             changed = differences(saved, self.config, ignored=ENVIRONMENT)
             progress = Progress(**header["progress"])
             check_progress(progress)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{self.run.state} is not a run's state ({error!r}); start again with --force"
             ) from error

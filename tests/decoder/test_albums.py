@@ -272,7 +272,7 @@ def test_grades_promise_the_precision_that_was_measured():
     torch.manual_seed(0)
     kinds = torch.nn.functional.normalize(torch.randn(30, 64))
     owners = torch.arange(300) % 30
-    vectors = torch.nn.functional.normalize(kinds[owners] + 0.4 * torch.randn(300, 64))
+    vectors = torch.nn.functional.normalize(kinds[owners] + 0.5 * torch.randn(300, 64))
     captions = [[[f"kind{owner}"]] for owner in owners.tolist()]
 
     def embed(sentences):
@@ -280,8 +280,8 @@ def test_grades_promise_the_precision_that_was_measured():
 
     measured = grades.measure(captions, vectors, embed, lambda word: True)
     assert measured is not None
-    assert measured.precision["good"] > 0.6
-    assert 0.3 < measured.precision["fair"] < 0.6
+    assert measured.precision["good"] > 0.5
+    assert 0.2 < measured.precision["fair"] < 0.5
     assert measured.precision["weak"] < 0.2
     assert measured.fair < measured.good
     assert grades.grades_of(json.loads(json.dumps(measured._asdict()))) == measured
