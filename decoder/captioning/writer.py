@@ -100,13 +100,14 @@ def describe(
 ) -> Caption:
     """Format a caption for people.
 
-    It is unsure if its confidence is below `threshold`, or its picture unfamiliar.
+    It is unsure if its confidence is below `threshold`, or its picture unfamiliar; at a threshold
+    of 0 none is.
     """
     probability, unfamiliar = None, False
     signals = signals_of(candidate)
     if calibration is not None and calibration.applies(signals):
         probability = calibration.of(signals)
-        unfamiliar = calibration.unfamiliar(signals)
+        unfamiliar = threshold > 0 and calibration.unfamiliar(signals)
     unsure = unfamiliar or (probability is not None and probability < threshold)
     return Caption(
         as_sentence(neutral(candidate.text) if neutral_words else candidate.text),
