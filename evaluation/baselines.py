@@ -212,4 +212,4 @@ def _parse(content: Any) -> dict[str, Baseline]:
 
 def _unit(rows_nC: NDArray[np.float32]) -> NDArray[np.float32]:
     lengths = np.linalg.norm(rows_nC, axis=1, keepdims=True)
-    return rows_nC / np.maximum(lengths, 1e-12)
+    return (rows_nC / np.maximum(lengths, 1e-12)).astype(np.float32, copy=False)

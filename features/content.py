@@ -70,4 +70,4 @@ def _is_noise(mosaic: np.ndarray) -> bool:
     variance = max(float((rest**2).mean()), 1e-9)
     products = (rest[1:] * rest[:-1]).mean() + (rest[:, 1:] * rest[:, :-1]).mean()
     spread = float(np.median(np.abs(rest))) / variance**0.5
-    return products / 2 / variance < NOISE and NOISE_SPREAD[0] < spread < NOISE_SPREAD[1]
+    return bool(products / 2 / variance < NOISE) and NOISE_SPREAD[0] < spread < NOISE_SPREAD[1]
