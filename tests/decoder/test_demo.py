@@ -64,7 +64,10 @@ def address(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     arguments = ("--run", str(run), "--work", str(work), "--max-upload", "1")
     server, address = serve(*arguments, MPLCONFIGDIR=fonts)
     yield address
-    assert end(server, signal.SIGTERM) == (0, "")
+    status, errors = end(server, signal.SIGTERM)
+    assert status == 0
+    # On a slow machine the training of the search says how far it is.
+    assert [line for line in errors.splitlines() if not line.startswith("train the ")] == []
 
 
 @pytest.fixture(scope="module")
