@@ -8,13 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import tyro
-
+from features.commands import PREPARE
 from features.errors import UserError, first_few
 from pipeline.captions import CaptionTable, Image
 from pipeline.datasets import caption_files, load_table
 from pipeline.options import PrepareOptions
-from pipeline.parsing import PARSING
+from pipeline.parsing import parse
 
 # Options of pipeline.prepare that belong to the --dataset before them; all others apply to all.
 _OF_A_DATA_SET = {"--root", "--captions", "--columns", "--name", "--terms", "--release"}
@@ -27,7 +26,8 @@ _MOST_ID = 2**63
 def repeated_as_also(argv: Sequence[str]) -> list[str]:
     """Return a command line in which each further --dataset and its options are one --also.
 
-    The first data set may have its options before its --dataset.
+    The first data set may have its options before its --dataset. The value of --also is joined to it
+    by an equals sign, because it begins with dashes as options do.
     """
     arguments: list[str] = []  # of the first data set, and those that apply to all
     further: list[list[str]] = []
@@ -36,6 +36,8 @@ def repeated_as_also(argv: Sequence[str]) -> list[str]:
     for token in tokens:
         name = token.split("=", 1)[0].replace("_", "-")
         block = further[-1] if further else arguments
+        if token == "--also" and (value := next(tokens, None)) is not None:
+            token = f"--also={value}"
         if name == "--dataset":
             if seen:
                 further.append(block := [])
@@ -61,7 +63,7 @@ def data_sets(options: PrepareOptions) -> list[PrepareOptions]:
             arguments = ["--work", str(options.work), *shlex.split(text)]
         except ValueError as error:  # a quote that is not closed
             raise UserError(f"--also {text!r}: {error}") from error
-        other = tyro.cli(PrepareOptions, prog="--also", args=arguments, config=PARSING)
+        other = parse(PrepareOptions, PREPARE, arguments)
         if other.also:
             raise UserError(f"--also {text!r}: give --also once more instead of one inside another")
         every.append(replace(other, **shared))

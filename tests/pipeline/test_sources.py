@@ -137,3 +137,16 @@ def test_the_smaller_the_data_the_rarer_the_words_that_are_kept(
     assert words.min_count == expected
     assert ("rare" in words.words) == (expected < 5)
     assert any("words are kept that occur" in remark for remark in remarks) == (expected < 5)
+
+
+def test_the_options_of_also_may_stand_apart_and_their_mistakes_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = ["--dataset", "shapes", "--work", str(tmp_path / "work")]
+    assert repeated_as_also([*first, "--also", "--dataset coco --root B"]) == [
+        *first,
+        "--also=--dataset coco --root B",
+    ]
+    for further in (["--also", "--dataset coco --rot B"], ["--dataset", "coco", "--rot", "B"]):
+        assert main([*first, *further]) == 2
+        assert "unknown option --rot: did you mean --root?" in capsys.readouterr().err
