@@ -26,8 +26,8 @@ _MOST_ID = 2**63
 def repeated_as_also(argv: Sequence[str]) -> list[str]:
     """Return a command line in which each further --dataset and its options are one --also.
 
-    The first data set may have its options before its --dataset. The value of --also is joined to it
-    by an equals sign, because it begins with dashes as options do.
+    The first data set may have its options before its --dataset. The value of --also is joined to
+    it by an equals sign, because it begins with dashes as options do.
     """
     arguments: list[str] = []  # of the first data set, and those that apply to all
     further: list[list[str]] = []
