@@ -15,7 +15,7 @@ class GenerateOptions:
 
     # A run that can rerank does so unless --beam, --sample, --consensus or --groups is given.
     beam: int | None = None
-    """Width of the beam search; 1 is greedy. (default: 5; 20 with --rerank)"""
+    """Width of the beam search; 1 is greedy. (default: 5; 40 with --rerank)"""
     length_penalty: float = LENGTH_PENALTY
     """Rank captions by log-probability / length ** X; 0 favours short captions, 1 long ones."""
     sample: bool = False
@@ -58,7 +58,7 @@ class GenerateOptions:
         """Width of the beam search."""
         if self.beam is not None:
             return self.beam
-        return 20 if self.rerank else 5
+        return 40 if self.rerank else 5
 
     def __post_init__(self) -> None:
         require(self.width > 0, "--beam must be positive")

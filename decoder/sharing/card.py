@@ -94,6 +94,7 @@ def _data(captioner: Mapping[str, Any], init: Mapping[str, Any] | None) -> Itera
     sources = sources_of(captioner)
     if not sources:
         yield "- Not known: the training captions were missing when this captioner was exported."
+    own = {(source["name"], source["terms"]) for source in sources}
     for source in sources:
         name, images, captions = source["name"], source["images"], source["captions"]
         if images:
@@ -104,7 +105,8 @@ def _data(captioner: Mapping[str, Any], init: Mapping[str, Any] | None) -> Itera
         yield f"- Training started from the captioner {init['name']}, trained on {names}."
         for source in init["data"]:
             terms = terms_of(source["dataset"], source.get("terms"))
-            yield f"- Terms of {_name(source)}, which apply here too: {terms}."
+            if (_name(source), terms) not in own:
+                yield f"- Terms of {_name(source)}, which apply here too: {terms}."
     yield "- This folder contains none of these images or captions."
 
 

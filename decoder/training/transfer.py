@@ -57,7 +57,9 @@ class Trained:
             {**source, "terms": terms_of(source["dataset"], source.get("terms"))}
             for source in _data(self.run)
         ]
-        data += self.config.get("init", {}).get("data", [])
+        # Trainings that follow each other on the same data name it once.
+        inherited = self.config.get("init", {}).get("data", [])
+        data += [source for source in inherited if source not in data]
         return {
             "name": self.name,
             "weights_sha256": hashlib.sha256(self.run.best.read_bytes()).hexdigest(),

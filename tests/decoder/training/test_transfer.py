@@ -101,6 +101,13 @@ def test_a_training_that_starts_from_a_run_records_and_continues_it(
     assert "- Terms of shapes, which apply here too: drawn by this project" in card
 
 
+def test_trainings_one_after_the_other_record_their_data_once(source: RunFolder) -> None:
+    old, old_words, config = load_decoder(source, source.best, CPU)
+    first = Trained("small", source, old, old_words, config)
+    second = replace(first, config={**config, "init": first.record()})
+    assert second.record()["data"] == first.record()["data"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
