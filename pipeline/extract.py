@@ -51,9 +51,8 @@ def extract_features(options: ExtractOptions) -> int:
     is started again. Pictures that failed are tried again when options or files have changed.
     Processes started by torchrun share the work.
 
-    With --shards, each shard of a large collection becomes a store of its own, OUT/SHARD.h5, with
-    its captions in OUT/SHARD.jsonl. Shards that are done are left out, and any number of machines
-    may work on the same ones. The exit status is 1 if a shard is broken.
+    With --shards, each shard of a large collection becomes a store of its own, OUT/SHARD.h5. The
+    exit status is 1 if a shard is broken.
     """
     if options.shards:
         from pipeline.extract_shards import extract_shards

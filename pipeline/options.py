@@ -132,9 +132,7 @@ class ExtractOptions:
         "Extract the features of all pictures": "--work work",
         "Estimate time and size without extracting": "--work work --dry-run",
         "Use two CNNs side by side": "--work work --backbone efficientnet_lite2+resnet101",
-        "Extract a large collection, a store for each shard": (
-            "--shards 'data/{00000..00099}.tar' --out features"
-        ),
+        "Extract a large collection, a store for each shard": "--shards 'a/*.tar' --out features",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
@@ -142,15 +140,12 @@ class ExtractOptions:
         "out",
         "preset",
         "backbone",
-        "weights",
         "from_",
         "grid",
-        "views",
         "dtype",
         "device",
         "workers",
         "dry_run",
-        "verify",
         "force",
     )
 
@@ -160,7 +155,7 @@ class ExtractOptions:
     """Instead of --work: tar archives, folders of pictures or parquet lists, as paths or URLs with
     wildcards and braces such as {000..199}; may be repeated."""
     out: str | None = None
-    """With --shards: the folder or URL for the features and captions of each shard."""
+    """With --shards: the folder or URL for the outputs."""
     columns: str | None = None
     """With --shards: the columns of parquet lists as image=NAME[,caption=NAME][,key=NAME]."""
     prefix_keys: bool = False
