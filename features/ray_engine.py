@@ -60,14 +60,13 @@ def make_shards_on_ray(
             ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"cannot reach the Ray cluster: {first_line(error)}") from error
-    task = ray.remote(_task).options(
-        name=what,
+    task = ray.remote(
         num_cpus=cpus,
         num_gpus=gpus,
         max_retries=_RETRIES,
         max_calls=_SHARDS_OF_A_GPU_WORKER if gpus else 0,
         scheduling_strategy="SPREAD",
-    )
+    )(_task)
     job = _Job(lambda shard: task.remote(shard, outputs, make, force), outputs.place.poll_seconds)
     try:
         return job.run(list(shards), what, cpus, gpus)
