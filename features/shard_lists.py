@@ -58,7 +58,8 @@ def listed(path: Path, source: str, columns: Mapping[str, str]) -> Iterator[Samp
         with parquet.ParquetFile(path) as file:
             chosen = _chosen(file.schema_arrow, columns)
             _check_size(file.metadata, set(chosen.values()))
-        texts = [name for role, name in chosen.items() if role != "caption"]
+            types = {field.name: field.type for field in file.schema_arrow}
+        texts = [name for name in chosen.values() if pyarrow.types.is_string(types[name])]
         # Repeated texts stay in one place in memory.
         with parquet.ParquetFile(path, read_dictionary=texts) as file:
             batches = file.iter_batches(_ROWS_AT_ONCE, columns=list(set(chosen.values())))

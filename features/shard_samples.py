@@ -195,10 +195,13 @@ def _in_tar(path: Path, folder: Path) -> Iterator[Sample]:
 
 
 def _split_key(name: str) -> tuple[str, str]:
-    """Return the key of a member and its extension, as webdataset does: all up to the first dot."""
+    """Return the key of a member and its extension, as webdataset does: all up to the first dot.
+
+    A member without either has no key.
+    """
     folder, slash, file = name.rpartition("/")
-    stem, _, extension = file.partition(".")
-    return f"{folder}{slash}{stem}" if stem else "", extension.lower()
+    stem, dot, extension = file.partition(".")
+    return f"{folder}{slash}{stem}" if stem and dot else "", extension.lower()
 
 
 def _in_folder(shard: Shard) -> Iterator[Sample]:

@@ -111,6 +111,8 @@ def _checked_name(member: tarfile.TarInfo) -> str:
 
 
 def _explained(error: Exception, headers: "_Headers") -> str:
+    if isinstance(error, RecursionError):
+        return "headers of headers without end"
     if headers.moved:
         return f"damaged or cut off at byte {headers.tell():,} ({error})"
     return f"not a tar archive ({error})"

@@ -82,25 +82,42 @@ def expand_braces(pattern: str) -> Iterator[str]:
 
     Numbers keep their zeros, {0..9..3} has a step, and braces may be nested. Other braces stay.
     """
-    group = re.search(r"\{([^{}]*)\}", pattern)
-    while group and not (alternatives := _alternatives(group[1])):
-        group = re.compile(r"\{([^{}]*)\}").search(pattern, group.end())
-    if not group:
-        yield pattern
+    for start in (place for place, letter in enumerate(pattern) if letter == "{"):
+        end, parts = _parts(pattern, start)
+        alternatives = _numbers(parts[0]) if len(parts) == 1 else parts
+        if not alternatives:
+            continue
+        for alternative in alternatives:
+            for middle in expand_braces(alternative):
+                for rest in expand_braces(pattern[end:]):
+                    yield pattern[:start] + middle + rest
         return
-    for alternative in alternatives:
-        yield from expand_braces(pattern[: group.start()] + alternative + pattern[group.end() :])
+    yield pattern
 
 
-def _alternatives(inside: str) -> Iterable[str]:
-    """Return what stands between braces, one by one; nothing if it is no group."""
-    if numbers := re.fullmatch(r"(\d{1,12})\.\.(\d{1,12})(?:\.\.(\d{1,12}))?", inside):
-        first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1) or 1
-        padded = any(n[0] == "0" and len(n) > 1 for n in numbers.groups()[:2])
-        width = max(map(len, numbers.groups()[:2])) if padded else 0
-        sign = 1 if first <= last else -1
-        return (f"{n:0{width}d}" for n in range(first, last + sign, sign * step))
-    return inside.split(",") if "," in inside else ()
+def _parts(pattern: str, start: int) -> tuple[int, list[str]]:
+    """Return where the brace opened at `start` ends, and what its commas divide; or no parts."""
+    depth, cuts = 0, [start]
+    for place in range(start, len(pattern)):
+        depth += {"{": 1, "}": -1}.get(pattern[place], 0)
+        if depth == 0:
+            ends = [*cuts[1:], place]
+            return place + 1, [pattern[a + 1 : b] for a, b in zip(cuts, ends, strict=True)]
+        if depth == 1 and pattern[place] == ",":
+            cuts.append(place)
+    return len(pattern), [""]
+
+
+def _numbers(text: str) -> Iterable[str]:
+    """Return the numbers of a range such as 000..199, one by one; nothing if it is none."""
+    numbers = re.fullmatch(r"(\d{1,12})\.\.(\d{1,12})(?:\.\.(\d{1,12}))?", text)
+    if not numbers:
+        return ()
+    first, last, step = int(numbers[1]), int(numbers[2]), int(numbers[3] or 1) or 1
+    padded = any(len(n) > 1 and n[0] == "0" for n in numbers.groups()[:2])
+    width = max(map(len, numbers.groups()[:2])) if padded else 0
+    sign = 1 if first <= last else -1
+    return (f"{n:0{width}d}" for n in range(first, last + sign, sign * step))
 
 
 def _matches(pattern: str) -> Iterator[str]:
@@ -109,7 +126,9 @@ def _matches(pattern: str) -> Iterator[str]:
         if count == _MAX_SHARDS:
             raise UserError(f"--shards {shown(pattern)} names more than {_MAX_SHARDS:,} shards")
         one = one.removeprefix("file://")
-        if not glob.has_magic(one) or (not is_url(one) and os.path.exists(one)):  # noqa: PTH110
+        # The question mark of a web address starts its query.
+        wild = "*" in urlsplit(one).path if is_web(one) else glob.has_magic(one)
+        if not wild or (not is_url(one) and os.path.exists(one)):  # noqa: PTH110
             yield one if is_url(one) else os.path.abspath(one)  # noqa: PTH100
             continue
         found = _glob_remote(one) if is_url(one) else _glob_local(one)
