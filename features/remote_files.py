@@ -25,7 +25,7 @@ class RemoteError(Exception):
 
 def is_url(location: str) -> bool:
     """Whether a location is a URL rather than a local path."""
-    return re.match(r"[A-Za-z][\w+.-]*://", location) is not None
+    return re.match(r"[A-Za-z][\w+.:-]*://", location) is not None
 
 
 def is_web(location: str) -> bool:
