@@ -1,5 +1,6 @@
 """A local server that speaks S3, for tests; importing this needs moto."""
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ def object_store() -> Iterator[str]:
     """Serve an empty bucket to this process and those it starts; yield its URL."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     try:
