@@ -32,7 +32,7 @@ import tyro
 from features import output_places
 from pipeline.extract import main as extract
 from tests.object_store import object_store
-from tests.shards import shard
+from tests.tar_shards import shard
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--backend", "eager", "--batch-size", "4"]
 SHARDS, PICTURES = 12, 4

@@ -20,7 +20,7 @@ from features.images import PictureError
 from features.shard_lists import parse_columns
 from features.shard_samples import ShardError, id_of_key, read_sample, samples_of
 from features.shards import Shard, expand_braces, find_shards
-from tests.shards import jpeg, shard, tar
+from tests.tar_shards import jpeg, shard, tar
 
 
 def read(path: Path, folder: Path | None = None, **options) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ from features.shard_samples import id_of_key
 from features.store import FeatureStore
 from pipeline.extract import main
 from tests.object_store import object_store
-from tests.shards import jpeg, shard, tar
+from tests.tar_shards import jpeg, shard, tar
 
 BACKBONE = ["--backbone", "efficientnet_lite0", "--backend", "eager", "--batch-size", "2"]
 
