@@ -79,6 +79,7 @@ class Bench:
         self.counts = Counter[str]()
         self.wrong: list[str] = []
         self.rounds = 0
+        self._outputs: dict[int, Path] = {}
         self._context = get_context("forkserver")
         self._context.set_forkserver_preload([__name__])
         (folder / "in").mkdir()
@@ -103,13 +104,25 @@ class Bench:
     def start(
         self, out: str, *options: str, environment: dict[str, str] | None = None
     ) -> ForkServerProcess:
-        output = self.folder / "output.txt"
+        output = self.folder / f"output {len(self._outputs)}"
         arguments = [*self.arguments(out), *options]
         process = self._context.Process(
             target=_command, args=(arguments, environment or {}, output)
         )
         process.start()
+        assert process.pid is not None
+        self._outputs[process.pid] = output
         return process
+
+    def wait(self, process: ForkServerProcess, seconds: float) -> None:
+        """Wait until a command ends, or a random moment after it has begun its first shard."""
+        output = self._outputs[process.pid or 0]
+        early = self.chance.random() < 0.1
+        while not early and process.exitcode is None:
+            if output.exists() and "to do" in output.read_text():
+                break
+            time.sleep(0.05)
+        process.join(self.chance.uniform(0, seconds))
 
     def start_forwarding(self, port: int, target: int) -> ForkServerProcess:
         process = self._context.Process(target=_forward, args=(port, target))
@@ -144,16 +157,15 @@ class Bench:
                 self.wrong.append(f"{where}: {name} was made twice")
         return done
 
-    def finish(self, where: str, status: int | None, done: int) -> None:
+    def finish(self, where: str, process: ForkServerProcess, done: int) -> None:
         """Check how a job ended."""
         self.rounds += 1
-        if status != 1:  # because of the shard that is broken
-            self.wrong.append(f"{where}: exit status {status}: {self.output()}")
+        print(f"{where}: {self.counts.total()} kills so far", flush=True)
+        if process.exitcode != 1:  # because of the shard that is broken
+            text = self._outputs[process.pid or 0].read_text()[-500:]
+            self.wrong.append(f"{where}: exit status {process.exitcode}: {text}")
         if done != SHARDS - 1:
             self.wrong.append(f"{where}: {done} shards are done at the end")
-
-    def output(self) -> str:
-        return (self.folder / "output.txt").read_text()[-500:]
 
 
 def in_folder(folder: Path) -> Callable[[str], bytes | None]:
@@ -175,7 +187,7 @@ def kill_commands(bench: Bench, kills: int, seconds: float, both: bool) -> None:
         processes = [bench.start(str(out)) for _ in range(1 + both)]
         while processes:
             victim = bench.chance.choice(processes)
-            victim.join(bench.chance.uniform(0, seconds))
+            bench.wait(victim, seconds)
             if victim.exitcode is None and bench.counts[what] < kills:
                 bench.kill(victim.pid, what)
                 victim.join()
@@ -184,7 +196,7 @@ def kill_commands(bench: Bench, kills: int, seconds: float, both: bool) -> None:
             for process in [p for p in processes if p.exitcode is not None]:
                 processes.remove(process)
                 if not processes:
-                    bench.finish(what, process.exitcode, done)
+                    bench.finish(what, process, done)
         shutil.rmtree(out)
 
 
@@ -223,7 +235,7 @@ def kill_object_store(bench: Bench, kills: int, seconds: float) -> None:
 
             process = bench.start(out, environment=environment)
             while True:
-                process.join(bench.chance.uniform(0, seconds))
+                bench.wait(process, seconds)
                 done = bench.check("S3", read, seen)
                 if process.exitcode not in (None, 2):  # 2: the store could not be reached
                     break
@@ -239,7 +251,7 @@ def kill_object_store(bench: Bench, kills: int, seconds: float) -> None:
                     proxies[-1].join()
                     time.sleep(bench.chance.choice((0, 1)))
                     proxies.append(bench.start_forwarding(port, target))
-            bench.finish("S3", process.exitcode, done)
+            bench.finish("S3", process, done)
 
 
 def kill_ray(bench: Bench, kills: int, seconds: float) -> None:
@@ -259,7 +271,7 @@ def kill_ray(bench: Bench, kills: int, seconds: float) -> None:
             seen: dict[str, str] = {}
             process = bench.start(str(out), *options, environment=environment)
             while process.exitcode is None:
-                process.join(bench.chance.uniform(0, seconds))
+                bench.wait(process, seconds)
                 done = bench.check("Ray", in_folder(out), seen)
                 if process.exitcode is not None or bench.counts.total() >= first + kills:
                     continue
@@ -275,7 +287,7 @@ def kill_ray(bench: Bench, kills: int, seconds: float) -> None:
                     process.join()
                     process = bench.start(str(out), *options, environment=environment)
             done = bench.check("Ray", in_folder(out), seen)
-            bench.finish("Ray", process.exitcode, done)
+            bench.finish("Ray", process, done)
             shutil.rmtree(out)
     finally:
         cluster.shutdown()
