@@ -81,7 +81,7 @@ class Bench:
         self.rounds = 0
         self._outputs: dict[int, Path] = {}
         self._context = get_context("forkserver")
-        self._context.set_forkserver_preload([__name__])
+        self._context.set_forkserver_preload(["pipeline.extract", "pipeline.extract_shards"])
         (folder / "in").mkdir()
         for number in range(SHARDS):
             name = f"{number:02}"
