@@ -78,11 +78,11 @@ def make_shards_on_ray(
 
 
 def _task(shard: Shard, outputs: Outputs, make: Make, force: bool) -> Outcome | str:
-    """Make a shard on a worker; return the message of a UserError, which must end the job."""
+    """Make a shard on a worker; return the message of an error that must end the job."""
     progress.set_quiet(True)
     try:
         return make_shard(shard, outputs, make, force)
-    except UserError as error:
+    except (UserError, OSError) as error:  # such as a full disk
         return str(error)
 
 
@@ -139,7 +139,7 @@ class _Job:
         shard = self.running.pop(ref)
         try:
             result = ray.get(ref)
-        except ray.exceptions.RayTaskError:
+        except ray.exceptions.RayTaskError:  # a defect of ours
             raise
         except ray.exceptions.RayError as error:
             why = f"its worker died {_RETRIES + 1} times ({first_line(error)})"

@@ -14,7 +14,7 @@ from features.errors import UserError, first_line
 from features.extras import how_to_install
 
 _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
-_LEAST_SPEED = 10_000  # bytes a second, after the first minute
+_LEAST_SPEED = 100_000  # bytes a second, after the first minute
 _FIRST_SECONDS = 60
 _CHUNK = 2**20
 
@@ -78,11 +78,13 @@ def open_url(url: str) -> BinaryIO:
     return file_system(url).open(url, "rb", **options)
 
 
-def copy_limited(source: BinaryIO, target: BinaryIO, most: int) -> None:
-    """Copy a file of at most `most` bytes, at a sensible speed.
+def copy_limited(
+    source: BinaryIO, target: BinaryIO, most: int, seconds: float | None = None
+) -> None:
+    """Copy a file of at most `most` bytes in at most `seconds`.
 
     Raises:
-        RemoteError: it is larger, or arrives at less than 10 kB a second.
+        RemoteError: it is larger, takes longer, or arrives at less than 100 kB a second.
         OSError: `target` cannot be written, or `source` cannot be read.
     """
     start, copied = time.monotonic(), 0
@@ -90,8 +92,10 @@ def copy_limited(source: BinaryIO, target: BinaryIO, most: int) -> None:
         copied += len(data)
         if copied > most:
             raise RemoteError(f"larger than {most:,} bytes")
-        waited = time.monotonic() - start - _FIRST_SECONDS
-        if copied < waited * _LEAST_SPEED:
+        waited = time.monotonic() - start
+        if seconds is not None and waited > seconds:
+            raise RemoteError(f"not complete after {seconds:.0f} seconds")
+        if copied < (waited - _FIRST_SECONDS) * _LEAST_SPEED:
             raise RemoteError(f"slower than {_LEAST_SPEED:,} bytes a second")
         target.write(data)
 

@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
     state: Literal["made", "done", "busy", "broken"]
     """Made now, done before, being made by another process, or impossible to make."""
     facts: Mapping[str, Any] = {}
-    """Its record, if it was made or done."""
+    """Its record without the kind, if it was made or done."""
     reason: str = ""
     """Why it is broken."""
 
@@ -116,18 +116,18 @@ class Outputs:
             )
         return record
 
-    def all_done(self, shards: Sequence[Shard], force: bool = False) -> dict[str, Mapping]:
-        """Return the records of the shards that are done, by name; see `done`."""
+    def all_done(self, shards: Sequence[Shard], force: bool = False) -> set[str]:
+        """Return the names of the shards that are done; see `done`."""
 
-        def done(shard: Shard) -> Mapping[str, Any] | None:
+        def is_done(shard: Shard) -> bool:
             try:
-                return self.done(shard, force)
+                return self.done(shard, force) is not None
             except ShardError:  # it will be reported when its turn comes
-                return None
+                return False
 
         with ThreadPoolExecutor(_REQUESTS) as threads:
-            records = threads.map(done, shards)
-            return {s.name: r for s, r in zip(shards, records, strict=True) if r is not None}
+            results = threads.map(is_done, shards)
+            return {shard.name for shard, done in zip(shards, results, strict=True) if done}
 
     def publish(self, shard: Shard, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Move the outputs of a shard from a local folder to their place; return its record.
@@ -189,23 +189,30 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
     """
     try:
         if record := outputs.done(shard, force):
-            return Outcome(shard, "done", record)
+            return _outcome(shard, "done", record)
         with outputs.place.claim(shard.name, outputs.owner) as check:
             if record := outputs.done(shard, force):  # another process has just made it
-                return Outcome(shard, "done", record)
+                return _outcome(shard, "done", record)
             with scratch_folder() as folder:
                 start = time.perf_counter()
                 facts = make(shard, folder)
                 seconds = round(time.perf_counter() - start, 3)
                 check()
                 if record := outputs.done(shard, force):  # one with the same claim was faster
-                    return Outcome(shard, "done", record)
+                    return _outcome(shard, "done", record)
                 record = outputs.publish(shard, folder, {**facts, "seconds": seconds})
-        return Outcome(shard, "made", record)
+        return _outcome(shard, "made", record)
     except Busy:
         return Outcome(shard, "busy")
     except ShardError as error:
         return Outcome(shard, "broken", reason=str(error))
+    except MemoryError:
+        return Outcome(shard, "broken", reason="it needs more memory than there is")
+
+
+def _outcome(shard: Shard, state: Literal["made", "done"], record: Mapping[str, Any]) -> Outcome:
+    """Return an outcome without what all records have in common, as there may be millions."""
+    return Outcome(shard, state, {key: v for key, v in record.items() if key != "kind"})
 
 
 def make_shards(

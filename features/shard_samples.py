@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +29,7 @@ from features.remote_files import (
     reason,
 )
 from features.shard_tar import TarError, inflate, is_gzip, members
-from features.shards import SUFFIXES, Shard
+from features.shards import CONTROL, SUFFIXES, Shard
 
 MAX_PICTURES = 500_000  # in a shard
 MAX_PICTURE_BYTES = 2**27
@@ -38,8 +37,8 @@ _MAX_SHARD_BYTES = 2**36
 _MAX_TEXT_BYTES = 2**22  # of a caption file
 MAX_TEXTS_BYTES = 2**28  # of all captions of a shard, which are held in memory
 _MAX_KEY_BYTES = 2000
+_PICTURE_SECONDS = 120.0  # to fetch one from the web
 _TEXTS = ("txt", "caption", "json")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class ShardError(Exception):
@@ -137,9 +136,10 @@ def read_sample(sample: Sample) -> Image.Image:
         return read_picture(Path(source))
     try:
         return read_picture(_content(sample.content, MAX_PICTURE_BYTES))
-    except (RemoteError, OSError) as error:
-        why = str(error) if isinstance(error, RemoteError) else reason(error)
-        raise PictureError(why, passing=True) from error
+    except RemoteError as error:
+        raise PictureError(str(error), passing=True) from error
+    except OSError as error:
+        raise PictureError(reason(error), passing=True) from error
 
 
 def _content(content: Content, most: int) -> bytes:
@@ -149,15 +149,18 @@ def _content(content: Content, most: int) -> bytes:
         with Path(source).open("rb") as file:
             file.seek(start)
             return file.read(most if count is None else count)
-    into = io.BytesIO()
-    try:
-        with open_url(source) as remote:
-            copy_limited(remote, into, most)
-    except RemoteError:
-        raise
-    except Exception as error:  # each file system has exceptions of its own
-        raise RemoteError(reason(error)) from error
-    return into.getvalue()
+    for again in (True, False):
+        into = io.BytesIO()
+        try:
+            with open_url(source) as remote:
+                copy_limited(remote, into, most, _PICTURE_SECONDS)
+            return into.getvalue()
+        except RemoteError:
+            raise
+        except Exception as error:  # each file system has exceptions of its own
+            if not again or isinstance(error, FileNotFoundError):
+                raise RemoteError(reason(error)) from error
+    raise AssertionError
 
 
 def _local_copy(shard: Shard, folder: Path) -> Path:
@@ -321,5 +324,5 @@ def _check_key(key: str) -> None:
         long = len(key.encode()) > _MAX_KEY_BYTES
     except UnicodeEncodeError:
         raise ShardError(f"the key {key!r} is not UTF-8") from None
-    if long or _CONTROL.search(key):
+    if long or CONTROL.search(key):
         raise ShardError(f"the key {key[:100]!r} is too long, or has control characters")

@@ -18,7 +18,7 @@ from features.remote_files import file_system, is_url, is_web, reason, shown
 
 _MAX_SHARDS = 10_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 @dataclass(frozen=True)
@@ -170,7 +170,7 @@ def _name(source: str) -> str:
     path = unquote(urlsplit(source).path) if is_url(source) else source
     last = path.rstrip("/").rpartition("/")[2]
     name = last[: len(last) - len(_suffix(source))]
-    if not name or name.startswith(".") or _CONTROL.search(name) or len(os.fsencode(name)) > 200:
+    if not name or name.startswith(".") or CONTROL.search(name) or len(os.fsencode(name)) > 200:
         raise UserError(
             f"--shards: {shown(source)!r} cannot name an output: expected a name of at most 200 "
             "bytes that does not start with a dot"
