@@ -111,8 +111,8 @@ def download(url: str, target: Path, most: int) -> None:
         try:
             with open_url(url) as source:
                 copy_limited(source, into, most)
-        except (RemoteError, UserError) as error:
-            raise RemoteError(str(error)) from error
+        except RemoteError:
+            raise
         except Exception as error:  # each file system has exceptions of its own
             if isinstance(error, OSError) and error.filename == str(target):
                 raise
@@ -121,6 +121,8 @@ def download(url: str, target: Path, most: int) -> None:
 
 def reason(error: Exception) -> str:
     """Return what an exception of a file system says, as one short line."""
+    if isinstance(error, UserError):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "no such file"
     if isinstance(error, OSError) and error.strerror:

@@ -148,7 +148,10 @@ def _content(content: Content, most: int) -> bytes:
     if not is_url(source):
         with Path(source).open("rb") as file:
             file.seek(start)
-            return file.read(most if count is None else count)
+            data = file.read(most + 1 if count is None else count)
+        if len(data) > most:
+            raise RemoteError(f"larger than {most:,} bytes")
+        return data
     for again in (True, False):
         into = io.BytesIO()
         try:

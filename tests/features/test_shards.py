@@ -275,6 +275,10 @@ def test_a_folder_gives_its_pictures_and_the_captions_beside_them(tmp_path: Path
     (folder / "a.png").write_bytes(b"")
     with pytest.raises(ShardError, match="the key 'a' occurs twice"):
         read(folder)
+    (folder / "a.png").unlink()
+    (folder / "a.txt").write_bytes(bytes(2**22 + 1))
+    with pytest.raises(ShardError, match=r"'a.txt' cannot be read: larger than 4,194,304 bytes"):
+        read(folder)
     with pytest.raises(ShardError, match="expected a folder, or a file that ends in"):
         read(tmp_path / "missing")
 
