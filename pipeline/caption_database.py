@@ -257,10 +257,14 @@ class CaptionDatabase(CaptionTable):
         Raises:
             UserError: the data set has no image in that split.
         """
-        if not len(self.splits.get(name, ())):
+        if not self.has_split(name):
             counts = {split: len(images) for split, images in self.splits.items()}
             raise captions.no_such_split(self.dataset, name, counts)
         return self.splits[name]
+
+    def has_split(self, name: str) -> bool:
+        """Whether the data set has an image in a split."""
+        return len(self.splits.get(name, ())) > 0
 
     def with_ids(self, image_ids: Collection[int]) -> list[Image]:
         """Return the images that have one of these ids."""

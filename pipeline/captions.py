@@ -80,6 +80,10 @@ class CaptionTable:
             raise no_such_split(self.dataset, name, Counter(i.split for i in self.images))
         return images
 
+    def has_split(self, name: str) -> bool:
+        """Whether the data set has an image in a split."""
+        return any(image.split == name for image in self.images)
+
     def with_ids(self, image_ids: Collection[int]) -> list[Image]:
         """Return the images that have one of these ids."""
         return [image for image in self.images if image.id in image_ids]
@@ -163,6 +167,12 @@ def load(path: Path) -> CaptionTable:
             repeats an image id, or names an unknown split, an unknown image, or a file outside
             the image root.
     """
+    if path.suffix == ".db":
+        raise UserError(
+            f"expected captions.json, found {path}, which has the captions of pictures in shards; "
+            "their features are in the folder that it names, and pipeline.extract --shards adds to "
+            "them"
+        )
     return parse(read_json(path, PREPARE), path)
 
 
