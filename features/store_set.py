@@ -242,7 +242,6 @@ class StoreSet:
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
             raise IndexError(f"rows {wanted.min()} to {wanted.max()} of {len(self)} in {self.path}")
         shard = np.searchsorted(self.first_S, wanted, side="right") - 1
-        # An empty shard begins where the next one does, and `side` takes the last of them.
         for number in np.unique(shard).tolist():
             places = np.flatnonzero(shard == number)
             inside = wanted[places] - self.first_S[number]
@@ -253,8 +252,6 @@ class StoreSet:
         rows = np.full(len(wanted), -1, np.int64)
         for number, first in enumerate(self.first_S.tolist()):
             image_ids = self.store(number).image_ids
-            if not len(image_ids):
-                continue
             order = np.argsort(image_ids)
             places = np.searchsorted(image_ids, wanted, sorter=order)
             inside = order[np.minimum(places, len(order) - 1)]
