@@ -8,19 +8,20 @@ not be read has "error", the reason. "split" (train, val, test, or null for none
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from features.commands import EXTRACT
 from features.errors import UserError, first_few
 from features.files import reading
 from features.store import STORED, FeatureStore
-from pipeline.captions import check_file_name, is_id
+from pipeline.captions import is_id
 from pipeline.readers.records import split_name
+from pipeline.text import CONTROL
 
 _NEEDED = ("id", "key", "file_name", "captions")
 _OPTIONAL = ("error", "split")
-_LONGEST = 2**20  # bytes of a line
+_LONGEST = 2**24  # bytes of a line
 
 
 class Line(NamedTuple):
@@ -29,6 +30,7 @@ class Line(NamedTuple):
     id: int
     key: str
     file_name: str
+    """Relative to a folder of its shard, and inside it."""
     texts: list[Any]
     """Its captions, not checked yet."""
     split: str | None
@@ -111,19 +113,28 @@ def _parsed(text: bytes, where: str) -> Line:
             f"{where}: expected {', '.join(_NEEDED)} and perhaps {' or '.join(_OPTIONAL)}, found "
             f"{found}"
         )
-    key, texts, split = entry["key"], entry["captions"], entry.get("split", None)
+    key, name, texts = entry["key"], entry["file_name"], entry["captions"]
+    split = entry.get("split")
     if not is_id(entry["id"]):
         raise UserError(f"{where}: expected an integer of 63 bits as id, found {entry['id']!r:.80}")
     if not isinstance(key, str) or not key or any("\ud800" <= c <= "\udfff" for c in key):
         raise UserError(f"{where}: expected a text as key, found {key!r:.80}")
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{where}: expected the file name of a picture, found {name!r:.80}")
     if not isinstance(texts, list):
         raise UserError(f"{where}: expected a list of captions, found {texts!r:.80}")
     if not isinstance(split, str | None):
         raise UserError(f"{where}: expected the name of a split, found {split!r:.80}")
     try:
-        name = check_file_name(entry["file_name"])
         if "split" in entry:
             split = split_name(split) if split else ""
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return Line(entry["id"], key, name, texts, split, bool(entry.get("error")))
+    return Line(entry["id"], key, _plain(name), texts, split, bool(entry.get("error")))
+
+
+def _plain(name: str) -> str:
+    """Return the name of a picture, which may be a path or a URL, as a path inside its shard."""
+    text = CONTROL.sub("_", name.encode(errors="replace").decode())
+    parts = PurePosixPath(text.replace("\\", "/")).parts
+    return "/".join(part for part in parts if part not in ("/", "..", "//")) or "_"

@@ -122,6 +122,17 @@ def test_failed_pictures_and_empty_captions_are_counted_and_left_out(run, tmp_pa
     assert not table.has_split("test")
 
 
+def test_paths_and_urls_of_lists_become_names_inside_their_shard(run, tmp_path):
+    names = ["/data/1.jpg", "../../2.jpg", "https://x.org/a\n.jpg", "\\\\disk\\4.jpg"]
+    entries = [entry(i, file_name=name, split="train") for i, name in enumerate(names)]
+    write_shard(tmp_path / "out", "a", entries)
+    assert run("--min-count", "1")[0] == 0
+    images = open_database(WorkFolder(tmp_path / "work").captions).images
+    expected = ["a/data/1.jpg", "a/2.jpg", "a/https:/x.org/a_.jpg", "a/disk/4.jpg"]
+    assert [image.file_name for image in images] == expected
+    assert all(captions.check_file_name(name) for name in expected)
+
+
 def test_prepare_is_skipped_until_a_shard_or_an_option_changes(run, tmp_path):
     out = tmp_path / "out"
     write_shard(out, "a", [entry(i) for i in range(30)])
@@ -142,7 +153,7 @@ BAD = {
     "an id in quotes": (json.dumps(entry(1, id="1")).encode(), "expected an integer"),
     "an unknown split": (json.dumps(entry(1, split="hold")).encode(), "unknown split 'hold'"),
     "a split of numbers": (json.dumps(entry(1, split=3)).encode(), "name of a split, found 3"),
-    "a name that leaves": (json.dumps(entry(1, file_name="../1.jpg")).encode(), "leaves the image"),
+    "a name of numbers": (json.dumps(entry(1, file_name=1)).encode(), "the file name of a picture"),
     "a caption of numbers": (json.dumps(entry(1, captions=[1])).encode(), "a string as caption"),
     "captions as text": (json.dumps(entry(1, captions="a")).encode(), "a list of captions"),
     "another image": (json.dumps(entry(5)).encode(), "is image 5, but row 1 of"),
