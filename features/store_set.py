@@ -50,7 +50,12 @@ def stores_in(folder: Path) -> list[Path]:
             "are read at random, again in each epoch, so copy them to a disk here first, for "
             "example with rclone copy or aws s3 sync"
         )
-    paths = sorted(folder.glob("*.h5")) if folder.is_dir() else []
+    if not folder.is_dir():
+        raise UserError(
+            f"{folder}: there is no such folder; give the folder that holds shards, the --out of "
+            f"{EXTRACT} --shards"
+        )
+    paths = sorted(folder.glob("*.h5"))
     if not paths:
         raise UserError(
             f"{folder}: expected the stores of shards (SHARD.h5), found none; create them with "

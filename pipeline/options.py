@@ -25,9 +25,6 @@ class PrepareOptions:
         "Read a folder with your own pictures and a captions.csv": (
             "--dataset folder --root pictures --work work"
         ),
-        "Read the captions beside the stores of pipeline.extract --shards": (
-            "--dataset shards --root stores --work work"
-        ),
         "Put two data sets into one work directory": (
             "--work work --dataset flickr8k --root data --dataset folder --root pictures"
         ),
@@ -51,11 +48,10 @@ class PrepareOptions:
     )
 
     dataset: str
-    """shapes, flickr8k, flickr30k, coco, karpathy (a dataset_*.json), folder (your own
-    pictures) or shards (the output of pipeline.extract --shards)."""
+    """shapes, flickr8k, flickr30k, coco, karpathy (a dataset_*.json), shards or folder (your own
+    pictures)."""
     work: Path
-    """The work directory; captions.json (of shards captions.db) and vocabulary.json are written to
-    it."""
+    """The work directory; captions.json and vocabulary.json are written to it."""
     root: Path | None = None
     """The folder that holds the data set; not for shapes."""
     captions: Path | None = None

@@ -14,11 +14,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from features.commands import EXTRACT, PREPARE
 from features.errors import UserError, first_few
 from features.files import delete_temporaries, replacing
 from features.progress import Progress
 from features.store import FeatureStore
-from features.store_set import StoreSet, shard_of, stores_in
+from features.store_set import StoreSet, stores_in
 from pipeline.caption_database import FORMAT, encode_captions
 from pipeline.captions import SPLITS, Image, Source, described
 from pipeline.cleaning import Cleaning
@@ -116,13 +117,11 @@ def write_database(options: PrepareOptions, path: Path) -> Prepared:
             writing = _Writing(database, held, options, source.name)
             with Progress("prepare", lines, "picture") as bar:
                 for number, shard in enumerate(stores.shards):
-                    store = stores.store(number)
-                    counts = writing.add(store, bar)
+                    counts = writing.add(stores.store(number), bar)
                     database.execute(
                         "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)",
-                        (number, *shard_of(store), *(counts[split] for split in SPLITS)),
+                        (number, *shard, *(counts[split] for split in SPLITS)),
                     )
-                    assert shard == shard_of(store)
             _check_unique(database, options.root)
             info = {
                 "format": FORMAT,
@@ -137,7 +136,18 @@ def write_database(options: PrepareOptions, path: Path) -> Prepared:
             ]
             database.executemany("INSERT INTO info VALUES (?, ?)", entries)
             database.execute("COMMIT")
-    return Prepared(writing.counts, writing.words, writing.remarks())
+    remarks = writing.remarks()
+    if undone := _undone(options.root):
+        remarks.append(
+            f"{len(undone)} shards have no store yet, left out: {first_few(undone)}; continue "
+            f"{EXTRACT} --shards, then run {PREPARE} again"
+        )
+    return Prepared(writing.counts, writing.words, remarks)
+
+
+def _undone(root: Path) -> list[str]:
+    """Return the shards whose captions are there, but not their store, which appears last."""
+    return sorted(p.stem for p in root.glob("*.jsonl") if not p.with_suffix(".h5").exists())
 
 
 class _Writing:

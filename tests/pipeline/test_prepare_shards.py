@@ -110,8 +110,11 @@ def test_failed_pictures_and_empty_captions_are_counted_and_left_out(run, tmp_pa
     write_shard(out, "a", [entry(0, split="train"), entry(1, split="val")])
     broken = entry(2, split="val", error="it is empty")
     write_shard(out, "b", [broken, entry(3, split="val", captions=[]), entry(4, split="val")])
+    write_shard(out, "c", [entry(5)])
+    (out / "c.h5").unlink()
     status, printed = run("--min-count", "1")
     assert status == 0
+    assert "1 shards have no store yet, left out: c" in printed
     assert "1 images have no caption, left out: b/3.jpg" in printed
     assert "1 pictures could not be read, left out" in printed
     assert "3 captions are empty or have no word, left out" in printed
