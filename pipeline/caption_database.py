@@ -18,6 +18,7 @@ The database appears complete or not at all, and never changes (see `pipeline.pr
 
 import json
 import sqlite3
+import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,7 +84,7 @@ class _Connection:
                 f"file:{quote(str(path.resolve()))}?immutable=1", uri=True, check_same_thread=False
             )
         except sqlite3.Error as error:
-            raise self._damaged(error) from error
+            raise self.damaged(error) from error
 
     def __call__(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query.
@@ -95,9 +96,10 @@ class _Connection:
             with self._lock:
                 return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            raise self._damaged(error) from error
+            raise self.damaged(error) from error
 
-    def _damaged(self, error: Exception) -> UserError:
+    def damaged(self, error: Exception | str) -> UserError:
+        """Return the error of content that is not what it should be."""
         return UserError(
             f"{self.path} is not a caption database, or is damaged ({error}); create it again with "
             f"{PREPARE} --force"
@@ -153,25 +155,23 @@ class SplitImages(Sequence[Image]):
         return self.at([places])[0] if isinstance(places, int) else self.at(places)
 
     def at(self, indices: Sequence[int]) -> list[Image]:
-        """Return some images; an index may occur twice.
-
-        Raises:
-            IndexError: there is no such index.
-        """
+        """Return some images; an index may occur twice."""
         query = f"SELECT place, {_IMAGE} FROM {self.name} WHERE place IN"
         distinct = list(dict.fromkeys(map(int, indices)))
         found = {
             place: self._image(*entry) for place, *entry in self._read.of_many(query, distinct)
         }
-        try:
-            return [found[int(index)] for index in indices]
-        except KeyError as error:
-            raise IndexError(f"image {error} of the {len(self)} in {self.name}") from error
+        if len(found) < len(distinct):
+            raise self._read.damaged(f"{self.name} has not {len(self)} images")
+        return [found[int(index)] for index in indices]
 
     def __iter__(self) -> Iterator[Image]:
         query = f"SELECT {_IMAGE} FROM {self.name} WHERE place >= ? ORDER BY place LIMIT {_AT_ONCE}"
         for start in range(0, len(self), _AT_ONCE):
-            for entry in self._read(query, (start,)):
+            entries = self._read(query, (start,))
+            if len(entries) != min(_AT_ONCE, len(self) - start):
+                raise self._read.damaged(f"{self.name} has not {len(self)} images")
+            for entry in entries:
                 yield self._image(*entry)
 
     def with_ids(self, image_ids: Collection[int]) -> list[Image]:
@@ -180,16 +180,23 @@ class SplitImages(Sequence[Image]):
         return [self._image(*entry) for entry in self._read.of_many(query, list(image_ids))]
 
     def _image(self, image_id: int, file_name: str, texts: str) -> Image:
-        of_image = tuple(
-            Caption(text, tuple(words.split(" "))) for text, words in json.loads(texts)
-        )
+        try:
+            pairs = [(str(text), words.split(" ")) for text, words in json.loads(texts)]
+            of_image = tuple(Caption(text, tuple(map(sys.intern, words))) for text, words in pairs)
+        except (AttributeError, RecursionError, TypeError, ValueError) as error:
+            raise self._read.damaged(f"captions of image {image_id}: {error}") from error
+        if not (captions.is_id(image_id) and isinstance(file_name, str) and of_image):
+            raise self._read.damaged(f"the entry of image {image_id!r:.80}")
         return Image(image_id, file_name, self.name, of_image, self._source)
 
     def rows_of(self, indices: np.ndarray) -> np.ndarray:
         """Return the rows of images in the set of stores, int64 [n]."""
         query = f"SELECT place, row FROM {self.name} WHERE place IN"
         rows = dict(self._read.of_many(query, np.unique(indices).tolist()))
-        return np.array([rows[index] for index in indices.tolist()], np.int64)
+        try:
+            return np.array([rows[index] for index in indices.tolist()], np.int64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._read.damaged(f"the row of an image: {error!r}") from error
 
     @property
     def rows(self) -> "Rows":
@@ -272,6 +279,10 @@ class CaptionDatabase(CaptionTable):
             image for of_split in self.splits.values() for image in of_split.with_ids(image_ids)
         ]
 
+    def path(self, image: Image) -> Path:
+        """Return where the picture of `image` is, if its shard is unpacked beside its store."""
+        return self.root / captions.check_file_name(image.file_name)
+
     def stores(self) -> StoreSet:
         """Open the stores of the images.
 
@@ -309,6 +320,8 @@ def open_database(path: Path) -> CaptionDatabase:
             )
         entries = read(f"SELECT name, rows, bytes, {', '.join(SPLITS)} FROM shards ORDER BY number")
         counts = np.array([counts for _, _, _, *counts in entries], np.int64).reshape(-1, 3)
+        if any(Path(name).name != name for name, *_ in entries) or counts.min(initial=0) < 0:
+            raise ValueError("the table of shards")
         source = Source(**info["sources"][0])
         splits = {
             split: SplitImages(read, split, counts[:, number], info[split], source.name)
@@ -327,7 +340,5 @@ def open_database(path: Path) -> CaptionDatabase:
             splits=splits,
             read=read,
         )
-    except (IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a caption database ({error!r}); create it again with {PREPARE} --force"
-        ) from error
+    except (AttributeError, LookupError, OverflowError, TypeError, ValueError) as error:
+        raise read.damaged(error) from error
