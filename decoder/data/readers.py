@@ -15,7 +15,7 @@ from features.distributed import rank, world_size
 from features.errors import UserError, first_few
 from features.extraction import spread
 from features.store_set import Store
-from pipeline.caption_database import Rows, SplitImages
+from pipeline.caption_database import SplitImages
 from pipeline.captions import CaptionTable, Image
 from pipeline.vocabulary import EOS, UNK, Vocabulary
 
@@ -74,20 +74,23 @@ class SplitReader:
         self._reads_grid = grid
         images = table.split(split)
         self.images: Sequence[Image]
-        self._rows: np.ndarray | Rows
-        self._store = store
         if isinstance(images, SplitImages):  # failed images are not among them
-            self.images, self._rows, self.left_out = images, images.rows, images.left_out
-            return
-        failed = store.failures()
-        self.images = [image for image in images if image.id not in failed]
-        self.left_out = len(images) - len(self.images)
+            self.images, self.left_out = images, images.left_out
+        else:
+            failed = store.failures()
+            self.images = [image for image in images if image.id not in failed]
+            self.left_out = len(images) - len(self.images)
         if not self.images:
             raise UserError(
                 f"the features of all {len(images)} {split} images could not be extracted; "
                 f"{EXTRACT} reports why"
             )
-        self._rows = store.rows([image.id for image in self.images])
+        self._store = store
+        self._rows = (
+            images.rows
+            if isinstance(images, SplitImages)
+            else store.rows([image.id for image in self.images])
+        )
 
     def __len__(self) -> int:
         return len(self.images)
