@@ -46,7 +46,9 @@ class Compared(NamedTuple):
     """float64, norm of each reference's vector of n-grams, weighted by count and idf."""
 
 
-def all_words_encoded(images: list[Image], vocabulary: Vocabulary) -> dict[int, list[list[int]]]:
+def all_words_encoded(
+    images: Sequence[Image], vocabulary: Vocabulary
+) -> dict[int, list[list[int]]]:
     """Return each image's captions as token ids for the reward, each ending in EOS.
 
     Unlike `Vocabulary.encode`, this gives words that the vocabulary lacks their own ids, beyond it.
@@ -111,6 +113,7 @@ class References:
         in_image = (number * images + image_C[caption]).unique() // images
         document_frequency = in_image.bincount(minlength=len(self._key))
         of_images = images
+        self._frequencies = frequencies
         if frequencies is not None:
             document_frequency, of_images = frequencies.of(_gathered(self._key)), frequencies.images
         self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
@@ -182,7 +185,7 @@ class References:
         length_S = first_end_S + 1
         key_SNT, real_SNT = _ngrams(samples, length_S)
         number_SNT, known_SNT = self._find(_spread(key_SNT))
-        idf_SNT = torch.where(known_SNT, self._idf.take(number_SNT), self._log_images)
+        idf_SNT = torch.where(known_SNT, self._idf.take(number_SNT), self._idf_of(key_SNT))
         number_SNT = number_SNT.int().masked_fill_(~known_SNT, -1)
 
         # The n-grams of each image of the batch, ascending, padded with the largest number.
@@ -206,6 +209,13 @@ class References:
             reference_count_SNTM=self._count_EM[entry_SNT].mul_(shared_SNT1),
             reference_norm_SNM=self._norm_INM[image_S],
         )
+
+    def _idf_of(self, key: Tensor) -> Tensor:
+        """Return the idf of n-grams that no reference has."""
+        if self._frequencies is None:
+            return self._log_images
+        images = self._frequencies.of(key.to(self._frequencies.key_U.device))
+        return self._log_images - images.to(key.device).double().log()
 
     def _find(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return each n-gram's index among the ascending keys, and whether it is one of them."""

@@ -23,7 +23,7 @@ from features.errors import UserError
 from features.files import make_folder, write_atomically, write_json
 from features.store import as_size
 from features.weights import by_hand
-from pipeline import captions as tables
+from pipeline.caption_database import load
 from pipeline.captions import CaptionTable
 from pipeline.command import run as run_command
 from pipeline.work import RunFolder
@@ -86,7 +86,7 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
 def _load_table(run: RunFolder) -> CaptionTable | None:
     table = run.work.captions
     if table.exists():
-        return tables.load(table)
+        return load(table)
     if not run.captioner.exists():
         print(f"export: {table} does not exist, so the card cannot name the training data")
     return None

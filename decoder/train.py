@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions
+from decoder.data.sharded import ShardedReader
 from decoder.data.weights import parse_weights
 from decoder.model import decoders
 from decoder.model.operations import compiled
@@ -30,11 +31,15 @@ from features.distributed import broadcast, own_device, process_group, rank, wor
 from features.errors import AccessError, UserError
 from features.extras import need
 from features.files import read_json, write_json
-from features.store import FeatureStore
-from pipeline import captions, vocabulary
+from features.store_set import Store, StoreSet
+from pipeline import vocabulary
+from pipeline.caption_database import CaptionDatabase, open_features
+from pipeline.caption_database import load as load_table
+from pipeline.captions import CaptionTable
 from pipeline.command import run as run_command
 from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
+from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
 
 
@@ -113,7 +118,7 @@ def new_trainer(options: TrainOptions) -> Trainer:
     """
     work = WorkFolder(options.work)
     run = work.run(options.run)
-    table, store = captions.load(work.captions), FeatureStore(work.features)
+    table, store = load_table(work.captions), open_features(work)
     table.split("train")  # without these images there is no vocabulary either
     words = vocabulary.load(work.vocabulary)
     # The decoder comes first: the readers depend on whether it attends.
@@ -126,16 +131,14 @@ def new_trainer(options: TrainOptions) -> Trainer:
     if options.compile:
         model.use_operations(compiled(device))
     weights = parse_weights(options.source_weights) if options.source_weights else None
-    training = TrainingReader(
-        store, table, words, options.batch_size, options.seed, grid=model.attends, weights=weights
-    )
+    training = _training_reader(options, store, table, words, model.attends, weights)
     validation = SplitReader(store, table, "val", grid=model.attends)
     options = _with_epochs(options, training)
     expect_captions(validation)
     first = rank() == 0
     if first:
         _report_left_out(training, validation)
-        checks.report(store, table, training.captions)
+        checks.report(store, table, training.examples())
         if trained is None:
             steps = (options.xe.epochs or 0) * training.batches_per_epoch
             checks.report_few_steps(steps, len(training))
@@ -153,6 +156,26 @@ def new_trainer(options: TrainOptions) -> Trainer:
         references = {image.id: [c.text for c in image.captions] for image in validation.images}
         validator = Validator(references)
     return Trainer(options, run, config, model, words, training, validation, validator, trained)
+
+
+def _training_reader(
+    options: TrainOptions,
+    store: Store,
+    table: CaptionTable,
+    words: Vocabulary,
+    grid: bool,
+    weights: dict[str, float] | None,
+) -> TrainingReader:
+    """Return the reader of training batches, from one store or from those of shards."""
+    size, seed = options.batch_size, options.seed
+    if isinstance(table, CaptionDatabase) and isinstance(store, StoreSet):
+        if weights:
+            raise UserError(
+                "--source-weights is for a work directory of several data sets; the pictures of "
+                "shards have one source"
+            )
+        return ShardedReader(store, table, words, size, seed, grid)
+    return TrainingReader(store, table, words, size, seed, grid, weights)
 
 
 def _with_epochs(options: TrainOptions, training: TrainingReader) -> TrainOptions:

@@ -19,14 +19,16 @@ from evaluation.references import captions_of
 from evaluation.toolkit import Captions, score_tokens, tokenize
 from features.errors import UserError
 from features.files import read_json, write_json
-from features.store import STORED, FeatureStore
-from pipeline.captions import CaptionTable
+from features.store_set import Store
+from pipeline.caption_database import CaptionDatabase, open_features
+from pipeline.captions import CaptionTable, Image
 from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
 
 METRICS = ("Bleu", "METEOR", "ROUGE_L")  # and CIDEr, which is scored separately
 _CAPTIONS = 5  # for the agreement of people; COCO, Flickr8k and Flickr30k have five
 _MOST_IMAGES = 5000  # METEOR takes a minute for these
+_MOST_NEIGHBOURS = 100_000
 _ROWS = 1024  # rows of the store read at a time
 
 
@@ -103,7 +105,7 @@ def baselines_of(
 
 
 def nearest_rows(
-    wanted_nC: NDArray[np.float32], stored: FeatureStore, rows: NDArray[np.int64]
+    wanted_nC: NDArray[np.float32], stored: Store, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """Return for each of `wanted_nC` the one of `rows` with the most similar pooled features.
 
@@ -132,17 +134,21 @@ def _nearest(
 ) -> dict[int, str]:
     """Return the first caption of each image's nearest training picture.
 
+    Of shards only `_MOST_NEIGHBOURS` training pictures, evenly spaced, are compared.
+
     In the training split itself an image is not its own neighbour.
     """
-    store = FeatureStore(work.features)
-    stored = set(store.image_ids[store.status == STORED].tolist())
+    store = open_features(work)
     own = set(images) if split == "train" else set()
-    known = {
-        image.id: image.captions[0].text
-        for image in table.images
-        if image.split == "train" and image.captions and image.id in stored and image.id not in own
-    }
-    wanted = [image for image in images if image in stored]
+    if isinstance(table, CaptionDatabase):  # all its images have features and captions
+        wanted = list(images)
+        train: Sequence[Image] = table.splits["train"]
+        train = table.splits["train"].at(evenly_spaced(range(len(train)), _MOST_NEIGHBOURS))
+    else:
+        stored = {i for rows in store.stored_rows() for i in store.image_ids[rows].tolist()}
+        wanted = [image for image in images if image in stored]
+        train = [i for i in table.images if i.split == "train" and i.captions and i.id in stored]
+    known = {image.id: image.captions[0].text for image in train if image.id not in own}
     if not known or not wanted:
         return {}
     rows = store.rows(list(known))

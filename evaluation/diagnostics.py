@@ -44,6 +44,9 @@ def share_of_new(training: Iterable[str], captions: Iterable[str]) -> float | No
 
     Both must be tokenized in the same way. Return None if there are no training captions.
     """
-    known = set(training)
     texts = list(captions)
-    return sum(text not in known for text in texts) / len(texts) if known else None
+    new, trained = set(texts), False
+    for text in training:  # there may be too many to remember
+        trained = True
+        new.discard(text)
+    return sum(text in new for text in texts) / len(texts) if trained else None

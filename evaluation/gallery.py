@@ -49,6 +49,11 @@ def picture(path: Path, size: int) -> str:
     return _data_uri(upright, "JPEG", quality=85, optimize=True)
 
 
+def no_picture(size: int) -> str:
+    """Return a grey square, for a picture that is not there, as a data URI."""
+    return _data_uri(Image.new("L", (size, size), 200), "PNG", optimize=True)
+
+
 def shade(weights: NDArray[np.float32]) -> str:
     """Return an overlay that leaves a picture bright where the decoder looked, as a data URI.
 

@@ -10,7 +10,8 @@ from features.commands import PREPARE
 from features.errors import UserError, first_few
 from features.files import read_json
 from pipeline import captions
-from pipeline.captions import Image, is_id
+from pipeline.caption_database import open_database
+from pipeline.captions import CaptionTable, Image, is_id
 
 _EXPECTED = "a COCO captions file, such as captions_val2014.json or WORK/captions.json"
 
@@ -25,8 +26,8 @@ class References:
     """By image id, of the images that have a result."""
     images: int
     """Number of images of the split or the file, with and without a result."""
-    training: list[str]
-    """The captions of the training split; empty if the file has no splits."""
+    training: Iterable[str]
+    """The captions of the training split, to be read once; none if the file has no splits."""
     sources: dict[int, str] = field(default_factory=dict)
     """The data set that each of these images came from; empty if the file has no splits."""
 
@@ -40,7 +41,7 @@ def choose(
     directory they must be all images of a split, unless `partial` is set.
 
     Args:
-        path: a captions.json of pipeline.prepare, or any COCO captions file.
+        path: a captions.json or captions.db of pipeline.prepare, or any COCO captions file.
         results: the captions to score, by image id.
         results_path: where they come from, for messages.
         split: of the work directory; by default the one that the results belong to.
@@ -50,16 +51,21 @@ def choose(
         UserError: the file is not in COCO's format; `split` is given but the file has no splits;
             or the results do not belong to the file.
     """
-    content = read_json(path, f"{PREPARE}, or name {_EXPECTED}")
-    if _is_of_work_directory(content):
-        table = captions.parse(content, path)
+    table: CaptionTable | None = None
+    if path.suffix == ".db":
+        table = open_database(path)
+    else:
+        content = read_json(path, f"{PREPARE}, or name {_EXPECTED}")
+        if _is_of_work_directory(content):
+            table = captions.parse(content, path)
+    if table is not None:
         split = split or split_of(results, table, results_path)
         every = captions_of(table.split(split))
         where = f"the split {split}"
         chosen = match(results, every, where, results_path, partial)
-        train = [image for image in table.images if image.split == "train"]
-        training = [text for texts in captions_of(train).values() for text in texts]
-        sources = {image.id: image.source for image in table.images if image.id in chosen}
+        train = table.split("train") if table.has_split("train") else ()
+        training = (caption.text for image in train for caption in image.captions)
+        sources = {image.id: image.source for image in table.with_ids(chosen)}
         return References(split, chosen, len(every), training, sources)
     every = _coco(content, path)
     if split is not None:

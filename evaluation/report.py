@@ -12,7 +12,7 @@ from evaluation.baselines import Baseline, baselines_of
 from evaluation.charts import Chart, chart
 from evaluation.costs import costs, duration, is_number, machine
 from evaluation.diagnostics import diagnose
-from evaluation.gallery import best_middle_worst, evenly_spaced, picture, shade
+from evaluation.gallery import best_middle_worst, evenly_spaced, no_picture, picture, shade
 from evaluation.mistakes import Confusion, analyse
 from evaluation.options import ReportOptions
 from evaluation.references import captions_of
@@ -20,6 +20,7 @@ from evaluation.runs import Run
 from evaluation.score_tables import existing, score_rows, source_rows
 from evaluation.toolkit import LABELS
 from features.files import write_atomically
+from pipeline.caption_database import CaptionDatabase
 from pipeline.captions import Image
 from pipeline.command import run
 from pipeline.up_to_date import Stamp
@@ -111,7 +112,7 @@ def render(run: Run, images: int, baselines: Mapping[str, Baseline] | None = Non
         attention=[
             {
                 **card(by_id[i]),
-                "thumbnail": picture(run.table.path(by_id[i]), _THUMBNAIL),
+                "thumbnail": _picture(run, by_id[i], _THUMBNAIL),
                 "words": [
                     (word, shade(weights))
                     for word, weights in zip(
@@ -131,7 +132,7 @@ def render(run: Run, images: int, baselines: Mapping[str, Baseline] | None = Non
 
 def _card(run: Run, ciders: dict[int, float], image: Image) -> dict[str, Any]:
     return {
-        "picture": picture(run.table.path(image), _PICTURE),
+        "picture": _picture(run, image, _PICTURE),
         "file_name": image.file_name,
         "caption": run.captions[image.id],
         "before": run.captions_xe.get(image.id),
@@ -140,6 +141,14 @@ def _card(run: Run, ciders: dict[int, float], image: Image) -> dict[str, Any]:
         "people": not _is_drawn(run, image),
         "cider": ciders.get(image.id),
     }
+
+
+def _picture(run: Run, image: Image, size: int) -> str:
+    """Return a picture as a data URI; a grey square for one that is in an archive of a shard."""
+    path = run.table.path(image)
+    if isinstance(run.table, CaptionDatabase) and not path.is_file():
+        return no_picture(size)
+    return picture(path, size)
 
 
 def _is_drawn(run: Run, image: Image) -> bool:
@@ -176,7 +185,7 @@ def _mistakes(run: Run, by_id: Mapping[int, Image]) -> dict[str, Any]:
             "written": confusion.written,
             "expected": confusion.expected,
             "images": len(confusion.images),
-            "picture": picture(run.table.path(image), _EXAMPLE),
+            "picture": _picture(run, image, _EXAMPLE),
             "caption": run.captions[image.id],
             "reference": (telling or texts)[0],
         }

@@ -56,7 +56,7 @@ def split_of(results: dict[int, str], table: CaptionTable, path: Path) -> str:
     Raises:
         UserError: none of the images is in the table, or they belong to more than one split.
     """
-    counts = Counter(image.split for image in table.images if image.id in results)
+    counts = Counter(image.split for image in table.with_ids(results))
     if not counts:
         raise UserError(
             f"{path}: none of its {len(results)} image ids ({first_few(results)}) is in the "

@@ -15,7 +15,7 @@ from evaluation.scores import Scores
 from features.commands import CAPTION, EXTRACT, TRAIN
 from features.errors import UserError
 from features.files import read_json, reading
-from pipeline import captions
+from pipeline.caption_database import load as load_table
 from pipeline.captions import SPLITS, CaptionTable
 from pipeline.work import RunFolder
 
@@ -97,7 +97,7 @@ def load(run: RunFolder, split: str) -> Run:
     Raises:
         UserError: a required file is missing, or the content of a file is wrong.
     """
-    table = captions.load(run.work.captions)
+    table = load_table(run.work.captions)
     config = _load_config(run.config)
     written = results.read(run.captions(split))
     references = captions_of(table.split(split))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from evaluation import spice
 from evaluation.bootstrap import intervals
@@ -99,9 +99,9 @@ def _digest(references: Captions) -> str:
     return hashlib.sha256(json.dumps(sorted(references.items())).encode()).hexdigest()
 
 
-def _share_of_new(results: dict[int, str], training: list[str]) -> float | None:
+def _share_of_new(results: dict[int, str], training: Iterable[str]) -> float | None:
     """Return the share of captions that differ from all training captions, ignoring case."""
-    known = tokenize_without_java({0: training})[0]
+    known = (tokenize_without_java({0: [text]})[0][0] for text in training)
     written = tokenize_without_java({image: [text] for image, text in results.items()})
     return share_of_new(known, (texts[0] for texts in written.values()))
 

@@ -25,6 +25,8 @@ ALLOWED = {
         "features.files",
         "features.images",
         "features.store",
+        "features.store_set",
+        "pipeline.caption_database",
         "pipeline.captions",
         "pipeline.command",
         "pipeline.up_to_date",

@@ -15,8 +15,8 @@ from features.errors import UserError
 from features.files import write_atomically, write_json
 from features.progress import Progress
 from features.row_format import RowFormat
-from features.store import FeatureStore, fingerprint
-from pipeline import captions
+from features.store import fingerprint
+from pipeline.caption_database import load, open_features
 from pipeline.work import WorkFolder
 
 
@@ -80,7 +80,7 @@ def caption_split(
 def _reader(captioner: Captioner, work: WorkFolder, split: str, views: int) -> SplitReader:
     """Open the features of a split, of the kind that the captioner was trained on."""
     description = captioner.config["features"]
-    store = FeatureStore(work.features)
+    store = open_features(work)
     store.expect(fingerprint(description), f"the run {captioner.run.path}", description)
     stored = len(store.row_format.views)
     if views > stored:
@@ -88,7 +88,7 @@ def _reader(captioner: Captioner, work: WorkFolder, split: str, views: int) -> S
             f"{work.features} holds {stored} views of each image, but --views is {views}; store "
             f"more with {EXTRACT} --views {views}"
         )
-    reader = SplitReader(store, captions.load(work.captions), split)
+    reader = SplitReader(store, load(work.captions), split)
     if reader.left_out:
         print(f"caption: {reader.left_out} images left out: their features could not be extracted")
     return reader

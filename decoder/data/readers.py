@@ -13,16 +13,21 @@ from decoder.data.weights import WeightedDraws
 from features.commands import EXTRACT, PREPARE
 from features.distributed import rank, world_size
 from features.errors import UserError, first_few
-from features.store import FeatureStore
+from features.extraction import spread
+from features.store_set import Store
+from pipeline.caption_database import SplitImages
 from pipeline.captions import CaptionTable, Image
-from pipeline.vocabulary import Vocabulary
+from pipeline.vocabulary import EOS, UNK, Vocabulary
+
+# Images of shards on which an embedding or a regression is fitted, at most.
+MOST_SAMPLED = 100_000
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
 def read_features(
-    store: FeatureStore,
+    store: Store,
     rows: np.ndarray,
     views: Sequence[int] | None = None,
     grid: bool = True,
@@ -64,25 +69,42 @@ class SplitReader:
         UserError: the split is empty, or some of its images are not in the store yet.
     """
 
-    def __init__(
-        self, store: FeatureStore, table: CaptionTable, split: str, grid: bool = True
-    ) -> None:
+    def __init__(self, store: Store, table: CaptionTable, split: str, grid: bool = True) -> None:
         self.split = split
         self._reads_grid = grid
         images = table.split(split)
-        failed = store.failures()
-        self.images: list[Image] = [image for image in images if image.id not in failed]
-        self.left_out = len(images) - len(self.images)
+        self.images: Sequence[Image]
+        if isinstance(images, SplitImages):  # failed images are not among them
+            self.images, self.left_out = images, images.left_out
+        else:
+            failed = store.failures()
+            self.images = [image for image in images if image.id not in failed]
+            self.left_out = len(images) - len(self.images)
         if not self.images:
             raise UserError(
                 f"the features of all {len(images)} {split} images could not be extracted; "
                 f"{EXTRACT} reports why"
             )
         self._store = store
-        self._rows = store.rows([image.id for image in self.images])
+        self._rows = (
+            images.rows
+            if isinstance(images, SplitImages)
+            else store.rows([image.id for image in self.images])
+        )
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def sample(self, most: int) -> Sequence[int]:
+        """Return the indices of all images, or of `most` evenly spaced ones of shards."""
+        every = range(len(self))
+        return spread(every, most) if isinstance(self.images, SplitImages) else every
+
+    def sampled(self, most: int) -> Sequence[Image]:
+        """Return the images that `sample` chooses."""
+        if isinstance(self.images, SplitImages):
+            return self.images.at(self.sample(most))
+        return self.images
 
     def features(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Features:
         """Read the features of some images.
@@ -115,7 +137,7 @@ class SplitReader:
             every_view = np.tile(np.arange(views), len(chosen))
             return self.features(np.repeat(chosen, views).tolist(), every_view.tolist())
 
-        for chosen, features in zip(indices, _read_ahead(read, indices), strict=True):
+        for chosen, features in zip(indices, read_ahead(read, indices), strict=True):
             yield [self.images[i] for i in chosen], features
 
 
@@ -150,7 +172,7 @@ class TrainingReader(SplitReader):
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: Store,
         table: CaptionTable,
         vocabulary: Vocabulary,
         size: int,
@@ -167,6 +189,24 @@ class TrainingReader(SplitReader):
         ]
         self._size = size
         self._seed = seed
+
+    def captions_of(self, indices: Sequence[int]) -> list[list[list[int]]]:
+        """Return the token ids of the captions of some images."""
+        return [self.captions[index] for index in indices]
+
+    def examples(self) -> list[list[list[int]]]:
+        """Return the captions of all images, for checks."""
+        return self.captions
+
+    def spread(self, count: int) -> list[int]:
+        """Return the indices of `count` evenly spaced images, or of all if there are fewer."""
+        return spread(range(len(self)), count)
+
+    def word_counts(self, outputs: int) -> Tensor:
+        """Return how often each word that can be written occurs, int64 [outputs], EOS first."""
+        captions = (caption for of_image in self.captions for caption in of_image)
+        words = [token - EOS for caption in captions for token in caption if token != UNK]
+        return torch.tensor(words, dtype=torch.int64).bincount(minlength=outputs)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -187,7 +227,7 @@ class TrainingReader(SplitReader):
             idle = own.shape[1] == 0
             return self.batch(*(all_images[:, :1] if idle else own).tolist())._replace(idle=idle)
 
-        yield from _read_ahead(read, starts)
+        yield from read_ahead(read, starts)
 
     def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Batch:
         """Read images with all their captions; see `features` for the arguments."""
@@ -217,7 +257,7 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         yield before
 
 
-def _read_ahead(
+def read_ahead(
     read: Callable[[Argument], Result], arguments: Iterable[Argument]
 ) -> Iterator[Result]:
     """Yield `read(argument)` for each argument; a thread reads the next one meanwhile.

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from decoder.cider import CiderD, Frequencies, References, all_words_encoded, whole_captions
+from decoder.data.frequencies import count_frequencies as frequencies_streamed
 from decoder.generation.generate import Generated
 from decoder.runs import checkpoints
 from features.errors import UserError
-from pipeline import captions as tables
+from pipeline.caption_database import SplitImages, load
+from pipeline.captions import CaptionTable
 from pipeline.vocabulary import EOS, Vocabulary
 from pipeline.work import RunFolder
 
@@ -95,16 +97,19 @@ def frequencies_of(run: RunFolder, vocabulary: Vocabulary) -> Frequencies:
             f"{run.frequencies} nor {table} exists; use the run in the work directory where it was "
             "trained, or leave out --consensus"
         )
-    return count_frequencies(tables.load(table), vocabulary)
+    return count_frequencies(load(table), vocabulary)
 
 
-def count_frequencies(table: tables.CaptionTable, vocabulary: Vocabulary) -> Frequencies:
+def count_frequencies(table: CaptionTable, vocabulary: Vocabulary) -> Frequencies:
     """Count the training images in whose captions each n-gram occurs.
 
     Raises:
         UserError: the table has no training captions.
     """
-    images = [image for image in table.split("train") if image.captions]
+    train = table.split("train")
+    if isinstance(train, SplitImages):
+        return frequencies_streamed(train, vocabulary)
+    images = [image for image in train if image.captions]
     if not images:
         raise UserError("--consensus needs training captions, but no training image has one")
     return References(all_words_encoded(images, vocabulary)).frequencies

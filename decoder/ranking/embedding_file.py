@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features, pad
-from decoder.data.readers import SplitReader
+from decoder.data.readers import MOST_SAMPLED, SplitReader
 from decoder.ranking.embedding import JointEmbedding, train_embedding
 from decoder.ranking.grades import Grades, grades_of, measure
 from decoder.runs import checkpoints
@@ -18,9 +18,10 @@ from decoder.runs.folder import digest
 from features.commands import EXPORT, SEARCH
 from features.errors import UserError
 from features.progress import Progress
-from features.store import FeatureStore
-from pipeline import captions as tables
-from pipeline.captions import CaptionTable
+from features.store_set import Store
+from pipeline.caption_database import SplitImages, open_features
+from pipeline.caption_database import load as load_table
+from pipeline.captions import CaptionTable, Image
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
 
@@ -90,18 +91,19 @@ def load_or_train(
     )
     if not source.captions.exists():
         raise no_captions
-    expected["captions"] = hashlib.sha256(source.captions.read_bytes()).hexdigest()
+    with source.captions.open("rb") as content:
+        expected["captions"] = hashlib.file_digest(content, "sha256").hexdigest()
     file = source.search / run.embedding.name
     embedding = load(file, expected, vocabulary)
     if embedding is not None and embedding.grades is not None:
         return embedding
-    table = tables.load(source.captions)
+    table = load_table(source.captions)
     if embedding is not None:  # version 0.2 measured no grades
-        grades = _measure(embedding.model, FeatureStore(source.features), table, vocabulary)
+        grades = _measure(embedding.model, open_features(source), table, vocabulary)
         return embedding._replace(grades=grades)
     if not any(image.split == "train" and image.captions for image in table.images):
         raise no_captions
-    store = FeatureStore(source.features)
+    store = open_features(source)
     store.expect(fingerprint, f"the run {run.path}")
     reader = SplitReader(store, table, "train")
     model = _train(store, reader, vocabulary)
@@ -170,11 +172,13 @@ def _record(grades: Grades | None) -> dict[str, Any] | None:
 
 
 def _measure(
-    model: JointEmbedding, store: FeatureStore, table: CaptionTable, vocabulary: Vocabulary
+    model: JointEmbedding, store: Store, table: CaptionTable, vocabulary: Vocabulary
 ) -> Grades | None:
     """Measure what scores mean on the validation split, if it has captions and features."""
-    failed = store.failures()
-    images = [i for i in table.images if i.split == "val" and i.captions and i.id not in failed]
+    images: Sequence[Image] = table.split("val") if table.has_split("val") else ()
+    if not isinstance(images, SplitImages):  # those have captions and features
+        failed = store.failures()
+        images = [image for image in images if image.captions and image.id not in failed]
     if not images:
         return None
     reader = SplitReader(store, table, "val", grid=False)
@@ -189,9 +193,12 @@ def _measure(
         return measure(captions, picture_ND, embed, vocabulary.ids.__contains__)
 
 
-def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> JointEmbedding:
-    """Train an embedding on the images of a split that have captions, in all stored views."""
-    images = [image for image in reader.images if image.captions]
+def _train(store: Store, reader: SplitReader, vocabulary: Vocabulary) -> JointEmbedding:
+    """Train an embedding on the images of a split that have captions, in all stored views.
+
+    Of shards these are at most `MOST_SAMPLED` images.
+    """
+    images = [image for image in reader.sampled(MOST_SAMPLED) if image.captions]
     pooled_NVC = _pooled_views(store, store.rows([image.id for image in images]))
     captions = [[vocabulary.encode(c.tokens) for c in image.captions] for image in images]
     with Progress("train the embedding", None, "step") as bar:
@@ -203,7 +210,7 @@ def _train(store: FeatureStore, reader: SplitReader, vocabulary: Vocabulary) -> 
         return train_embedding(pooled_NVC, captions, len(vocabulary), progress)
 
 
-def _pooled_views(store: FeatureStore, rows: np.ndarray) -> Tensor:
+def _pooled_views(store: Store, rows: np.ndarray) -> Tensor:
     """Read the pooled features of rows of the store in all views, float16 [N, V, C].
 
     They all fit in memory: a view of 1,280 channels takes 2.5 kB.

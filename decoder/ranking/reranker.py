@@ -20,15 +20,16 @@ from torch import Tensor
 
 from decoder.cider import Frequencies, all_words_encoded
 from decoder.data.batches import Features
-from decoder.data.readers import SplitReader
+from decoder.data.frequencies import encode_all_words
+from decoder.data.readers import MOST_SAMPLED, SplitReader
 from decoder.generation.generate import Generated
 from decoder.ranking.consensus import consensus, count_frequencies, frequencies_of
 from decoder.ranking.embedding import JointEmbedding
 from decoder.ranking.embedding_file import load_or_train, provenance
 from decoder.ranking.expectation import Expectation, ReducedExpectation
 from features.errors import UserError
-from features.store import FeatureStore, fingerprint
-from pipeline import captions as tables
+from features.store import fingerprint
+from pipeline.caption_database import SplitImages, load, open_features
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder
 
@@ -99,7 +100,7 @@ class Reranker:
                 "the work directory where it was trained, export it with decoder.export --rerank, "
                 "or use --consensus, which needs no pictures"
             )
-        frequencies = count_frequencies(tables.load(work.captions), vocabulary)
+        frequencies = count_frequencies(load(work.captions), vocabulary)
         expectation = fit_expectation(run, vocabulary, description, frequencies)
         embedding = load_or_train(run, work, vocabulary, features).model
         return Reranker(frequencies, expectation, embedding)
@@ -157,16 +158,22 @@ def fit_expectation(
 ) -> Expectation:
     """Fit the regression to the training pictures and captions of the run's work directory.
 
+    Of shards these are at most `MOST_SAMPLED` pictures.
+
     Raises:
         UserError: the captions or features are missing, or are not those that the run was trained
             on.
     """
-    table, store = tables.load(run.work.captions), FeatureStore(run.work.features)
+    table, store = load(run.work.captions), open_features(run.work)
     store.expect(fingerprint(description), f"the run {run.path}", description)
+    reader = SplitReader(store, table, "train", grid=False)
+    if isinstance(reader.images, SplitImages):
+        chosen = reader.sampled(MOST_SAMPLED)
+        of_chosen = encode_all_words(chosen, vocabulary)
+        return Expectation(reader.pooled(reader.sample(MOST_SAMPLED)), of_chosen, frequencies)
     # Encode the same images as `count_frequencies`, so that unknown words get the same ids.
     with_captions = [image for image in table.split("train") if image.captions]
     encoded = all_words_encoded(with_captions, vocabulary)
-    reader = SplitReader(store, table, "train", grid=False)
     indices = [index for index, image in enumerate(reader.images) if image.captions]
     captions = [encoded[reader.images[index].id] for index in indices]
     return Expectation(reader.pooled(indices), captions, frequencies)

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 
 from decoder.captioning.captioner import Captioner
-from decoder.data.readers import SplitReader
+from decoder.data.readers import MOST_SAMPLED, SplitReader
 from decoder.ranking.consensus import count_frequencies, save_frequencies
 from decoder.ranking.embedding_file import load_or_train, provenance, save_compact
 from decoder.ranking.novelty import Novelty
 from decoder.ranking.reranker import fit_expectation
 from decoder.runs import checkpoints
 from features.errors import UserError
-from features.store import FeatureStore, fingerprint
-from pipeline import captions as tables
+from features.store import fingerprint
+from pipeline.caption_database import load, open_features
 from pipeline.captions import CaptionTable
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder
@@ -55,7 +55,7 @@ def write_expectation(run: RunFolder, captioner: Captioner, file: Path) -> None:
         shutil.copyfile(run.expectation, file)
         return
     features, vocabulary = captioner.config["features"], captioner.vocabulary
-    frequencies = count_frequencies(tables.load(run.work.captions), vocabulary)
+    frequencies = count_frequencies(load(run.work.captions), vocabulary)
     expectation = fit_expectation(run, vocabulary, features, frequencies)
     expectation.reduced().save(file, provenance(vocabulary, fingerprint(features)))
 
@@ -72,10 +72,10 @@ def write_novelty(
         shutil.copyfile(run.novelty, file)
     elif table is not None and run.work.features.exists():
         features = captioner.config["features"]
-        store = FeatureStore(run.work.features)
+        store = open_features(run.work)
         store.expect(fingerprint(features), f"the run {run.path}", features)
         reader = SplitReader(store, table, "train", grid=False)
-        fitted = Novelty.fit(reader.pooled(range(len(reader))))
+        fitted = Novelty.fit(reader.pooled(reader.sample(MOST_SAMPLED)))
         fitted.save(file, provenance(captioner.vocabulary, fingerprint(features)))
 
 

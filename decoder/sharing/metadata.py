@@ -16,6 +16,7 @@ from evaluation.scores import load as load_scores
 from features.commands import CAPTION, EXPORT
 from features.errors import UserError
 from features.files import read_json
+from pipeline.caption_database import SplitImages
 from pipeline.captions import CaptionTable, Image, Source, described
 from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
@@ -109,16 +110,20 @@ def _data(table: CaptionTable | None) -> dict[str, Any] | None:
     data = {"dataset": table.dataset, **_counts(train)}
     if table.sources != (Source(table.dataset, table.dataset),):
         data["sources"] = [
-            {
-                **described(source),
-                **_counts([image for image in train if image.source == source.name]),
-            }
-            for source in table.sources
+            {**described(source), **_counts(_of_source(train, source))} for source in table.sources
         ]
     return data
 
 
+def _of_source(images: Sequence[Image], source: Source) -> Sequence[Image]:
+    if isinstance(images, SplitImages):  # they have one source
+        return images
+    return [image for image in images if image.source == source.name]
+
+
 def _counts(images: Sequence[Image]) -> dict[str, int]:
+    if isinstance(images, SplitImages):
+        return {"images": len(images), "captions": images.captions}
     return {"images": len(images), "captions": sum(len(image.captions) for image in images)}
 
 

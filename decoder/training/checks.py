@@ -10,7 +10,10 @@ import torch
 
 from features.commands import CAPTION, PREPARE
 from features.errors import first_few
+from features.extraction import spread
 from features.store import STORED, FeatureStore
+from features.store_set import Store
+from pipeline.caption_database import CaptionDatabase
 from pipeline.captions import CaptionTable
 from pipeline.vocabulary import EOS, UNK
 
@@ -23,6 +26,7 @@ UNKNOWN_BOUND = 0.10
 FEW_STEPS = 300
 
 _ROWS = 1024  # rows of the store read at a time
+_MOST = 100_000  # images of each split whose features are compared, if they are in shards
 # A picture's features can differ in last bits between extractions, because they depend on the size
 # of the CNN's batch (one stored value in 200 differs, by one bit). So pictures are candidates for a
 # match if any of a few short pieces of their pooled features agree; then all channels are compared.
@@ -50,9 +54,7 @@ def report_few_steps(steps: int, images: int) -> None:
         )
 
 
-def report(
-    store: FeatureStore, table: CaptionTable, captions: Sequence[Sequence[list[int]]]
-) -> None:
+def report(store: Store, table: CaptionTable, captions: Sequence[Sequence[list[int]]]) -> None:
     """Warn of a vocabulary that lacks many words, and of held-out images that are trained on.
 
     Args:
@@ -116,7 +118,7 @@ def unknown_share(captions: Iterable[Sequence[int]]) -> float:
     return float((words == UNK).mean()) if len(words) else 0.0
 
 
-def leaks(store: FeatureStore, table: CaptionTable) -> dict[str, dict[int, int]]:
+def leaks(store: Store, table: CaptionTable) -> dict[str, dict[int, int]]:
     """Find val and test images whose picture is also a training image.
 
     Pictures are compared by their stored pooled features, so none is opened. A copy that was
@@ -143,14 +145,25 @@ def leaks(store: FeatureStore, table: CaptionTable) -> dict[str, dict[int, int]]
 
 
 def _pooled(
-    store: FeatureStore, table: CaptionTable, split: str
+    store: Store, table: CaptionTable, split: str
 ) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Yield a split's stored images, a few at a time: ids, and features float32 [n, C]."""
-    stored = set(store.image_ids[store.status == STORED].tolist())
-    ids = [image.id for image in table.images if image.split == split and image.id in stored]
-    for start in range(0, len(ids), _ROWS):
-        chosen = ids[start : start + _ROWS]
-        yield chosen, store.pooled(store.rows(chosen))
+    """Yield a split's stored images, a few at a time: ids, and features float32 [n, C].
+
+    Of shards these are at most `_MOST` images, evenly spaced.
+    """
+    if isinstance(store, FeatureStore):
+        stored = set(store.image_ids[store.status == STORED].tolist())
+        ids = [image.id for image in table.images if image.split == split and image.id in stored]
+        for start in range(0, len(ids), _ROWS):
+            chosen = ids[start : start + _ROWS]
+            yield chosen, store.pooled(store.rows(chosen))
+        return
+    assert isinstance(table, CaptionDatabase)
+    images = table.splits[split]
+    indices = np.array(spread(range(len(images)), _MOST))
+    for start in range(0, len(indices), _ROWS):
+        rows = images.rows_of(indices[start : start + _ROWS])
+        yield store.image_ids[rows].tolist(), store.pooled(rows)
 
 
 def _pieces(pooled_nC: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

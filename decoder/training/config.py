@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +17,8 @@ from features.commands import TRAIN
 from features.distributed import world_size
 from features.errors import UserError
 from features.files import read_json
-from features.store import FeatureStore
+from features.store_set import Store
+from pipeline.caption_database import SplitImages
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder
@@ -48,10 +49,10 @@ _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipel
 
 def describe(
     options: TrainOptions,
-    store: FeatureStore,
+    store: Store,
     model: Decoder,
     vocabulary: Vocabulary,
-    captions: dict[str, list[Image]],
+    captions: dict[str, Sequence[Image]],
     init: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the content of config.json: all that is needed to repeat a run.
@@ -67,7 +68,9 @@ def describe(
         init: what the run records of the captioner that it starts from.
     """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_IDENTIFYING}
-    sources = Counter(image.source for image in captions["train"])
+    train = captions["train"]
+    # The pictures of shards have one source, and their digests are known.
+    sources = {} if isinstance(train, SplitImages) else Counter(image.source for image in train)
     return {
         "options": kept,
         "preset": options.preset,
@@ -77,7 +80,10 @@ def describe(
         "fingerprint": store.fingerprint,
         "vocabulary": digest(vocabulary.words),
         **({} if init is None else {"init": init}),
-        "captions": {split: digest(images) for split, images in captions.items()},
+        "captions": {
+            split: images.digest if isinstance(images, SplitImages) else digest(images)
+            for split, images in captions.items()
+        },
         **({"sources": dict(sorted(sources.items()))} if len(sources) > 1 else {}),
         "reward": reward_signature(options.rl),
         "versions": {

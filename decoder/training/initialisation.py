@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from decoder.data.readers import TrainingReader
 from decoder.model.decoders import Decoder
 from decoder.regression import reduced_rank
-from features.extraction import spread
-from pipeline.vocabulary import EOS, UNK
+from pipeline.vocabulary import EOS
 
 MOST_IMAGES = 10_000  # for the regression
 MOST_GRIDS = 200  # for the mean and variance of regions
@@ -37,24 +36,22 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     This takes a few seconds, and random numbers from torch. With a single image only the output's
     bias is set.
     """
-    captions = (caption for of_image in training.captions for caption in of_image)
-    words = [token - EOS for caption in captions for token in caption if token != UNK]
-    count_V = torch.tensor(words, dtype=torch.int64).bincount(minlength=model.output.out_features)
+    count_V = training.word_counts(model.output.out_features)
     bias_V = (count_V + 1.0).log()  # + 1: no word is impossible
     model.output.bias.copy_(bias_V - bias_V.mean())
 
-    chosen = spread(range(len(training)), MOST_IMAGES)
+    chosen = training.spread(MOST_IMAGES)
     pooled_NC = training.pooled(chosen)
     mean_C = pooled_NC.mean(0)
     pooled_NC -= mean_C
-    shares_WN = _shares([training.captions[index] for index in chosen], len(count_V) - 1)
+    shares_WN = _shares(training.captions_of(chosen), len(count_V) - 1)
     directions_CK = predictive_directions(pooled_NC, shares_WN, -(-model.hidden // 2))
     if directions_CK is None:
         return
     if model.reads_pooled:
         _embed(model.pooled_embedding, directions_CK, pooled_NC + mean_C)
     if model.attends:
-        sample = training.features(spread(range(len(training)), MOST_GRIDS))
+        sample = training.features(training.spread(MOST_GRIDS))
         grid_IRC, mask_IR = sample.grid_IRC, sample.mask_IR
         regions_NC = grid_IRC.flatten(0, 1) if mask_IR is None else grid_IRC[mask_IR]
         _embed(model.region_embedding, directions_CK, regions_NC)

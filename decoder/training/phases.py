@@ -1,5 +1,6 @@
 """The two phases of a training: cross-entropy, then REINFORCE from its best weights."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -10,6 +11,8 @@ from decoder.model.decoders import Decoder
 from decoder.training.objectives import Loss, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions
 from decoder.training.rewards import MixedReward, Reward
+from decoder.training.streamed_reward import StreamedReward
+from pipeline.caption_database import SplitImages
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
 
@@ -43,7 +46,7 @@ class ReinforcePhase:
     """Epochs of the phase, if it does not stop early."""
     steps: int
     """Steps of the phase, if it does not stop early."""
-    images: list[Image]
+    images: Sequence[Image]
     """The training images, whose captions are the references of the reward."""
     vocabulary: Vocabulary
 
@@ -54,6 +57,8 @@ class ReinforcePhase:
     @cached_property
     def reward(self) -> Reward:
         """The reward over all training references, prepared at its first use."""
+        if isinstance(self.images, SplitImages):
+            return StreamedReward(self.images, self.vocabulary, self.options.bleu_weight)
         references = all_words_encoded(self.images, self.vocabulary)
         return MixedReward(references, self.options.bleu_weight)
 

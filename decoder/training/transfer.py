@@ -20,8 +20,9 @@ from decoder.runs.packaged import packaged_captioner
 from features.commands import EXPORT, TRAIN
 from features.errors import UserError
 from features.files import read_json
-from features.store import FeatureStore, fingerprint
-from pipeline import captions
+from features.store import fingerprint
+from features.store_set import Store
+from pipeline.caption_database import load as load_table
 from pipeline.captions import CaptionTable, described
 from pipeline.terms import terms_of
 from pipeline.vocabulary import EOS, SPECIAL, Vocabulary
@@ -100,7 +101,7 @@ def arguments_of(name: str) -> list[str]:
     return [*architecture, f"--xe.learning-rate={LEARNING_RATE}"]
 
 
-def load(name: str, options: ModelOptions, store: FeatureStore, device: torch.device) -> Trained:
+def load(name: str, options: ModelOptions, store: Store, device: torch.device) -> Trained:
     """Load the captioner that --init names.
 
     Args:
@@ -210,5 +211,5 @@ def _data(run: RunFolder) -> list[dict[str, Any]]:
                 "whole original folder again"
             ) from error
     if run.work.captions.exists():
-        return [described(source) for source in captions.load(run.work.captions).sources]
+        return [described(source) for source in load_table(run.work.captions).sources]
     return []

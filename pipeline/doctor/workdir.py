@@ -16,9 +16,11 @@ from evaluation import runs
 from features.commands import CAPTION, EXTRACT, PREPARE, REPORT, SCORE, TRAIN
 from features.errors import AccessError, UserError, first_few
 from features.store import FAILED, FeatureStore, differences, fingerprint
+from features.store_set import Store, StoreSet
 from features.store_writing import parts_folder
 from features.verification import damaged
-from pipeline import captions, vocabulary
+from pipeline import vocabulary
+from pipeline.caption_database import CaptionDatabase, load
 from pipeline.captions import SPLITS, CaptionTable
 from pipeline.doctor.results import CheckResult, ok, problem, warning
 from pipeline.text import tokenizer
@@ -45,13 +47,24 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
         yield problem(f"{work.path} does not exist", f"create it with {PREPARE}")
         return
     try:
-        table = captions.load(work.captions)
+        table = load(work.captions)
     except UserError as error:
         remedy = f"run {PREPARE} --force; the other checks need this file"
         yield problem(str(error), _advice(error, remedy))
         return
+    words: Vocabulary | None = None
+    store: Store | None = None
+    if isinstance(table, CaptionDatabase):
+        try:
+            store = table.stores()
+            yield from _shards(table, store, work)
+            words = vocabulary.load(work.vocabulary) if table.has_split("train") else None
+        except UserError as error:
+            yield problem(str(error), _advice(error, f"run {PREPARE} again"))
+        yield from _outdated(work.path)
+        yield from _runs(work, table, words, store)
+        return
     yield from _table(table, work)
-    words, store = None, None
     try:
         if any(image.split == "train" for image in table.images):
             words = vocabulary.load(work.vocabulary)
@@ -71,10 +84,45 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
     except UserError as error:
         yield problem(str(error), _advice(error, f"run {EXTRACT} --force"))
     yield from _outdated(work.path)
+    yield from _runs(work, table, words, store)
+
+
+def _runs(
+    work: WorkFolder, table: CaptionTable, words: Vocabulary | None, store: Store | None
+) -> Iterator[CheckResult]:
     for folder in sorted(path for path in work.path.glob("runs/*") if path.is_dir()):
         if not folder.name.endswith(".old"):
             yield from _run(RunFolder(folder), table, words, store)
             yield from _outdated(folder)
+
+
+def _shards(table: CaptionDatabase, stores: StoreSet, work: WorkFolder) -> Iterator[CheckResult]:
+    """Check every row of every store of shards, one store after the other."""
+    counts = {split: len(images) for split, images in table.splits.items()}
+    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
+    text = f"{work.captions}: {listed} images of {len(table.shards)} shards in {table.folder}"
+    if counts["train"] and not counts["val"]:
+        yield problem(f"{text}; none in val", f"decoder.train needs both: {PREPARE} --val N")
+    else:
+        yield ok(text)
+    broken = 0
+    for number, shard in enumerate(table.shards):
+        try:
+            wrong = damaged(stores.store(number))
+        except UserError as error:
+            broken += 1
+            yield problem(str(error), _advice(error, f"extract this shard again, then {PREPARE}"))
+            continue
+        if wrong:
+            broken += 1
+            yield problem(
+                f"{table.folder / shard.name}.h5: {len(wrong)} rows are damaged: "
+                f"{first_few(f'image {image} ({why})' for image, why in wrong.items())}",
+                f"delete it and extract this shard again, then run {PREPARE}",
+            )
+    if not broken:
+        yield ok(f"all rows of {len(table.shards)} stores match their checksums")
+        yield from _leaks(stores, table)
 
 
 def _advice(error: UserError, for_content: str) -> str:
@@ -175,6 +223,10 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[CheckResult]
         )
         return
     yield ok(f"all rows of {store.path.name} match their checksums")
+    yield from _leaks(store, table)
+
+
+def _leaks(store: Store, table: CaptionTable) -> Iterator[CheckResult]:
     for split, leaked in checks.leaks(store, table).items():
         if leaked:
             pairs = (f"{image} (train {twin})" for image, twin in leaked.items())
@@ -187,7 +239,7 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[CheckResult]
 
 
 def _run(
-    run: RunFolder, table: CaptionTable, words: Vocabulary | None, store: FeatureStore | None
+    run: RunFolder, table: CaptionTable, words: Vocabulary | None, store: Store | None
 ) -> Iterator[CheckResult]:
     name = f"run {run.path.name}"
     if not run.best.exists():

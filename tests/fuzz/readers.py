@@ -60,6 +60,7 @@ from pipeline.options import PrepareOptions
 from pipeline.vocabulary import EOS, PAD
 from pipeline.work import RunFolder
 from tests.decoder.captioning.xmp_files import PROGRAMS, languages, with_properties
+from tests.fuzz import shards
 from tests.fuzz.mutations import damage_bytes, damage_json, damage_text
 
 
@@ -551,6 +552,8 @@ def readers(work: Path, folder: Path) -> list[Reader]:
     unpacked = folder / "unpacked"
     unpacked.mkdir()
 
+    shard = shards.examples(folder / "shards")
+
     def unpack(path: Path) -> None:
         _unpack(path, ("captions.txt",), unpacked)
         shutil.rmtree(unpacked)
@@ -564,6 +567,8 @@ def readers(work: Path, folder: Path) -> list[Reader]:
         Reader("zip archive", unpack, [archive()], of_bytes),
         *(Reader(f"picture {k}", _picture, e, of_bytes) for k, e in pictures().items()),
         *_of_stores(folder),
+        Reader("captions of a shard", shard.read_lines, [shard.lines], of_json_lines),
+        Reader("captions.db", shard.read_database, [shard.database], of_bytes, "captions.db"),
         *_of_listings(folder),
         Reader("xmp", _xmp, [*PROGRAMS.values(), _DESCRIBED], of_xmp),
         *_of_pages(folder),
