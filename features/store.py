@@ -28,7 +28,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
@@ -93,6 +93,26 @@ def differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     if "backbone" in fields:
         fields = ["backbone"]
     return ", ".join(f"{key} {found.get(key)} instead of {wanted.get(key)}" for key in fields)
+
+
+class _Described(Protocol):
+    path: Path
+    description: dict[str, Any]
+    fingerprint: str
+
+
+def expect_fingerprint(
+    store: _Described, wanted: str, what: str, description: Mapping[str, Any] | None
+) -> None:
+    """Raise UserError unless a store has the fingerprint `wanted`; see `FeatureStore.expect`."""
+    if store.fingerprint == wanted:
+        return
+    other = "" if description is None else f": {differences(description, store.description)}"
+    raise UserError(
+        f"{what} expects features with the fingerprint {wanted[:12]}, {store.path} has "
+        f"{store.fingerprint[:12]}{other}; extract the features in the same way, or use "
+        f"another --work"
+    )
 
 
 def as_size(count: int) -> str:
@@ -193,6 +213,10 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def stored_rows(self) -> Iterator[np.ndarray]:
+        """Yield the rows of stored images, ascending; all at once."""
+        yield np.flatnonzero(self.status == STORED)
+
     def failures(self) -> dict[int, str]:
         """Return the reason of each failed image, by image id."""
         return {int(self.image_ids[row]): reason for row, reason in self._reasons.items()}
@@ -283,14 +307,7 @@ class FeatureStore:
             UserError: it has another one. The message names the fields in which the store differs
                 from `description`, the one that `what` expects, if it is given.
         """
-        if self.fingerprint == wanted:
-            return
-        other = "" if description is None else f": {differences(description, self.description)}"
-        raise UserError(
-            f"{what} expects features with the fingerprint {wanted[:12]}, {self.path} has "
-            f"{self.fingerprint[:12]}{other}; extract the features in the same way, or use "
-            f"another --work"
-        )
+        expect_fingerprint(self, wanted, what, description)
 
     def _places(self, rows: Rows, views: Rows | None) -> Iterator[tuple[int, int]]:
         for row, view in zip(rows, [0] * len(rows) if views is None else views, strict=True):

@@ -9,7 +9,7 @@ data set and the image root. If several data sets were prepared as one, "info" d
 import json
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
@@ -66,10 +66,10 @@ class CaptionTable:
 
     dataset: str
     root: Path
-    images: tuple[Image, ...]
+    images: Sequence[Image]
     sources: tuple[Source, ...] = ()
 
-    def split(self, name: str) -> list[Image]:
+    def split(self, name: str) -> Sequence[Image]:
         """Return the images of a split.
 
         Raises:
@@ -77,14 +77,22 @@ class CaptionTable:
         """
         images = [image for image in self.images if image.split == name]
         if not images:
-            counts = Counter(image.split for image in self.images)
-            listed = ", ".join(f"{split} ({count})" for split, count in counts.items())
-            raise UserError(f"the data set {self.dataset} has no split {name!r}; it has {listed}")
+            raise no_such_split(self.dataset, name, Counter(i.split for i in self.images))
         return images
+
+    def with_ids(self, image_ids: Collection[int]) -> list[Image]:
+        """Return the images that have one of these ids."""
+        return [image for image in self.images if image.id in image_ids]
 
     def path(self, image: Image) -> Path:
         """Return the path of the picture of `image`."""
         return self.root / image.file_name
+
+
+def no_such_split(dataset: str, name: str, counts: Mapping[str, int]) -> UserError:
+    """Return the error of a data set that has no image in the split `name`."""
+    listed = ", ".join(f"{split} ({count})" for split, count in counts.items() if count)
+    return UserError(f"the data set {dataset} has no split {name!r}; it has {listed}")
 
 
 def check_file_name(name: object) -> str:

@@ -8,9 +8,9 @@ from pathlib import Path
 from features.errors import UserError, first_few
 from features.progress import track
 from pipeline import captions, shapes
-from pipeline.captions import Caption, CaptionTable, Image, Source
+from pipeline.captions import CaptionTable, Image, Source
+from pipeline.cleaning import Cleaning
 from pipeline.options import PrepareOptions
-from pipeline.readers.cells import is_missing, plain_text
 from pipeline.readers.coco import read_coco
 from pipeline.readers.files import EMPTY, captions_file, kind_of_file, unreadable_picture
 from pipeline.readers.flickr import read_flickr8k, read_flickr30k
@@ -18,7 +18,6 @@ from pipeline.readers.folder import read_folder
 from pipeline.readers.karpathy import read_karpathy
 from pipeline.readers.names import PictureNames, match_names
 from pipeline.readers.records import Reading, Record
-from pipeline.text import CONTROL, tokenize
 from pipeline.work import WorkFolder
 
 
@@ -156,32 +155,11 @@ def _with_captions(
     numbered: list[tuple[int, Record]], source: str, remarks: list[str]
 ) -> list[Image]:
     """Tokenize; leave out captions without a word and images without a caption."""
-    images, without_captions, wordless, escaped = [], [], 0, 0
-    missing: Counter[str] = Counter()
+    images, cleaning = [], Cleaning()
     for image_id, record in track(numbered, "tokenize", "image"):
-        parsed = []
-        for text in record.captions:
-            if not isinstance(text, str):
-                raise UserError(f"{record.file_name}: expected a string as caption, found {text!r}")
-            if is_missing(text):
-                missing[text.strip()] += 1
-                text = ""
-            escaped += (plain := plain_text(text)) != text
-            text = plain
-            # Newlines and tabs would break the formats that captions are written to later, escape
-            # sequences would control terminals, and a lone surrogate (from JSON) has no UTF-8.
-            text = " ".join(CONTROL.sub(" ", text).split()).encode(errors="replace").decode()
-            parsed.append(Caption(text, tuple(tokenize(text))))
-        kept = tuple(caption for caption in parsed if caption.tokens)
-        wordless += len(parsed) - len(kept)
-        if kept:
+        if kept := cleaning.captions(record.file_name, record.captions):
             images.append(Image(image_id, record.file_name, str(record.split), kept, source))
-        else:
-            without_captions.append(record.file_name)
-    _remark(remarks, escaped, "captions had HTML entities or tags, which became plain text")
-    placeholders = (f"{count} are {value!r}" for value, count in missing.items() if value)
-    _remark(remarks, wordless, "captions are empty or have no word, left out", placeholders)
-    _remark(remarks, len(without_captions), "images have no caption, left out", without_captions)
+    remarks += cleaning.remarks()
     return images
 
 

@@ -12,7 +12,7 @@ from pipeline.presets import check_name
 from pipeline.readers.columns import parse_columns
 from pipeline.vocabulary import MAX_LENGTH
 
-DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder")
+DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder", "shards")
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,9 @@ class PrepareOptions:
         "Download and read Flickr8k": ("--dataset flickr8k --root data --work work --download"),
         "Read a folder with your own pictures and a captions.csv": (
             "--dataset folder --root pictures --work work"
+        ),
+        "Read the captions beside the stores of pipeline.extract --shards": (
+            "--dataset shards --root stores --work work"
         ),
         "Put two data sets into one work directory": (
             "--work work --dataset flickr8k --root data --dataset folder --root pictures"
@@ -48,10 +51,11 @@ class PrepareOptions:
     )
 
     dataset: str
-    """shapes, flickr8k, flickr30k, coco, karpathy (a dataset_*.json) or folder (your own
-    pictures)."""
+    """shapes, flickr8k, flickr30k, coco, karpathy (a dataset_*.json), folder (your own
+    pictures) or shards (the output of pipeline.extract --shards)."""
     work: Path
-    """The work directory; captions.json and vocabulary.json are written to it."""
+    """The work directory; captions.json (of shards captions.db) and vocabulary.json are written to
+    it."""
     root: Path | None = None
     """The folder that holds the data set; not for shapes."""
     captions: Path | None = None
@@ -81,6 +85,11 @@ class PrepareOptions:
     """Leave out captions without a picture instead of stopping."""
     seed: int = 1
     """Seed of the scenes that shapes draws, and of splits that the data set does not define."""
+    val: int | None = None
+    """With --dataset shards: about how many pictures go to val, if their lines do not say; by
+    default a tenth of all, at most 5,000."""
+    test: int | None = None
+    """With --dataset shards: about how many pictures go to test; see --val."""
     images: int = 2000
     """With --dataset shapes: number of pictures to draw."""
     size: int = 224
@@ -109,6 +118,12 @@ class PrepareOptions:
             parse_columns(self.columns)
             if self.dataset != "folder":
                 raise UserError(f"--columns is for --dataset folder, found {self.dataset}")
+        for name in ("val", "test"):
+            size = getattr(self, name)
+            if size is not None and self.dataset != "shards":
+                raise UserError(f"--{name} is for --dataset shards, found {self.dataset}")
+            if size is not None and size < 0:
+                raise UserError(f"--{name} must be at least 0, found {size}")
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):
             raise UserError(f"--mirror: expected http://... or https://..., found {self.mirror!r}")
         if self.name is not None and not re.fullmatch(r"[\w.+-]+", self.name):

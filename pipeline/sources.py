@@ -17,7 +17,7 @@ from pipeline.parsing import parse
 
 # Options of pipeline.prepare that belong to the --dataset before them; all others apply to all.
 _OF_A_DATA_SET = {"--root", "--captions", "--columns", "--name", "--terms", "--release"}
-_OF_A_DATA_SET |= {"--images", "--size", "--mirror"}
+_OF_A_DATA_SET |= {"--images", "--size", "--mirror", "--val", "--test"}
 _FLAG = "--download"  # the only one of them without a value
 _SHARED = ("work", "min_count", "max_length", "skip_missing", "seed", "force")
 _MOST_ID = 2**63
@@ -73,6 +73,11 @@ def data_sets(options: PrepareOptions) -> list[PrepareOptions]:
         raise UserError(
             f"{names[repeated[0]]} data sets are called {repeated[0]!r}; give each a name of its "
             "own with --name after its --dataset"
+        )
+    if len(every) > 1 and any(one.dataset == "shards" for one in every):
+        raise UserError(
+            "--dataset shards cannot be combined with other data sets; extract those as shards too "
+            "(pipeline.extract --shards), into the same --out"
         )
     if sum(one.dataset == "shapes" for one in every) > 1:
         raise UserError("--dataset shapes draws into the work directory, so give it only once")

@@ -71,13 +71,22 @@ def build(captions: Iterable[Sequence[str]], min_count: int, max_length: int) ->
     training cuts captions to `max_length` tokens.
     """
     counts = Counter(token for caption in captions for token in caption)
-    # A caption may contain the text "<eos>", which must not become a second special word.
-    kept = [word for word, n in counts.items() if n >= min_count and word not in SPECIAL]
-    kept.sort(key=lambda word: (-counts[word], word))
-    rare = sum(counts.values()) - sum(counts[word] for word in kept)
+    return of_counts(counts.items(), min_count, max_length)
+
+
+def of_counts(counts: Iterable[tuple[str, int]], min_count: int, max_length: int) -> Vocabulary:
+    """Return the vocabulary of words with their counts; see `build`."""
+    frequent, rare = {}, 0
+    for word, count in counts:
+        # A caption may contain the text "<eos>", which must not become a second special word.
+        if count >= min_count and word not in SPECIAL:
+            frequent[word] = count
+        else:
+            rare += count
+    kept = sorted(frequent, key=lambda word: (-frequent[word], word))
     return Vocabulary(
         words=(*SPECIAL, *kept),
-        counts=(0, 0, rare, 0, *(counts[word] for word in kept)),
+        counts=(0, 0, rare, 0, *(frequent[word] for word in kept)),
         min_count=min_count,
         max_length=max_length,
     )

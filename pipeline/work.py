@@ -8,12 +8,21 @@ class WorkFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.captions = path / "captions.json"
+        self.database = path / "captions.db"  # of pictures in shards
         self.vocabulary = path / "vocabulary.json"
         self.images = path / "images"  # drawn, if the data set is shapes
-        self.features = path / "features.h5"
         self.extraction = path / "extract.json"  # options and figures of the last extraction
         self.search = path / "search"  # index of decoder.search
+
+    @property
+    def captions(self) -> Path:
+        """The caption table: captions.json, or the database of pictures in shards."""
+        return self.database if self.database.exists() else self.path / "captions.json"
+
+    @property
+    def features(self) -> Path:
+        """The feature store, or the database that names the stores of the shards."""
+        return self.database if self.database.exists() else self.path / "features.h5"
 
     def baselines(self, split: str) -> Path:
         """Return the file with the scores of the report's baselines on a split."""

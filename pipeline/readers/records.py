@@ -74,6 +74,12 @@ def merge(
     return [Record(name, splits.get(name), tuple(text)) for name, text in texts.items()]
 
 
+def hash_position(name: str, seed: int) -> float:
+    """Return a number for a picture, uniform in [0, 1) and the same on every machine."""
+    digest = sha256(f"{seed}/{name}".encode(errors="replace")).digest()
+    return int.from_bytes(digest[:8]) / 2**64
+
+
 def split_by_hash(records: list[Record], seed: int, source: Path) -> list[Record]:
     """Put each record into train (80 %), val (10 %) or test (10 %) by a hash of its file name.
 
@@ -85,11 +91,7 @@ def split_by_hash(records: list[Record], seed: int, source: Path) -> list[Record
     """
     if len(records) < 2:
         raise UserError(f"{source}: expected 2 pictures or more to split, found {len(records)}")
-    # A number for each picture, uniform in [0, 1) and the same on every machine.
-    position = {}
-    for record in records:
-        digest = sha256(f"{seed}/{record.file_name}".encode(errors="replace")).digest()
-        position[record.file_name] = int.from_bytes(digest[:8]) / 2**64
+    position = {record.file_name: hash_position(record.file_name, seed) for record in records}
     splits = {
         name: "val" if x < 0.1 else "test" if x < 0.2 else "train" for name, x in position.items()
     }
