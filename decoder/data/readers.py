@@ -14,6 +14,7 @@ from features.commands import EXTRACT, PREPARE
 from features.distributed import rank, world_size
 from features.errors import UserError, first_few
 from features.store import FeatureStore
+from features.store_set import Store
 from pipeline.captions import CaptionTable, Image
 from pipeline.vocabulary import Vocabulary
 
@@ -22,7 +23,7 @@ Result = TypeVar("Result")
 
 
 def read_features(
-    store: FeatureStore,
+    store: Store,
     rows: np.ndarray,
     views: Sequence[int] | None = None,
     grid: bool = True,

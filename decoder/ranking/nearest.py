@@ -171,9 +171,7 @@ class Index:
 def _empty(size: int) -> "Graph":
     from usearch.index import Index as Graph
 
-    return Graph(
-        ndim=size, metric="cos", dtype="i8", connectivity=_LINKS, expansion_add=_ADDING
-    )
+    return Graph(ndim=size, metric="cos", dtype="i8", connectivity=_LINKS, expansion_add=_ADDING)
 
 
 def _opened(file: Path, mapped: bool) -> "Graph | None":
@@ -181,13 +179,13 @@ def _opened(file: Path, mapped: bool) -> "Graph | None":
     from usearch.index import Index as Graph
 
     try:
-        graph = Graph.restore(os.fspath(file), view=mapped) if file.exists() else None
+        if not file.exists():
+            return None
+        depths = {"expansion_add": _ADDING, "expansion_search": _SEARCHING}
+        return Graph.restore(os.fspath(file), view=mapped, **depths)
     except (RuntimeError, ValueError, MemoryError) as error:
         log.warning("%s is damaged or of another version; making it again: %s", file, error)
         return None
-    if graph is not None:
-        graph.expansion_add, graph.expansion_search = _ADDING, _SEARCHING
-    return graph
 
 
 def _current(file: Path, sorted_keys: np.ndarray) -> "Graph | None":

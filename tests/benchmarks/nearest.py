@@ -39,9 +39,7 @@ def pictures(store: FeatureStore, embedding: Embedding) -> Tensor:
     """Return the vectors of all stored images, float32 [n, D]."""
     rows = np.flatnonzero(store.status == STORED)
     with torch.inference_mode():
-        parts = [
-            embedding.model.pictures(torch.from_numpy(store.pooled(b))) for b in blocks(rows)
-        ]
+        parts = [embedding.model.pictures(torch.from_numpy(store.pooled(b))) for b in blocks(rows)]
         return torch.cat(parts)
 
 
@@ -75,9 +73,9 @@ def write_many(picture_nD: Tensor, count: int, file: Path) -> Tensor:
     values, axes = torch.linalg.eigh(torch.cov(picture_nD.T))
     spread_DD = axes * values.clamp(min=0).sqrt()
     file.touch()
-    item_ND = torch.from_file(
-        str(file), shared=True, size=count * size, dtype=torch.float16
-    ).view(count, size)
+    item_ND = torch.from_file(str(file), shared=True, size=count * size, dtype=torch.float16).view(
+        count, size
+    )
     for start in range(0, count, BLOCK):
         many = min(BLOCK, count - start)
         some_BD = picture_nD[torch.arange(start, start + many) % len(picture_nD)]
