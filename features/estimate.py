@@ -4,16 +4,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from features.backbones import Backbone
 from features.errors import UserError
-from features.extraction import Extracted, calibrate, extract_features, spread
+from features.extraction import Extracted, Source, calibrate, extract_features, spread
 from features.row_format import RowFormat
 from features.store import as_size
 
@@ -23,11 +24,12 @@ _SECONDS = 15.0  # or fewer, after this time
 
 def estimate(
     backbone: Backbone,
-    pictures: Sequence[Path],
+    pictures: Sequence[Source],
     row_format: RowFormat,
     folder: Path,
     batch_size: int,
     workers: int | None,
+    read: Callable[[Source], Image.Image] | None = None,
 ) -> str:
     """Extract evenly spaced `pictures` without writing them, and return a table of figures.
 
@@ -38,21 +40,23 @@ def estimate(
         folder: where the store will be.
         batch_size: as in `features.extraction.extract_features`.
         workers: as there.
+        read: as there.
 
     Raises:
         UserError: none of the pictures tried can be read.
     """
     tried = spread(pictures, (_BATCHES + 1) * batch_size)
     if row_format.dtype.kind == "i" and row_format.scale is None:
-        row_format = replace(row_format, scale=calibrate(backbone, tried[:batch_size], workers))
+        row_format = replace(
+            row_format, scale=calibrate(backbone, tried[:batch_size], workers, read)
+        )
     rest = tried[batch_size:] or tried
-    for _ in extract_features(backbone, tried[:batch_size], row_format.views, batch_size, workers):
+    options = row_format.views, batch_size, workers, read
+    for _ in extract_features(backbone, tried[:batch_size], *options):
         pass  # warm-up: start threads, allocate memory
     sizes, measured = [], 0
     start = time.perf_counter()
-    with closing(
-        extract_features(backbone, rest, row_format.views, batch_size, workers)
-    ) as results:
+    with closing(extract_features(backbone, rest, *options)) as results:
         for result in results:
             measured += 1
             if isinstance(result, Extracted):

@@ -7,8 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ from features.row_format import scale_for
 _CALIBRATION_PICTURES = 256
 
 T = TypeVar("T")
+Source = TypeVar("Source")
+"""Where a picture comes from: a path, unless a function that decodes something else is given."""
 
 
 def versions() -> dict[str, str]:
@@ -62,11 +63,13 @@ class Extracted(NamedTuple):
 
 def extract(
     backbone: Backbone,
-    pictures: Sequence[tuple[int, Path]],
+    pictures: Sequence[tuple[int, Source]],
     writer: Writer,
     views: Sequence[str],
     batch_size: int,
     workers: int | None = None,
+    read: Callable[[Source], Image.Image] | None = None,
+    hidden: bool = False,
 ) -> None:
     """Write the features of every picture, or the reason why it cannot be read, to a writer.
 
@@ -75,23 +78,26 @@ def extract(
 
     Args:
         backbone: computes the features.
-        pictures: image ids and the paths of their pictures.
+        pictures: image ids and the paths of their pictures, or whatever `read` takes.
         writer: where to write.
         views: names of views, from `features.views.VIEWS`.
         batch_size: number of views that go through the network, and to the writer, together; at
             least those of one picture.
         workers: number of threads that decode, and also compute if the backbone takes pictures one
             by one; by default the number of cores.
+        read: as in `extract_features`.
+        hidden: show no progress.
 
     Raises:
         UserError: from the writer, for example if the disk is full.
     """
     size = max(1, batch_size // len(views))
-    results = extract_features(backbone, [path for _, path in pictures], views, size, workers)
+    sources = [source for _, source in pictures]
+    results = extract_features(backbone, sources, views, size, workers, read)
     batch: list[tuple[int, Extracted | PictureError]] = []
     with (
         ThreadPoolExecutor(1) as thread,
-        Progress("extract", len(pictures), "image") as progress,
+        Progress("extract", len(pictures), "image", hidden=hidden) as progress,
         closing(results),
     ):
         written = thread.submit(_write, writer, [])
@@ -117,15 +123,20 @@ def _write(writer: Writer, batch: Sequence[tuple[int, Extracted | PictureError]]
         writer.put(list(extracted), np.stack(grids), np.stack(means))
 
 
-def calibrate(backbone: Backbone, paths: Sequence[Path], workers: int | None = None) -> np.ndarray:
+def calibrate(
+    backbone: Backbone,
+    pictures: Sequence[Source],
+    workers: int | None = None,
+    read: Callable[[Source], Image.Image] | None = None,
+) -> np.ndarray:
     """Return the scale of int8 features, float32 [channels]: the channel's largest value / 127.
 
-    Up to 256 pictures are used, evenly spaced in `paths`; unreadable ones are ignored. A channel
+    Up to 256 pictures are used, evenly spaced in `pictures`; unreadable ones are ignored. A channel
     that is zero in all of them is scaled as if its largest value were 1.
     """
-    sample = spread(paths, _CALIBRATION_PICTURES)
+    sample = spread(pictures, _CALIBRATION_PICTURES)
     largest = np.zeros(backbone.description["channels"], np.float32)
-    for result in extract_features(backbone, sample, ["whole"], 32, workers):
+    for result in extract_features(backbone, sample, ["whole"], 32, workers, read):
         if isinstance(result, Extracted):
             # fmax ignores NaN, which the writer reports.
             np.fmax(largest, np.abs(result.grid).max((0, 1)), out=largest)
@@ -134,48 +145,49 @@ def calibrate(backbone: Backbone, paths: Sequence[Path], workers: int | None = N
 
 def extract_features(
     backbone: Backbone,
-    paths: Sequence[Path],
+    pictures: Sequence[Source],
     views: Sequence[str],
     batch_size: int,
     workers: int | None = None,
-    read: Callable[[Path], Image.Image] | None = None,
+    read: Callable[[Source], Image.Image] | None = None,
 ) -> Generator[Extracted | PictureError, None, None]:
-    """Yield the features of each picture, or why it cannot be read, in the order of `paths`.
+    """Yield the features of each picture, or why it cannot be read, in their order.
 
     Args:
         backbone: computes the features.
-        paths: the paths of the pictures.
+        pictures: their paths, or whatever `read` takes.
         views: names of views, from `features.views.VIEWS`; a picture is decoded once for all.
         batch_size: number of pictures that go through the network together, unless the backbone
             takes them one by one.
         workers: as in `extract`.
         read: decodes a picture, or raises PictureError; by default `read_picture`.
     """
-    read = read or read_picture
+    decode: Callable[[Any], Image.Image] = read or read_picture
     if backbone.one_by_one:
-        return _one_by_one(backbone, paths, views, workers or torch.get_num_threads(), read)
-    return _in_batches(backbone, paths, views, batch_size, workers or os.cpu_count() or 1, read)
+        return _one_by_one(backbone, pictures, views, workers or torch.get_num_threads(), decode)
+    threads = workers or os.cpu_count() or 1
+    return _in_batches(backbone, pictures, views, batch_size, threads, decode)
 
 
 def _one_by_one(
     backbone: Backbone,
-    paths: Sequence[Path],
+    pictures: Sequence[Source],
     views: Sequence[str],
     workers: int,
-    read: Callable[[Path], Image.Image],
+    read: Callable[[Source], Image.Image],
 ) -> Generator[Extracted | PictureError, None, None]:
     """Decode each picture and compute its features in one thread, so no core waits for another."""
 
-    def compute(path: Path) -> Extracted | PictureError:
+    def compute(picture: Source) -> Extracted | PictureError:
         try:
-            pixels = backbone.views(read(path), views)
+            pixels = backbone.views(read(picture), views)
         except PictureError as error:
             return error
         grid, pooled = backbone.run(torch.from_numpy(pixels))
         return Extracted(grid.numpy(), pooled.numpy())
 
     with threads(workers) as pool:
-        for result in ahead((pool.submit(compute, path) for path in paths), 2 * workers):
+        for result in ahead((pool.submit(compute, picture) for picture in pictures), 2 * workers):
             yield result.result()
 
 
@@ -200,11 +212,11 @@ class _Computing(NamedTuple):
 
 def _in_batches(
     backbone: Backbone,
-    paths: Sequence[Path],
+    pictures: Sequence[Source],
     views: Sequence[str],
     batch_size: int,
     workers: int,
-    read: Callable[[Path], Image.Image],
+    read: Callable[[Source], Image.Image],
 ) -> Generator[Extracted | PictureError, None, None]:
     """Decode batches in threads while the network computes the previous one.
 
@@ -213,9 +225,9 @@ def _in_batches(
     """
     cuda = backbone.device.type == "cuda"
 
-    def decode(path: Path, into: np.ndarray) -> PictureError | None:
+    def decode(picture: Source, into: np.ndarray) -> PictureError | None:
         try:
-            into[:] = backbone.views(read(path), views)
+            into[:] = backbone.views(read(picture), views)
         except PictureError as error:
             return error
         return None
@@ -223,8 +235,8 @@ def _in_batches(
     def begin(start: int) -> _Batch:
         shape = (batch_size, len(views), *backbone.size, 3)
         pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=cuda)
-        places = zip(paths[start : start + batch_size], pixels.numpy(), strict=False)
-        errors = [pool.submit(decode, path, into) for path, into in places]
+        places = zip(pictures[start : start + batch_size], pixels.numpy(), strict=False)
+        errors = [pool.submit(decode, picture, into) for picture, into in places]
         return _Batch(pixels.flatten(0, 1), errors)
 
     def compute(batch: _Batch) -> _Computing:
@@ -236,7 +248,7 @@ def _in_batches(
         return _Computing(errors, grid, pooled, done)
 
     with threads(workers) as pool:
-        begun = ahead((begin(start) for start in range(0, len(paths), batch_size)), 2)
+        begun = ahead((begin(start) for start in range(0, len(pictures), batch_size)), 2)
         # A GPU receives the next batch before the features of this one are copied back.
         for errors, grid, pooled, done in ahead((compute(batch) for batch in begun), int(cuda)):
             if done:

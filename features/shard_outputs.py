@@ -53,14 +53,14 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Outputs:
-    """The outputs of one command at one place.
+    """The outputs of one command at one place, as one run of it makes them.
 
     Attributes:
         location: a local folder or a URL.
         command: the command, such as "pipeline.extract".
         kind: all that the outputs depend on beside the shard, as JSON-able values.
         suffixes: of the outputs of a shard; the last is published last.
-        owner: who makes them; processes that share it share their claims.
+        owner: a name of the run; its processes share their claims.
     """
 
     location: str
@@ -78,7 +78,7 @@ class Outputs:
         return {key: value for key, value in self.__dict__.items() if key != "place"}
 
     def done(self, shard: Shard, force: bool = False) -> Mapping[str, Any] | None:
-        """Return the record of a shard if it is done; with `force`, nothing is.
+        """Return the record of a shard if it is done; with `force`, by this owner.
 
         Raises:
             UserError: the place holds outputs of another command or kind, or cannot be read.
@@ -94,7 +94,7 @@ class Outputs:
         where = f"{shown(self.location)}/{shard.name}"
         if command != self.command:
             raise UserError(f"{where}.json was written by {command}; choose another --out")
-        if force:
+        if force and record.get("owner") != self.owner:
             return None
         if differing := differences(_as_json(self.kind), kind):
             raise UserError(
@@ -138,6 +138,7 @@ class Outputs:
         names = [f"{shard.name}{suffix}" for suffix in self.suffixes]
         record = {
             "command": self.command,
+            "owner": self.owner,
             "source": shown(shard.source),
             "source_bytes": shard.bytes(),
             "files": {name: _stated(folder / name) for name in names},
@@ -197,6 +198,8 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
                 facts = make(shard, folder)
                 seconds = round(time.perf_counter() - start, 3)
                 check()
+                if record := outputs.done(shard, force):  # one with the same claim was faster
+                    return Outcome(shard, "done", record)
                 record = outputs.publish(shard, folder, {**facts, "seconds": seconds})
         return Outcome(shard, "made", record)
     except Busy:

@@ -8,6 +8,7 @@
     /checksum  uint32  [N, 2]                  CRC-32 of the pooled features and of the grid
     /scale     float32 [channels]              only if /grid is int8: multiply by it
     /regions   uint32  [N]                     only if it varies: how many regions an image has
+    /key       UTF-8   [N], of one length      only of a shard: the key of which the id was made
 
 Where several views of each image are stored, /pooled, /grid and /checksum are [N, views, ...].
 The attributes are JSON. The fields of the description (see `features.backbones`) make up the

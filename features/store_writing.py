@@ -139,6 +139,7 @@ def merge(
     image_ids: Sequence[int],
     versions: Mapping[str, str],
     prune: bool = False,
+    keys: Sequence[str] | None = None,
 ) -> None:
     """Merge the rows of `old` and the parts into a new store at `store`, then remove the parts.
 
@@ -149,6 +150,7 @@ def merge(
         image_ids: the images of the first rows, in this order, all of them in `old` or the parts.
         versions: versions of the libraries that computed the features.
         prune: drop all other images; without it, those with features follow, sorted by id.
+        keys: see `write_store`; only where there are no other images.
 
     Raises:
         UserError: the disk is full, or a file is damaged; the parts and `old` are kept.
@@ -166,7 +168,7 @@ def merge(
             store, (old.path.stat().st_size if old else 0) + sum(p.bytes for p in places.values())
         )
         records = (_record(sources[image_id], row_format, old) for image_id in order)
-        write_store(store, row_format, order, records, versions)
+        write_store(store, row_format, order, records, versions, keys)
     discard(parts_folder(store))
 
 
@@ -194,6 +196,7 @@ def write_store(
     image_ids: Sequence[int],
     records: Iterable[Record],
     versions: Mapping[str, str],
+    keys: Sequence[str] | None = None,
 ) -> None:
     """Write a store and put it at `path` once it is complete.
 
@@ -203,6 +206,7 @@ def write_store(
         image_ids: the image of each row.
         records: the record of each row.
         versions: versions of the libraries that computed the features.
+        keys: the name of each picture in its shard, of which the image id was made.
 
     Raises:
         UserError: the disk is full, or the file cannot be written.
@@ -249,6 +253,10 @@ def write_store(
             for view, packed in enumerate(record.packed.chunks):
                 place = (row, view) if len(shape) == 4 else (row,)
                 grid.id.write_direct_chunk((*place, 0, 0), packed)
+        if keys is not None:
+            # Of fixed length: HDF5 loops for ever over damaged strings of variable length.
+            encoded = np.array([key.encode() for key in keys])
+            values["key"] = encoded.astype(h5py.string_dtype("utf-8", encoded.itemsize))
         for name, array in values.items():
             file[name] = array
 

@@ -44,13 +44,27 @@ from pipeline.up_to_date import Stamp
 from pipeline.work import WorkFolder
 
 
-def extract_features(options: ExtractOptions) -> None:
+def extract_features(options: ExtractOptions) -> int:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
     With --from they are features of others, read from files. A stopped extraction continues when it
-    is started again. Pictures that failed are tried again
-    when options or files have changed. Processes started by torchrun share the work.
+    is started again. Pictures that failed are tried again when options or files have changed.
+    Processes started by torchrun share the work.
+
+    With --shards, each shard of a large collection becomes a store of its own, OUT/SHARD.h5. The
+    exit status is 1 if a shard is broken.
     """
+    if options.shards:
+        from pipeline.extract_shards import extract_shards
+
+        return extract_shards(options)
+    _extract_work(options)
+    return 0
+
+
+def _extract_work(options: ExtractOptions) -> None:
+    """Store the features of every picture of a work directory in WORK/features.h5."""
+    assert options.work is not None
     work = WorkFolder(options.work)
     table_path, store_path, report_path = work.captions, work.features, work.extraction
     if not table_path.exists():
@@ -80,7 +94,7 @@ def extract_features(options: ExtractOptions) -> None:
     def stamp(failures: Iterable[int]) -> Stamp:
         failed = [paths[image_id] for image_id in failures if image_id in paths]
         inputs = [table_path, *failed, *options.weights]
-        return Stamp(options.work, "extract", options, inputs)
+        return Stamp(work.path, "extract", options, inputs)
 
     def unchanged() -> bool:
         if not store_path.exists() or parts_folder(store_path).exists() or options.force:
@@ -165,7 +179,7 @@ def _plan(
     if options.dtype == "int8" and row_format.scale is None:
         row_format = replace(row_format, scale=calibrate(backbone, list(paths.values())))
     todo = pending(store_path, row_format, old, list(paths))
-    free = shutil.disk_usage(options.work).free
+    free = shutil.disk_usage(store_path.parent).free
     size = len(todo) * row_format.image_bytes
     print(
         f"extract: {len(paths):,} pictures with {options.backbone}, {len(todo):,} to do; they need "
@@ -213,7 +227,7 @@ def _dry_run(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path
         return
     pictures = [paths[image_id] for image_id in todo]
     batch_size, workers = options.batch_size, options.workers
-    print(estimate(backbone, pictures, row_format, options.work, batch_size, workers))
+    print(estimate(backbone, pictures, row_format, store_path.parent, batch_size, workers))
 
 
 def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]) -> None:

@@ -49,6 +49,7 @@ def store_files(options: ExtractOptions, names: Mapping[int, str]) -> None:
         names: the file name of each image, by image id, in the order of the store.
     """
     assert options.from_ is not None
+    assert options.work is not None
     work = WorkFolder(options.work)
     store_path = work.features
     if options.verify or options.dry_run:
@@ -60,9 +61,7 @@ def store_files(options: ExtractOptions, names: Mapping[int, str]) -> None:
         return
     first = rank() == 0
     with process_group(), only_writer(store_path) if first else nullcontext():
-        stamp = Stamp(
-            options.work, "extract", options, [work.captions], digest=digest(options.from_)
-        )
+        stamp = Stamp(work.path, "extract", options, [work.captions], digest=digest(options.from_))
         done = store_path.exists() and not parts_folder(store_path).exists()
         if broadcast(first and done and not options.force and stamp.holds()):
             _print_once("extract: unchanged, skipped")
@@ -72,7 +71,7 @@ def store_files(options: ExtractOptions, names: Mapping[int, str]) -> None:
         start = time.perf_counter()
         if first:
             print(f"extract: {_described(found, row_format)}")
-            old, row_format, todo = _plan(options, row_format, found)
+            old, row_format, todo = _plan(options, store_path, row_format, found)
         row_format, todo = broadcast((row_format, todo))
         share = todo[rank() :: world_size()]
         if share:
@@ -119,10 +118,9 @@ def _described(found: Found, row_format: RowFormat) -> str:
 
 
 def _plan(
-    options: ExtractOptions, wanted: RowFormat, found: Found
+    options: ExtractOptions, store_path: Path, wanted: RowFormat, found: Found
 ) -> tuple[FeatureStore | None, RowFormat, list[int]]:
     """Return the store to extend, the format of its rows, and the ids of the images to read."""
-    store_path = WorkFolder(options.work).features
     image_ids = list(found.grids)
     parts = scan(parts_folder(store_path), wanted)
     if any(i in parts and found.modified(i) > _modified(parts[i].path) for i in image_ids):

@@ -147,25 +147,41 @@ class ExtractOptions:
         "Extract the features of all pictures": "--work work",
         "Estimate time and size without extracting": "--work work --dry-run",
         "Use two CNNs side by side": "--work work --backbone efficientnet_lite2+resnet101",
+        "Extract a large collection, a store for each shard": "--shards 'a/*.tar' --out features",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
+        "shards",
+        "out",
         "preset",
         "backbone",
-        "weights",
         "from_",
         "grid",
-        "views",
         "dtype",
         "device",
         "workers",
         "dry_run",
-        "verify",
         "force",
     )
 
-    work: Path
+    work: Path | None = None
     """The work directory with captions.json; features.h5 and extract.json are written to it."""
+    shards: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Instead of --work: tar archives, folders of pictures or parquet lists, as paths or URLs with
+    wildcards and braces such as {000..199}; may be repeated."""
+    out: str | None = None
+    """With --shards: the folder or URL for the outputs."""
+    columns: str | None = None
+    """With --shards: the columns of parquet lists as image=NAME[,caption=NAME][,key=NAME]."""
+    prefix_keys: bool = False
+    """With --shards: put the shard's name before each key, where keys repeat between shards."""
+    scale: Path | None = None
+    """With --shards and --dtype int8: the file with the scale of all shards; it is made from the
+    first shard if it is missing."""
+    engine: Literal["ray"] | None = None
+    """With --shards: run on a Ray cluster instead of in this process."""
+    gpus: float | None = None
+    """With --engine ray: GPUs for each shard, such as 0.25 where four share a GPU."""
     backbone: str = "efficientnet_lite2"
     """efficientnet_lite0, 1 or 2, any torchvision classification CNN such as resnet101, any
     network of timm such as timm:resnet50_clip.openai, or several joined by +."""
@@ -217,6 +233,7 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+        self._check_sources()
         if self.from_ is None:
             return
         for name in ("backbone", "weights", "grid", "views"):
@@ -225,6 +242,39 @@ class ExtractOptions:
                     f"leave out --{name}: --from stores features as they are, from a CNN that is "
                     "not run here"
                 )
+
+    def _check_sources(self) -> None:
+        """Raise UserError unless the options are those of --work, or those of --shards."""
+        for_shards = ("out", "columns", "prefix_keys", "scale", "engine", "gpus")
+        for_work = ("from_", "keys", "layout", "skip_extra", "prune")
+        if not self.shards and self.work is None:
+            raise UserError("expected --work PATH, or --shards NAME and --out NAME")
+        if self.shards and self.work is not None:
+            raise UserError(
+                "expected --work or --shards, found both; shards need no work directory"
+            )
+        useless, with_ = (for_work, "--shards") if self.shards else (for_shards, "--work")
+        for name in useless:
+            if getattr(self, name) != getattr(ExtractOptions, name):
+                option = f"--{name.rstrip('_').replace('_', '-')}"
+                raise UserError(f"leave out {option}: it has no use with {with_}")
+        if not self.shards:
+            return
+        if self.out is None:
+            raise UserError("--shards needs --out, the folder or URL for the features")
+        if self.columns is not None:
+            from features import shard_lists
+
+            shard_lists.parse_columns(self.columns)
+        if (self.dtype == "int8") != (self.scale is not None):
+            raise UserError(
+                "with --shards, --dtype int8 and --scale FILE go together: all shards share the "
+                "scale in this file, which the first run makes"
+            )
+        if self.gpus is not None and (self.engine is None or self.gpus <= 0):
+            raise UserError(
+                f"--gpus: expected --engine ray and a number above 0, found {self.gpus}"
+            )
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ _WITHOUT_EFFECT = {
     "like",
     "preset",
     "dry_run",
+    "prefix_keys",  # of shards, which have no stamp
 }
 
 
