@@ -27,7 +27,6 @@ class CaptionOptions:
             "--alt site/ --out copy/ --review texts.csv"
         ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
-        "Caption a large collection, a file for each shard": "--shards 'a/*.tar' --out captions",
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "pictures",
@@ -53,8 +52,8 @@ class CaptionOptions:
     """Pictures, folders of pictures with their subfolders, web addresses, or - for standard
     input."""
     shards: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Caption the pictures of tar archives, folders or parquet lists into OUT/SHARD.jsonl, given as
-    paths or URLs with wildcards and braces such as {000..199}; may be repeated."""
+    """Caption archives, folders or parquet lists, such as 'a/*.tar', into OUT/SHARD.jsonl;
+    may be repeated."""
     columns: str | None = None
     """With --shards: the columns of parquet lists as image=NAME[,key=NAME]."""
     prefix_keys: bool = False
@@ -80,9 +79,8 @@ class CaptionOptions:
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
     out: str | None = None
-    """Write the captions to this file: .csv or .jsonl for pictures (new pictures are added),
-    COCO results for --split, the page or a folder of pages for --alt; or to this folder or URL for
-    --shards."""
+    """Write to this file: .csv or .jsonl for pictures (new ones are added), COCO results for
+    --split, a page or a folder for --alt; a folder or URL for --shards."""
     sidecar: Literal["txt", "stem-txt", "xmp"] | None = None
     """Write each caption beside its picture: txt into photo.jpg.txt, stem-txt into photo.txt, xmp
     as the description in photo.xmp or photo.jpg.xmp."""
@@ -103,7 +101,7 @@ class CaptionOptions:
     device: str = "auto"
     """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
-    """Caption again even if nothing changed, and replace existing files."""
+    """Caption again, and replace existing files."""
 
     @property
     def neutral_words(self) -> bool:
