@@ -1,4 +1,4 @@
-"""Caption pictures, the images of a web page, or a split: `python -m decoder.caption`."""
+"""Caption pictures, the images of a web page, a split, or shards: `python -m decoder.caption`."""
 
 import sys
 import tempfile
@@ -15,6 +15,7 @@ from decoder.captioning.listing import write_listing
 from decoder.captioning.options import CaptionOptions
 from decoder.captioning.pages import write_pages
 from decoder.captioning.remote import Fetched, fetch
+from decoder.captioning.shards import caption_shards
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
 from decoder.captioning.writer import CaptionWriter
@@ -31,10 +32,10 @@ from pipeline.work import RunFolder, WorkFolder
 
 
 def caption(options: CaptionOptions) -> int:
-    """Write captions for pictures and folders of pictures, a web page, or a split of a data set.
+    """Write captions for pictures, a web page, a split of a data set, or shards.
 
     Returns:
-        The exit status: 0, or 1 if some pictures could not be read.
+        The exit status: 0, or 1 if some pictures, or shards, could not be read.
     """
     folders = [RunFolder(path) for path in options.run or (packaged_captioner(),)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
@@ -50,6 +51,8 @@ def caption(options: CaptionOptions) -> int:
     if options.split is not None:
         _caption_split(options, runs, options.split)
         return 0
+    if options.shards:
+        return caption_shards(options, runs)
 
     writer = CaptionWriter(
         runs,
@@ -60,10 +63,9 @@ def caption(options: CaptionOptions) -> int:
         seed=options.seed,
         device=choose_device(options.device),
     )
+    out = None if options.out is None else Path(options.out)
     if options.alt:
-        return write_pages(
-            writer, options.alt, options.out, options.site, options.review, options.force
-        )
+        return write_pages(writer, options.alt, out, options.site, options.review, options.force)
     with tempfile.TemporaryDirectory(prefix="captions-") as folder:
         return _caption_pictures(writer, options, fetch(options.pictures, Path(folder)))
 
@@ -76,7 +78,7 @@ def _caption_pictures(writer: CaptionWriter, options: CaptionOptions, given: Fet
     writer.unreadable += [(p, PictureError(e.strerror or str(e))) for p, e in found.closed]
     status = 0
     if options.out is not None:
-        write_listing(writer, found.pictures, options.out, options.force)
+        write_listing(writer, found.pictures, Path(options.out), options.force)
     elif options.sidecar is not None:
         status = write_sidecars(writer, found.pictures, options.sidecar, options.force)
     else:
@@ -91,7 +93,7 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
     run, _ = runs[0]
     suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
     work = run.work if options.work is None else WorkFolder(options.work)
-    out = options.out or run.captions(split, suffix)
+    out = run.captions(split, suffix) if options.out is None else Path(options.out)
     if options.out is None and options.work is not None:
         out = work.captions_by(run, split, suffix)
     inputs = [work.captions, work.features, *input_files(runs, options.generate)]

@@ -32,6 +32,7 @@ EXTRA_OF = {
     "tensorboard": "train",
     "timm": "timm",
     "torchvision": "train",
+    "usearch": "search",
     "uvicorn": "demo",
 }
 

@@ -244,6 +244,21 @@ class AllImages(Sequence[Image]):
     def __iter__(self) -> Iterator[Image]:
         return chain.from_iterable(self._splits)
 
+    def first_of(self, split: str) -> int:
+        """Return the index of the first image of a split."""
+        names = [images.name for images in self._splits]
+        return sum(map(len, self._splits[: names.index(split)]))
+
+    def rows_of(self, indices: np.ndarray) -> np.ndarray:
+        """Return the rows of images in the set of stores, int64 [n]."""
+        rows = np.empty(len(indices), np.int64)
+        first = 0
+        for images in self._splits:
+            here = (indices >= first) & (indices < first + len(images))
+            rows[here] = images.rows_of(indices[here] - first)
+            first += len(images)
+        return rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class CaptionDatabase(CaptionTable):

@@ -30,6 +30,7 @@ class CaptionOptions:
     }
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "pictures",
+        "shards",
         "out",
         "sidecar",
         "alt",
@@ -50,6 +51,17 @@ class CaptionOptions:
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Pictures, folders of pictures with their subfolders, web addresses, or - for standard
     input."""
+    shards: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Caption archives, folders or parquet lists, such as 'a/*.tar', into OUT/SHARD.jsonl;
+    may be repeated."""
+    columns: str | None = None
+    """With --shards: the columns of parquet lists as image=NAME[,key=NAME]."""
+    prefix_keys: bool = False
+    """With --shards: put the shard's name before each key, where keys repeat between shards."""
+    engine: Literal["ray"] | None = None
+    """With --shards: run on a Ray cluster instead of in this process."""
+    gpus: float | None = None
+    """With --engine ray: GPUs for each shard, such as 0.25 where four share a GPU."""
     split: str | None = None
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
     work: Path | None = None
@@ -66,9 +78,9 @@ class CaptionOptions:
     """With --alt: the folder of the web site, for paths in the page that start with /."""
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
-    out: Path | None = None
-    """Write the captions to this file: .csv or .jsonl for pictures (new pictures are added),
-    COCO results for --split, the page or a folder of pages for --alt."""
+    out: str | None = None
+    """Write to this file: .csv or .jsonl for pictures (new ones are added), COCO results for
+    --split, a page or a folder for --alt; a folder or URL for --shards."""
     sidecar: Literal["txt", "stem-txt", "xmp"] | None = None
     """Write each caption beside its picture: txt into photo.jpg.txt, stem-txt into photo.txt, xmp
     as the description in photo.xmp or photo.jpg.xmp."""
@@ -89,7 +101,7 @@ class CaptionOptions:
     device: str = "auto"
     """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
-    """Caption again even if nothing changed, and replace existing files."""
+    """Caption again, and replace existing files."""
 
     @property
     def neutral_words(self) -> bool:
@@ -99,15 +111,16 @@ class CaptionOptions:
 
     def __post_init__(self) -> None:
         check_name(self.preset)
-        given = sum((self.split is not None, bool(self.alt), bool(self.pictures)))
+        self._check_shards()
+        given = sum(map(bool, (self.split is not None, self.alt, self.pictures, self.shards)))
         require(
             given == 1,
-            "expected the paths of pictures, or --split NAME, or --alt PAGE, found "
+            "expected paths of pictures, or --split NAME, --alt PAGE or --shards PATTERN, found "
             + ("none of them" if given == 0 else "more than one of them"),
         )
         if self.pictures and self.out is not None:
             require(
-                self.out.suffix.lower() in (".csv", ".jsonl"),
+                Path(self.out).suffix.lower() in (".csv", ".jsonl"),
                 f"--out must end in .csv or .jsonl, found {self.out}",
             )
         require(
@@ -147,6 +160,32 @@ class CaptionOptions:
         require(self.seed >= 0, "--seed must not be negative")
         require(self.batch_size > 0, "--batch-size must be positive")
         require(self.attention >= 0, "--attention must not be negative")
+
+    def _check_shards(self) -> None:
+        """Raise UserError unless the options are those of --shards, or none of them is given."""
+        for_shards = ("columns", "prefix_keys", "engine", "gpus")
+        for_others = ("split", "work", "alt", "review", "site", "sidecar", "json", "attention")
+        useless = for_others if self.shards else for_shards
+        given = [name for name in useless if getattr(self, name) != getattr(CaptionOptions, name)]
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        why = "it has no use with --shards" if self.shards else "it needs --shards"
+        require(not given, f"leave out {names}: {why}")
+        if not self.shards:
+            return
+        require(
+            self.pictures == (),
+            f"expected --shards or pictures, found both ({', '.join(self.pictures[:3])}); put "
+            "patterns into quotes, such as --shards 'a/*.tar'",
+        )
+        require(self.out is not None, "--shards needs --out, the folder or URL for the captions")
+        if self.columns is not None:
+            from features import shard_lists
+
+            shard_lists.parse_columns(self.columns)
+        require(
+            self.gpus is None or (self.engine is not None and self.gpus > 0),
+            f"--gpus: expected --engine ray and a number above 0, found {self.gpus}",
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -30,7 +30,7 @@ from pipeline.text import as_sentence
 Picture = str | Path | bytes | Image.Image
 """A picture: the path of a file, the content of one, or an image of Pillow."""
 
-P = TypeVar("P", bound=Picture)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -228,14 +228,25 @@ class CaptionWriter:
                 )
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the caller's random numbers are left alone
-            captions = [_one(result) for _, result in self._captioned(chosen)] if chosen else []
+            captions = (
+                [_one(result) for _, result in self.captioned(chosen, read_picture)]
+                if chosen
+                else []
+            )
         return captions[0] if single else captions
 
-    def _captioned(self, pictures: Sequence[P]) -> Iterator[tuple[P, list[Caption] | PictureError]]:
-        """Yield each picture's captions, the best first, or why it has none."""
+    def captioned(
+        self, pictures: Sequence[T], read: Callable[[T], Image.Image]
+    ) -> Iterator[tuple[T, list[Caption] | PictureError]]:
+        """Yield each picture's captions, the best first, or why it has none.
+
+        Args:
+            pictures: the pictures, or what they are read from.
+            read: decodes one of them, or raises PictureError.
+        """
         torch.manual_seed(self._seed)
         calibration = self._calibration
-        for picture, result in caption_pictures(self._captioner, pictures, self._batch_size):
+        for picture, result in caption_pictures(self._captioner, pictures, self._batch_size, read):
             if isinstance(result, PictureError):
                 yield picture, result
                 continue
@@ -275,7 +286,7 @@ class CaptionWriter:
             return
         total = done + len(paths)
         with Progress("caption", total, "picture", done=done, hidden=quiet) as bar:
-            for path, result in self._captioned(paths):
+            for path, result in self.captioned(paths, read_picture):
                 bar.update()
                 if isinstance(result, PictureError):
                     self.unreadable.append((path, result))
@@ -339,8 +350,11 @@ class Captioned(NamedTuple):
 
 
 def caption_pictures(
-    captioner: Captioner, pictures: Sequence[P], batch_size: int
-) -> Iterator[tuple[P, Captioned | PictureError]]:
+    captioner: Captioner,
+    pictures: Sequence[T],
+    batch_size: int,
+    read: Callable[[T], Image.Image],
+) -> Iterator[tuple[T, Captioned | PictureError]]:
     """Yield each picture's captions, or why it cannot be read, in the order of `pictures`.
 
     Threads decode a batch of pictures at a time. A picture that cannot be read, or shows nothing,
@@ -349,9 +363,9 @@ def caption_pictures(
     backbone = captioner.backbone(len(pictures) * captioner.options.views)
     views = VIEWS[: captioner.options.views]
 
-    def read(source: P) -> torch.Tensor | Features | PictureError:
+    def prepare(source: T) -> torch.Tensor | Features | PictureError:
         try:
-            picture = read_picture(source)
+            picture = read(source)
             check_content(picture)
             pixels = backbone.views(picture, views)
         except PictureError as error:
@@ -362,7 +376,7 @@ def caption_pictures(
     with ThreadPoolExecutor() as pool:
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
-            results = list(pool.map(read, batch))
+            results = list(pool.map(prepare, batch))
             parts = [result for result in results if isinstance(result, Features)]
             if images := [result for result in results if isinstance(result, torch.Tensor)]:
                 parts = [as_stored(backbone, images)]

@@ -3,6 +3,8 @@
     CACHE/KEY.sqlite       a row for each picture: path, size, time, hash, and its vector or the
                            reason why it cannot be read
     CACHE/ALBUM-KEY.lock   held by the process that is indexing the album
+    CACHE/ALBUM-KEY.safetensors, CACHE/ALBUM-KEY.usearch
+                           of large albums: all vectors, and which of them are neighbours
 
 KEY stands for what computed the vectors. CACHE is in the user's cache folder, so that nothing is
 ever written to an album; it may be deleted at any time. SQLite lets other processes read meanwhile,
@@ -66,6 +68,19 @@ def user_cache() -> Path:
     return base / "caption-pipeline" / "albums"
 
 
+class State(NamedTuple):
+    """What is known of a picture, without its vector."""
+
+    size: int
+    """Of the file, in bytes."""
+    modified: int
+    """Modification time of the file, in nanoseconds."""
+    vector_bytes: int | None
+    """Size of its vector; None if the picture cannot be read."""
+    error: str | None
+    """Why it cannot be read."""
+
+
 class AlbumCache:
     """The rows of one album, by real path; use it as a context manager.
 
@@ -103,25 +118,40 @@ class AlbumCache:
     @contextmanager
     def indexing(self) -> Iterator[None]:
         """Let one process at a time index this album; another one waits, and its log says so."""
-        if self._folder is None:
+        file = self.file(".lock")
+        if file is None:
             yield
             return
-        name = hashlib.sha256(os.fsencode(self._album)).hexdigest()[:16]
         busy = f"another process is indexing {self._album}; waiting for it"
         with ExitStack() as held:
             try:
-                file = self._folder / f"{name}-{self._key}.lock"
                 held.enter_context(locked(file, busy, wait=True))
             except OSError as error:
                 self._warn(error)
             yield
 
-    def rows(self) -> dict[bytes, Row]:
-        """Return all rows of the album, by real path."""
+    def states(self) -> dict[bytes, State]:
+        """Return what is known of all pictures of the album, by real path."""
+        found = self._select("path, size, modified, length(vector), error")
+        return {path: State(*rest) for path, *rest in found}
+
+    def vectors(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield the real path and the vector of each picture of the album that has one."""
+        found = self._select("path, vector")
+        return ((path, vector) for path, vector in found if vector is not None)
+
+    def _select(self, columns: str) -> sqlite3.Cursor:
         below = os.fsencode(os.path.join(self._album, ""))  # noqa: PTH118
         after = below[:-1] + bytes([below[-1] + 1])
-        query = "SELECT * FROM pictures WHERE path >= ? AND path < ?"
-        return {path: Row(*rest) for path, *rest in self._database.execute(query, (below, after))}
+        query = f"SELECT {columns} FROM pictures WHERE path >= ? AND path < ? ORDER BY path"
+        return self._database.execute(query, (below, after))
+
+    def file(self, suffix: str) -> Path | None:
+        """Return the path of a file that belongs to this album alone; None if nothing is kept."""
+        if self._folder is None:
+            return None
+        name = hashlib.sha256(os.fsencode(self._album)).hexdigest()[:16]
+        return self._folder / f"{name}-{self._key}{suffix}"
 
     def same_size(self, size: int) -> list[Row]:
         """Return the rows of all files of a size, in any album, whether they still exist or not."""

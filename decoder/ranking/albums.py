@@ -11,7 +11,7 @@ Shape suffixes: N pictures, D size of the embedding.
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,14 +22,16 @@ from PIL import Image
 from torch import Tensor
 
 from decoder.data.pictures import backbone_of
-from decoder.ranking.album_cache import AlbumCache, Row
+from decoder.ranking.album_cache import AlbumCache, Row, State
 from decoder.ranking.embedding import SIZE, JointEmbedding
 from decoder.ranking.embedding_file import Embedding, load_or_train
 from decoder.ranking.grades import WEAK, Grades
+from decoder.ranking.nearest import Index, Nearest, nearest, pays
 from decoder.ranking.queries import parse
+from decoder.runs import checkpoints
 from decoder.runs.loading import load_description
 from features.backbones import Backbone
-from features.commands import EXPORT
+from features.commands import EXPORT, SEARCH
 from features.content import check_content
 from features.errors import UserError, first_few
 from features.extraction import extract_features
@@ -76,7 +78,8 @@ class Album:
 
     Args:
         paths: of the pictures.
-        picture_ND: their vectors, float32.
+        nearest: returns the pictures nearest to sentences, by their index in `paths`; see
+            `decoder.ranking.nearest.nearest`.
         unreadable: the pictures that cannot be read or show nothing, and why.
         passed_over: number of other files and folders by kind, as `features.folders` counts them.
         embedding: made the vectors.
@@ -87,7 +90,7 @@ class Album:
     def __init__(
         self,
         paths: list[Path],
-        picture_ND: Tensor,
+        nearest: Callable[[Tensor, int], Nearest],
         unreadable: list[Unreadable],
         passed_over: Counter[str],
         embedding: JointEmbedding,
@@ -98,7 +101,7 @@ class Album:
         self.unreadable = unreadable
         self.passed_over = passed_over
         self.grades = grades
-        self._picture_ND = picture_ND
+        self._nearest = nearest
         self._embedding = embedding
         self._vocabulary = vocabulary
 
@@ -129,10 +132,10 @@ class Album:
         if not words.content or not self.paths:
             return AlbumResults([], words.unknown)
         tokens_1T = torch.tensor([self._vocabulary.encode(words.words)])
-        cosine_N = self._picture_ND @ self._embedding.sentences(tokens_1T)[0]
-        scores, indices = cosine_N.topk(min(count, len(self.paths)))
+        found = self._nearest(self._embedding.sentences(tokens_1T), count)
         results = []
-        for score, index in zip(scores.tolist(), indices.tolist(), strict=True):
+        scores, indices = found.cosine_QK[0].tolist(), found.index_QK[0].tolist()
+        for score, index in zip(scores, indices, strict=True):
             grade = None if self.grades is None else self.grades.of(score)
             if grade is not None and words.unknown:
                 grade = WEAK
@@ -186,30 +189,35 @@ def open_album(
         except OSError as error:
             errors.append(Unreadable(path, error.strerror or str(error)))
     with AlbumCache(folder, _key(embedding.model, config["features"]), cache) as kept:
-        rows = _current(kept, files)
-        if len(rows) < len(files):
+        states, new = _current(kept, files), {}
+        if len(states) < len(files):
             with kept.indexing():
-                rows = _current(kept, files)  # another process may have computed the rest
-                new = {key: file for key, file in files.items() if key not in rows}
+                states = _current(kept, files)  # another process may have computed the rest
+                missing = {key: file for key, file in files.items() if key not in states}
                 loaded = backbone or backbone_of(
-                    config["features"], device or torch.device("cpu"), len(new)
+                    config["features"], device or torch.device("cpu"), len(missing)
                 )
-                rows |= _index(kept, new, loaded, embedding.model, progress)
+                new = _index(kept, missing, loaded, embedding.model, progress)
         if not found.closed:
-            kept.forget(kept.rows().keys() - files.keys())
-    errors += [Unreadable(path, error.strerror or str(error)) for path, error in found.closed]
-    errors += [Unreadable(files[k].path, row.error) for k, row in rows.items() if row.error]
-    vectors = [(files[k].path, row.vector) for k, row in sorted(rows.items()) if row.vector]
-    flat_ND = np.frombuffer(b"".join(vector for _, vector in vectors), np.float16)
-    return Album(
-        [path for path, _ in vectors],
-        torch.from_numpy(flat_ND.astype(np.float32).reshape(-1, SIZE)),
-        sorted(errors),
-        found.passed_over,
-        embedding.model,
-        vocabulary,
-        embedding.grades,
-    )
+            kept.forget(kept.states().keys() - files.keys())
+        kept.commit()
+        errors += [Unreadable(path, error.strerror or str(error)) for path, error in found.closed]
+        for known in (states, new):
+            errors += [
+                Unreadable(files[k].path, one.error) for k, one in known.items() if one.error
+            ]
+        readable = {k for k, state in states.items() if state.vector_bytes}
+        readable |= {k for k, row in new.items() if row.vector}
+        keys = sorted(readable)
+        return Album(
+            [files[key].path for key in keys],
+            _searchable(kept, {key: files[key] for key in keys}, new),
+            sorted(errors),
+            found.passed_over,
+            embedding.model,
+            vocabulary,
+            embedding.grades,
+        )
 
 
 class _File(NamedTuple):
@@ -218,15 +226,69 @@ class _File(NamedTuple):
     modified: int
 
 
-def _current(kept: AlbumCache, files: dict[bytes, _File]) -> dict[bytes, Row]:
-    """Return the rows of the files that have not changed since."""
+def _current(kept: AlbumCache, files: dict[bytes, _File]) -> dict[bytes, State]:
+    """Return the states of the files that have not changed since."""
     return {
-        key: row
-        for key, row in kept.rows().items()
+        key: state
+        for key, state in kept.states().items()
         if key in files
-        and (row.size, row.modified) == (files[key].size, files[key].modified)
-        and (row.vector is None or len(row.vector) == 2 * SIZE)
+        and (state.size, state.modified) == (files[key].size, files[key].modified)
+        and state.vector_bytes in (None, 2 * SIZE)
     }
+
+
+def _searchable(
+    kept: AlbumCache, files: dict[bytes, _File], new: dict[bytes, Row]
+) -> Callable[[Tensor, int], Nearest]:
+    """Return what finds the nearest of pictures.
+
+    Args:
+        kept: the cache.
+        files: the pictures that have a vector, in order.
+        new: the rows of those whose vectors were computed now, which it may have failed to keep.
+    """
+
+    def vectors() -> Iterator[Tensor]:
+        """Yield the vectors of the pictures in order, float16 [1, D] each."""
+        stored = ((path, vector) for path, vector in kept.vectors() if path in files)
+        path, vector = next(stored, (b"", b""))
+        for key in files:
+            while path and path < key:
+                path, vector = next(stored, (b"", b""))
+            row = new.get(key)
+            own = vector if row is None or row.vector is None else row.vector
+            if row is None and path != key:
+                raise UserError("the index of the album has just been deleted; search again")
+            yield torch.frombuffer(bytearray(own), dtype=torch.float16)[None]
+
+    file, graph = kept.file(".safetensors"), kept.file(".usearch")
+    if file is not None and graph is not None and pays(len(files)):
+        # What identifies the content of a file, so that its vector is added to the index once.
+        keys_N = np.array([_identity(key, files[key]) for key in files], np.uint64)
+        belongs_to = hashlib.sha256(keys_N.tobytes()).hexdigest()
+        picture_ND = _kept_vectors(file, belongs_to)
+        if picture_ND is None:
+            checkpoints.save_rows(file, "vectors_ND", vectors(), (len(files), SIZE), {}, belongs_to)
+            picture_ND = _kept_vectors(file, belongs_to)
+        if picture_ND is not None:
+            return Index(graph, keys_N, picture_ND).nearest
+    picture_ND = torch.empty(len(files), SIZE)
+    for place, vector_1D in zip(picture_ND, vectors(), strict=True):
+        place.copy_(vector_1D[0])
+    return lambda query_QD, count: nearest(query_QD, picture_ND, count)
+
+
+def _kept_vectors(file: Path, belongs_to: str) -> Tensor | None:
+    """Return the vectors in a file, memory-mapped; None if they are not these."""
+    if not file.exists():
+        return None
+    tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
+    return tensors["vectors_ND"] if header == belongs_to else None
+
+
+def _identity(key: bytes, file: _File) -> int:
+    text = b"%d %d %s" % (file.size, file.modified, key)
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 def _index(

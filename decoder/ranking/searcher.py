@@ -10,7 +10,7 @@ embedding.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,15 +24,15 @@ from decoder.data.readers import read_features
 from decoder.model.decoders import Memory
 from decoder.ranking.embedding import TEMPERATURE
 from decoder.ranking.embedding_file import load_or_train
-from decoder.ranking.index import image_vectors
+from decoder.ranking.index import SearchedImages
 from decoder.ranking.likelihood import log_likelihood
+from decoder.ranking.nearest import Nearest, nearest
 from decoder.runs.loading import load_decoder
-from features.commands import EXTRACT, SEARCH
+from features.commands import SEARCH
 from features.errors import UserError, first_few
-from features.store import FeatureStore
 from features.store import fingerprint as fingerprint_of
-from pipeline import captions as tables
-from pipeline.captions import Caption, Image
+from pipeline.caption_database import load, open_features
+from pipeline.captions import Caption
 from pipeline.text import query_words
 from pipeline.vocabulary import UNK
 from pipeline.work import RunFolder, WorkFolder
@@ -106,23 +106,14 @@ class Searcher:
         self._model, self.vocabulary, config = load_decoder(run, weights, device)
         self._device = device
         self._description = config["features"]
-        self._table = tables.load(work.captions)
-        self._store = FeatureStore(work.features)
+        self._table = load(work.captions)
+        self._store = open_features(work)
         self._store.expect(
             fingerprint_of(self._description), f"the run {run.path}", self._description
         )
         self._embedding = load_or_train(run, work, self.vocabulary, self._store.fingerprint)
-        stored = image_vectors(work, self._store, self._embedding)
-        index = {int(image_id): n for n, image_id in enumerate(stored.image_ids)}
-        images = self._table.images if split is None else self._table.split(split)
-        self.images: list[Image] = [image for image in images if image.id in index]
-        if not self.images:
-            raise UserError(
-                f"expected images with features to search, found none among the {len(images)} "
-                f"images of {work.path}; extract their features with {EXTRACT} --work {work.path}"
-            )
-        self._image_ND = stored.vectors_ND[[index[image.id] for image in self.images]]
-        self._rows = self._store.rows([image.id for image in self.images])
+        self._searched = SearchedImages(work, self._store, self._table, self._embedding, split)
+        self.images = self._searched.images
         with torch.inference_mode():
             self._background = self._model.encode(self._embedding.background.to(device))
 
@@ -206,13 +197,14 @@ class Searcher:
         def encoded(indices: np.ndarray) -> Memory:
             return memory.select(torch.from_numpy(indices).to(self._device))
 
+        image_ND = self._searched.image_ND.float()
         images, _ = self._rank_images(tokens, encoded, CANDIDATES, progress)
-        captions, _ = self._rank_captions(tokens, self._image_ND, encoded, CANDIDATES, progress)
+        captions, _ = self._rank_captions(tokens, image_ND, encoded, CANDIDATES, progress)
         return images, captions
 
     @torch.inference_mode()
     def _encode(self, indices: np.ndarray) -> Memory:
-        rows = self._rows[indices]
+        rows = self._searched.rows(indices)
         features = read_features(self._store, rows, every_region=True)
         return self._model.encode(features.to(self._device))
 
@@ -226,17 +218,17 @@ class Searcher:
         """Return the ranking of images for each caption, and the second pass's scores."""
         # A caption's mean probability over other pictures is the same for all candidates here, so
         # it cannot change their order.
-        nearest = _nearest(self._sentences(tokens), self._image_ND, candidates)
-        evidence_QK = torch.empty_like(nearest.cosine_QK)
-        queries = max(1, _PAIRS // nearest.index_QK.shape[1])
+        found = self._searched.nearest(self._sentences(tokens), candidates)
+        evidence_QK = torch.empty_like(found.cosine_QK)
+        queries = max(1, _PAIRS // found.index_QK.shape[1])
         for block in torch.arange(len(tokens)).split(queries):
-            index_QK = nearest.index_QK[block]
+            index_QK = found.index_QK[block]
             indices, image_B = np.unique(index_QK.flatten().numpy(), return_inverse=True)
             captions = [tokens[query] for query in block.tolist() for _ in index_QK[0]]
             given_B = self._log_likelihood(encode(indices), captions, torch.from_numpy(image_B))
             evidence_QK[block] = given_B.view(index_QK.shape)
             progress(len(block))
-        return _second_pass(nearest, evidence_QK)
+        return _second_pass(found, evidence_QK)
 
     def _rank_captions(
         self,
@@ -247,17 +239,17 @@ class Searcher:
         progress: Callable[[int], None] = lambda done: None,
     ) -> tuple[Ranking, np.ndarray]:
         """Return the ranking of captions for each image, and the second pass's scores."""
-        nearest = _nearest(image_QD, self._sentences(tokens), candidates)
-        needed, inverse_QK = nearest.index_QK.unique(return_inverse=True)
+        found = nearest(image_QD, self._sentences(tokens), candidates)
+        needed, inverse_QK = found.index_QK.unique(return_inverse=True)
         prior_N = self._log_prior([tokens[i] for i in needed.tolist()])
-        evidence_QK = torch.empty_like(nearest.cosine_QK)
-        for query, index_K in enumerate(nearest.index_QK):
+        evidence_QK = torch.empty_like(found.cosine_QK)
+        for query, index_K in enumerate(found.index_QK):
             captions = [tokens[i] for i in index_K.tolist()]
             image_B = torch.zeros(len(captions), dtype=torch.int64)
             given_B = self._log_likelihood(encode(np.array([query])), captions, image_B)
             evidence_QK[query] = given_B - prior_N[inverse_QK[query]]
             progress(1)
-        return _second_pass(nearest, evidence_QK)
+        return _second_pass(found, evidence_QK)
 
     @torch.inference_mode()
     def _sentences(self, tokens: Sequence[list[int]]) -> Tensor:
@@ -284,23 +276,9 @@ class Searcher:
         return log_likelihood(self._model, memory, tokens_BT, image_B.to(self._device)).cpu()
 
 
-class _Nearest(NamedTuple):
-    index_QK: Tensor
-    cosine_QK: Tensor
-
-
-def _nearest(query_QD: Tensor, item_ND: Tensor, count: int) -> _Nearest:
-    """Return the `count` items nearest to each query, or all if there are fewer, nearest first."""
-    tops: Iterator[tuple[Tensor, Tensor]] = (
-        (block @ item_ND.T).topk(min(count, len(item_ND))) for block in query_QD.split(_PAIRS)
-    )
-    cosine, index = zip(*tops, strict=True)
-    return _Nearest(torch.cat(index), torch.cat(cosine))
-
-
-def _second_pass(nearest: _Nearest, evidence_QK: Tensor) -> tuple[Ranking, np.ndarray]:
+def _second_pass(found: Nearest, evidence_QK: Tensor) -> tuple[Ranking, np.ndarray]:
     """Sort the candidates by the sum of the embedding's logit and the decoder's evidence."""
-    score_QK = nearest.cosine_QK / TEMPERATURE + LIKELIHOOD_WEIGHT * evidence_QK
+    score_QK = found.cosine_QK / TEMPERATURE + LIKELIHOOD_WEIGHT * evidence_QK
     score_QK, order_QK = score_QK.sort(dim=1, descending=True, stable=True)
-    second_QK = nearest.index_QK.gather(1, order_QK)
-    return Ranking(nearest.index_QK.numpy(), second_QK.numpy()), score_QK.numpy()
+    second_QK = found.index_QK.gather(1, order_QK)
+    return Ranking(found.index_QK.numpy(), second_QK.numpy()), score_QK.numpy()

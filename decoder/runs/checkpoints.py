@@ -4,7 +4,7 @@ Nothing is ever unpickled, and files are written atomically.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from features.commands import TRAIN
 from features.errors import UserError, first_few, unreadable
-from features.files import reading, write_atomically
+from features.files import make_folder, reading, replacing, write_atomically
 
 _HEADER = "json"  # the key of our JSON in the metadata of a safetensors file
 _SCALE = ".scale"  # suffix of the name of a quantized matrix's scales
@@ -30,6 +30,51 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Any = None) -> bytes:
     """Return the bytes that `save` writes."""
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return to_safetensors(contiguous, {_HEADER: json.dumps(header)})
+
+
+def save_rows(
+    path: Path,
+    name: str,
+    rows: Iterable[Tensor],
+    shape: tuple[int, int],
+    tensors: Mapping[str, Tensor],
+    header: Any = None,
+) -> None:
+    """Write a file as `save` does, with a tensor of many rows that need not all be in memory.
+
+    Args:
+        path: the file.
+        name: of the tensor of many rows.
+        rows: its rows, float16, a few at a time.
+        shape: of all its rows.
+        tensors: the other tensors of the file.
+        header: see `save`.
+
+    Raises:
+        UserError: the file cannot be written.
+        ValueError: there are more or fewer rows than `shape` says.
+    """
+    bytes_ = 2 * shape[0] * shape[1]
+    small = to_bytes(tensors, header)  # its length, its header as JSON, and then the tensors
+    end = 8 + int.from_bytes(small[:8], "little")
+    described = json.loads(small[8:end])
+    for key, one in described.items():
+        if key != "__metadata__":
+            one["data_offsets"] = [offset + bytes_ for offset in one["data_offsets"]]
+    described[name] = {"dtype": "F16", "shape": shape, "data_offsets": [0, bytes_]}
+    text = json.dumps(described).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    make_folder(path.parent)
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for block in rows:
+                file.write(block.contiguous().numpy().data)
+            if file.tell() != 8 + len(text) + bytes_:
+                raise ValueError(f"expected {shape[0]} rows of {name} for {path}, found others")
+            file.write(small[end:])
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
 
 
 def load(path: Path, device: torch.device, made_by: str = TRAIN) -> tuple[dict[str, Tensor], Any]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from decoder import search
-from decoder.ranking import albums, grades
+from decoder.ranking import albums, grades, nearest
 from decoder.ranking.album_cache import AlbumCache, user_cache
 from decoder.ranking.embedding import JointEmbedding
 from decoder.ranking.embedding_file import provenance
@@ -153,6 +153,30 @@ def test_only_what_is_new_or_changed_is_computed(captioner, album, computed, cap
     computed.clear()
     assert len(found(capsys, captioner, moved, "blue")) == 3
     assert computed == []
+
+
+def test_a_large_album_is_searched_by_an_index_with_the_same_answers(
+    captioner, album, computed, monkeypatch, capsys
+):
+    for number in range(6):
+        paint(album / f"grey{number}.png", (40 * number, 40 * number, 30 * number))
+
+    def answers() -> list[dict]:
+        return found(capsys, captioner, album, "something", "blue")
+
+    exact = answers()
+    monkeypatch.setattr(nearest, "EXACT", 5)
+    assert answers() == exact
+    (file,) = user_cache().glob("*.usearch")
+    written = file.stat().st_mtime_ns
+    assert answers() == exact
+    assert file.stat().st_mtime_ns == written
+    paint(album / "sea.png", COLOURS["blue"])
+    (album / "sub" / "blue.png").unlink()
+    found_now = answers()
+    assert found_now[0]["path"] == str(album / "sea.png")
+    assert len(found_now) == len(exact)
+    assert sum(computed) == 9, "the picture was known under another name"
 
 
 def test_broken_pictures_are_listed_and_do_not_stop_the_others(captioner, album, computed, capsys):

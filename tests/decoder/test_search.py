@@ -1,6 +1,7 @@
 """The search by its command line: pictures for a sentence, captions for a picture, a split."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from decoder import export, search
 from decoder.data.batches import Features, pack, pad
 from decoder.model.decoders import ModelOptions, build
+from decoder.ranking import nearest
 from decoder.ranking.embedding import train_embedding
 from decoder.ranking.likelihood import log_likelihood
 from evaluation import retrieve
@@ -79,6 +81,25 @@ def test_pictures_are_printed_best_first_and_only_those_of_the_split(searched, c
     assert [path for path, _ in lines] == [one["path"] for one in results]
     inside = printed(capsys, sentence, "--run", str(run_of(searched)), "--split", "val")
     assert {splits[one["image_id"]] for one in inside} == {"val"}
+
+
+def test_an_index_gives_the_same_pictures(searched, capsys, monkeypatch):
+    run = ["--run", str(run_of(searched))]
+    sentence = "a small red circle"
+    exact = printed(capsys, sentence, *run)
+    monkeypatch.setattr(nearest, "EXACT", 5)
+    for _ in range(2):
+        assert printed(capsys, sentence, *run) == exact
+    (file,) = (searched / "search").glob("images-*.usearch")
+    of_split = printed(capsys, sentence, *run, "--split", "val")
+    assert {one["image_id"] for one in of_split} <= {
+        image["id"] for image in table_of(searched)["images"] if image["split"] == "val"
+    }
+    store = searched / "features.h5"
+    os.utime(store)  # as if the features had been extracted again
+    assert printed(capsys, sentence, *run) == exact
+    (renewed,) = (searched / "search").glob("images-*.usearch")
+    assert renewed != file
 
 
 def test_captions_for_a_picture_are_distinct_and_often_its_own(searched, capsys):

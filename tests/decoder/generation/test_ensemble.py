@@ -219,7 +219,7 @@ def test_views_of_new_pictures_are_used(two_runs):
     work, run = two_runs[0].parents[1], two_runs[0]
     picture = next((work / "images").iterdir())
     two = loaded([run], views=2)
-    ((_, captioned),) = caption_pictures(two, [picture], 4)
+    ((_, captioned),) = caption_pictures(two, [picture], 4, read_picture)
     captions = captioned.candidates  # type: ignore[union-attr]
     backbone = two.backbone()
     whole = read_picture(picture)
@@ -228,7 +228,7 @@ def test_views_of_new_pictures_are_used(two_runs):
     (expected,) = two.captions(Features(*(torch.from_numpy(part).float() for part in parts)))
     assert [c.text for c in captions] == [c.text for c in expected]
     assert captions[0].log_probability == pytest.approx(expected[0].log_probability, abs=1e-2)
-    ((_, captioned),) = caption_pictures(loaded([run]), [picture], 4)
+    ((_, captioned),) = caption_pictures(loaded([run]), [picture], 4, read_picture)
     (single,) = captioned.candidates  # type: ignore[union-attr]
     assert single.log_probability != pytest.approx(expected[0].log_probability, abs=1e-2)
 

@@ -1,0 +1,153 @@
+"""`decoder.caption --shards`: the captions of a large collection, a file for each shard.
+
+OUT/SHARD.jsonl   a line for each picture, in the shard's order: {"id", "key", "file_name"}, as
+                  pipeline.extract --shards names it, and then the keys of `decoder.caption --json`
+OUT/SHARD.json    the record; see `features.shard_outputs`
+"""
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any
+
+from decoder.captioning.captioner import Runs
+from decoder.captioning.options import CaptionOptions
+from decoder.captioning.writer import CaptionWriter
+from decoder.generation.options import GenerateOptions
+from features.content import EmptyPicture
+from features.devices import choose_device
+from features.distributed import own_device
+from features.images import PictureError
+from features.shard_lists import parse_columns
+from features.shard_outputs import Outcome, Outputs, make_shards
+from features.shard_samples import Sample, ShardError, read_sample, samples_of
+from features.shards import Shard, find_shards
+from pipeline.work import RunFolder
+
+
+def caption_shards(options: CaptionOptions, runs: Runs) -> int:
+    """Caption the pictures of shards that are not done yet.
+
+    Args:
+        options: the options of the command.
+        runs: the runs and their weights. On a Ray cluster all nodes must have them at these paths.
+
+    Returns:
+        The exit status: 1 if a shard is broken, else 0.
+
+    Raises:
+        UserError: the options are wrong, a run is broken, or the outputs cannot be written.
+    """
+    assert options.out is not None
+    shards = find_shards(options.shards)
+    load = partial(
+        _load,
+        tuple((run.path, weights) for run, weights in runs),
+        options.generate,
+        options.unsure,
+        options.neutral_words,
+        options.batch_size,
+        options.seed,
+        options.device,
+    )
+    samples = partial(
+        samples_of,
+        columns=parse_columns(options.columns) if options.columns else None,
+        prefix=options.prefix_keys,
+    )
+    kind = {
+        "captioner": load().identity(),
+        **asdict(options.generate),
+        "unsure": options.unsure,
+        "neutral": options.neutral_words,
+        "columns": options.columns,
+        "prefix_keys": options.prefix_keys,
+    }
+    outputs = Outputs(options.out, "decoder.caption", kind, (".jsonl",))
+    done = outputs.all_done(shards, options.force)
+    todo = [shard for shard in shards if shard.name not in done]
+    print(f"caption: {len(shards):,} shards, {len(done):,} are done, {len(todo):,} to do")
+    make = partial(caption_shard, samples=samples, load=load)
+    if not todo:
+        return 0
+    if options.engine == "ray":
+        from features.ray_engine import make_shards_on_ray
+
+        gpus = options.gpus or 0
+        return _report(make_shards_on_ray(todo, outputs, make, "caption", options.force, gpus=gpus))
+    load().load()  # a broken run is reported before a shard is downloaded
+    return _report(make_shards(todo, outputs, make, "caption", options.force))
+
+
+def caption_shard(
+    shard: Shard,
+    folder: Path,
+    *,
+    samples: Callable[[Shard, Path], list[Sample]],
+    load: Callable[[], CaptionWriter],
+) -> dict[str, Any]:
+    """Write the captions of a shard to SHARD.jsonl in a folder, and return figures of them.
+
+    Args:
+        shard: the shard.
+        folder: where to write.
+        samples: `features.shard_samples.samples_of`, with its options.
+        load: returns the writer of captions.
+
+    Raises:
+        ShardError: the shard is broken, or none of its pictures can be read.
+        UserError: a run is broken.
+    """
+    pictures = samples(shard, folder)
+    writer = load()
+    failed, first = 0, ""
+    with (folder / f"{shard.name}.jsonl").open("w", encoding="utf-8") as lines:
+        for sample, result in writer.captioned(pictures, read_sample):
+            if isinstance(result, PictureError) and not isinstance(result, EmptyPicture):
+                failed += 1
+                first = first or f"{sample.file_name}: {result}"
+            line = {"id": sample.id, "key": sample.key, "file_name": sample.file_name}
+            lines.write(json.dumps(line | writer.as_json(result), ensure_ascii=False) + "\n")
+    if failed == len(pictures):
+        raise ShardError(f"none of its {failed:,} pictures can be read: {first}")
+    return {"pictures": len(pictures), "failed": failed}
+
+
+@lru_cache(maxsize=1)  # once in a process, whatever the number of its shards
+def _load(
+    runs: tuple[tuple[Path, Path], ...],
+    generate: GenerateOptions,
+    unsure: float,
+    neutral: bool,
+    batch_size: int,
+    seed: int,
+    device: str,
+) -> CaptionWriter:
+    return CaptionWriter(
+        [(RunFolder(path), weights) for path, weights in runs],
+        generate,
+        threshold=unsure,
+        neutral=neutral,
+        batch_size=batch_size,
+        seed=seed,
+        device=own_device(choose_device(device)),
+    )
+
+
+def _report(outcomes: Sequence[Outcome]) -> int:
+    """Print what became of the shards; return the exit status."""
+    counts = Counter(outcome.state for outcome in outcomes)
+    made = [outcome.facts for outcome in outcomes if outcome.state == "made"]
+    for outcome in outcomes:
+        if outcome.state == "broken":
+            print(f"broken shard: {outcome.shard}: {outcome.reason}", file=sys.stderr)
+    note = f"; {counts['broken']:,} broken shards are listed above" if counts["broken"] else ""
+    print(
+        f"caption: {len(made):,} shards made of {sum(facts['pictures'] for facts in made):,} "
+        f"pictures, {sum(facts['failed'] for facts in made):,} of which could not be read{note}"
+    )
+    return 1 if counts["broken"] else 0
