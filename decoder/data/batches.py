@@ -91,7 +91,7 @@ def pad(captions: Sequence[Sequence[int]]) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """One training batch; captions stay on the CPU, where packing them does not wait for a GPU."""
+    """One training batch; all but the features stay on the CPU, where packing waits for no GPU."""
 
     image_ids: Tensor
     """int64 [I], the data set's ids."""
@@ -104,11 +104,5 @@ class Batch(NamedTuple):
     """The batch has fewer images than there are processes, and this one's image does not count."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch with images and features on `device`."""
-        return Batch(
-            self.image_ids.to(device, non_blocking=True),
-            self.features.to(device),
-            self.tokens_BT,
-            self.image_B,
-            self.idle,
-        )
+        """Return the batch with its features on `device`."""
+        return self._replace(features=self.features.to(device))

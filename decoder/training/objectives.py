@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decoder.cider import Reward
 from decoder.data.batches import Batch, PackedWords, pack
 from decoder.generation.generate import NotFinite, draw_words, greedy
 from decoder.model.attention import Rows
 from decoder.model.decoders import Decoder, Memory
 from decoder.training.options import ReinforceOptions
-from decoder.training.rewards import Reward
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.
@@ -53,7 +53,7 @@ def cross_entropy(
         NotFinite: in scheduled sampling, the model's scores are not finite numbers.
     """
     memory = model.encode(batch.features)
-    words = pack(batch.tokens_BT, batch.image_B).to(batch.image_ids.device)
+    words = pack(batch.tokens_BT, batch.image_B).to(batch.features.pooled_IC.device)
     if own_words > 0:
         words = mix_in_own_words(model, memory, words, own_words)
     loss = F.cross_entropy(

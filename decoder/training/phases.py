@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from decoder.cider import all_words_encoded
+from decoder.cider import Reward, all_words_encoded
 from decoder.data.batches import Batch
 from decoder.model.decoders import Decoder
 from decoder.training.objectives import Loss, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions
-from decoder.training.rewards import MixedReward, Reward
+from decoder.training.rewards import MixedReward
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
 
