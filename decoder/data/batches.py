@@ -96,7 +96,7 @@ def pad(captions: Sequence[Sequence[int]]) -> Tensor:
 
 
 class Batch(NamedTuple):
-    """One training batch; ids and captions stay on the CPU, where nothing waits for a GPU."""
+    """One training batch; all but the features stay on the CPU, where packing waits for no GPU."""
 
     image_ids: Tensor
     """int64 [I], the data set's ids."""
@@ -111,5 +111,5 @@ class Batch(NamedTuple):
     """bool, which images count, in a batch filled up to a fixed size; None if all do."""
 
     def to(self, device: torch.device) -> "Batch":
-        """Return the batch with features on `device`."""
+        """Return the batch with its features on `device`."""
         return self._replace(features=self.features.to(device))

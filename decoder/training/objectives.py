@@ -18,7 +18,6 @@ from decoder.generation.generate import NotFinite, draw_words, greedy
 from decoder.model.attention import Rows
 from decoder.model.decoders import Decoder, Memory
 from decoder.training.options import ReinforceOptions
-from decoder.training.rewards import Reward
 from pipeline.vocabulary import BOS, EOS, PAD, UNK
 
 # An unknown word has no output: where it is the target, there is nothing to learn.
@@ -115,7 +114,11 @@ def mix_in_own_words(
 
 
 def reinforce(
-    model: Decoder, batch: Batch, reward: Reward, options: ReinforceOptions, max_length: int
+    model: Decoder,
+    batch: Batch,
+    reward: Callable[[Tensor, Tensor, int], Tensor],
+    options: ReinforceOptions,
+    max_length: int,
 ) -> Loss:
     """REINFORCE (Williams 1992): make samples that beat their baseline more probable.
 
@@ -127,7 +130,7 @@ def reinforce(
     Args:
         model: in evaluation mode, so that the gradient is that of the sampled distribution.
         batch: images; their captions are not read.
-        reward: of samples.
+        reward: scores samples by the batch's image ids; see `decoder.cider.Reward`.
         options: of this phase.
         max_length: largest number of words in a sample, the end token included.
 

@@ -6,12 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from decoder.cider import all_words_encoded
+from decoder.cider import Reward, all_words_encoded
 from decoder.data.batches import Batch
 from decoder.model.decoders import Decoder
 from decoder.training.objectives import Loss, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions
-from decoder.training.rewards import MixedReward, Reward
+from decoder.training.rewards import MixedReward
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
 

@@ -256,12 +256,12 @@ class TrainingState:
 
         Args:
             what: the value, and that it is not finite.
-            image_ids: int64 [I], the images that were being processed.
+            image_ids: int64 [I] on the CPU, the images that were being processed.
             features: their features.
         """
         progress = self.progress
         finite_I = features.grid_IRC.isfinite().all((1, 2)) & features.pooled_IC.isfinite().all(1)
-        broken = image_ids[~finite_I].tolist()
+        broken = image_ids[~finite_I.cpu()].tolist()
         advice = _lower_rate(progress.phase)
         if broken:
             advice = f"the features of {first_few(broken)} are not finite: extract them again"

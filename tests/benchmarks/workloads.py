@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from decoder.cider import Reward
 from decoder.data.readers import TrainingReader
 from decoder.generation.generate import beam_search
 from decoder.model import decoders
@@ -15,7 +16,6 @@ from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
 from decoder.training.options import ReinforceOptions, TrainOptions
 from decoder.training.phases import ReinforcePhase
-from decoder.training.rewards import Reward
 from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
 from features.store import FeatureStore
@@ -104,10 +104,11 @@ def _trainer(options: TrainOptions, scratch: Path) -> Trainer:
     return Trainer(options, run, {}, model, words, training, training, validator)
 
 
-class _TimedReward:
+class _TimedReward(Reward):
     """A reward that measures its time and keeps the captions it has scored."""
 
     def __init__(self, reward: Reward, clock: Clock) -> None:
+        super().__init__(reward.references)
         self._reward, self._clock = reward, clock
         self.reset()
 

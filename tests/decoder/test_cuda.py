@@ -79,3 +79,15 @@ def test_the_reward_is_computed_where_the_samples_are() -> None:
     found = CiderD(references)(ids.cuda(), tokens.cuda(), EOS)
     assert found.is_cuda
     torch.testing.assert_close(found.cpu(), expected)
+
+
+def test_the_reward_never_waits() -> None:
+    references, samples = random_case(seed=0)
+    cider, tokens = CiderD(references), as_tensor(samples).cuda()
+    rows = cider.references.rows(torch.tensor(list(references)), tokens.device)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rewards = cider.score(rows, tokens, EOS)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert rewards.isfinite().all()
