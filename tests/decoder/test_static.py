@@ -12,19 +12,18 @@ from decoder.data.layout import (
     captions_in_slots,
     captions_of_a_slot,
     images_in_slots,
-    lay_out,
     padded,
     static_on_cpu,
 )
 from decoder.generation.constraints import constraints, no_repeated_phrase
-from decoder.generation.generate import NotFinite, beam_search, draw_words, generate
+from decoder.generation.generate import NotFinite, draw_words, generate
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
 from decoder.model.decoders import MODELS, Decoder, ModelOptions
 from decoder.training import objectives
 from decoder.training.objectives import Loss, cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.training.options import ReinforceOptions
-from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
+from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, Vocabulary
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 
 IMAGES, EACH, LONGEST = 6, 2, 7  # of the padded batch, whose first image needs two slots
@@ -119,7 +118,8 @@ def test_full_length_samples_teach_the_same(name, cell, batch: Batch) -> None:
     expected = taught()
     with static_on_cpu():
         found = taught()
-    assert torch.equal(found[0], given) and torch.equal(expected[0], given)
+    assert torch.equal(found[0], given)
+    assert torch.equal(expected[0], given)
     torch.testing.assert_close(found[1], expected[1], **CLOSE)
 
 
