@@ -57,8 +57,6 @@ class Graphs:
         if wanted and device.type == "cuda" and record is None:
             self._stream = torch.cuda.Stream(device)
             record = _CudaGraphs(self._stream)
-        elif wanted and device.type != "cpu" and record is None:
-            log.info("there are no CUDA graphs on %s, so a step starts every kernel itself", device)
         self._record = record if wanted else None
         self._graphs: dict[tuple[object, ...], _Graph] = {}
 

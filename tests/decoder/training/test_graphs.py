@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from decoder import train
-from decoder.data import layout
 from decoder.data.layout import static_on_cpu
 from decoder.model.capture import Graphs, Record, Work
 from decoder.model.decoders import ModelOptions
@@ -153,18 +152,16 @@ def test_no_graphs_captures_none(new_trainer: NewTrainer, caplog) -> None:
     assert "graphs" not in caplog.text
 
 
-def test_fixed_shapes_learn_what_packed_captions_teach(
-    new_trainer: NewTrainer, monkeypatch
-) -> None:
+def test_fixed_shapes_learn_what_packed_captions_teach(new_trainer: NewTrainer) -> None:
     """By whole steps of cross-entropy, the last one of a smaller batch; up to rounding."""
     options = {"decoder": ModelOptions(hidden=16, attention=8, dropout=0.0), "batch_size": 11}
     options["xe"] = CrossEntropyOptions(epochs=1)
     found = new_trainer(lambda work: work, **options)
     take(found, 3, "xe")
-    monkeypatch.setattr(layout, "_static_on_cpu", False)
-    packed = new_trainer(**options)
-    assert packed.fixed is None
-    take(packed, 3, "xe")
+    with static_on_cpu(False):
+        packed = new_trainer(**options)
+        assert packed.fixed is None
+        take(packed, 3, "xe")
     assert found.state.progress.loss == pytest.approx(packed.state.progress.loss, rel=1e-4)
     assert found.state.progress.captions == packed.state.progress.captions
     for name, average in packed.state.average.items():
