@@ -6,6 +6,7 @@ They run on the CPU, where a graph is stood in for by the function that it would
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from decoder.training import trainer as trainer_module
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
 from features.errors import UserError
-from tests.decoder.conftest import BOTH_PHASES, hide_java
+from tests.decoder.conftest import SMALL, hide_java
 from tests.decoder.training.processes import unlike
 
 # What makes the host wait for a GPU, since it asks for a number or for a size.
@@ -49,7 +50,10 @@ def new_trainer(extracted_shapes: Path, monkeypatch) -> Iterator[NewTrainer]:
             "rl": ReinforceOptions(samples=2, baseline="greedy"),
             "batch_size": 4,
         }
-        return train.new_trainer(TrainOptions(extracted_shapes, "none", **(given | options)))
+        trainer = train.new_trainer(TrainOptions(extracted_shapes, "none", **(given | options)))
+        short = replace(trainer.vocabulary, max_length=7)  # samples and searches take less time
+        trainer.phases[1].vocabulary = trainer.validation.vocabulary = short
+        return trainer
 
     with static_on_cpu():
         yield make
@@ -192,14 +196,15 @@ def test_a_step_that_is_not_finite_changes_nothing(new_trainer: NewTrainer) -> N
 
 def test_a_run_of_fixed_shapes_is_stopped_and_resumed_exactly(work: Path, monkeypatch) -> None:
     hide_java(monkeypatch)
-    arguments = ["--work", str(work), *BOTH_PHASES, "--save-minutes", "0", "--run"]
+    options = [*SMALL, "--model", "show_tell", "--xe.epochs", "1", "--rl.epochs", "1"]
+    arguments = ["--work", str(work), *options, "--save-minutes", "0", "--run"]
     step, taken = Trainer.step, 0
 
     def step_and_stop(*given: Any) -> None:
         nonlocal taken
         step(*given)
         taken += 1
-        if taken in (3, 14):
+        if taken in (3, 11):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with static_on_cpu():
