@@ -156,6 +156,26 @@ def test_no_graphs_captures_none(new_trainer: NewTrainer, caplog) -> None:
     assert "graphs" not in caplog.text
 
 
+def test_a_reward_that_needs_the_host_stays_outside_of_graphs(new_trainer: NewTrainer) -> None:
+    captured: list[Work] = []
+
+    def record(work: Work) -> Work:
+        captured.append(work)
+        return work
+
+    trainer = new_trainer(record)
+    ids = {image.id for image in trainer.training.images}
+
+    def reward(image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
+        assert set(image_ids.tolist()) <= ids
+        return (samples != eos).sum(1).float()
+
+    trainer.phases[1].reward = reward
+    take(trainer, 2, "rl")
+    assert trainer.state.progress.reward > 0
+    assert len(captured) == 1, "the update alone is captured"
+
+
 def test_fixed_shapes_learn_what_packed_captions_teach(new_trainer: NewTrainer) -> None:
     """By whole steps of cross-entropy, the last one of a smaller batch; up to rounding."""
     options = {"decoder": ModelOptions(hidden=16, attention=8, dropout=0.0), "batch_size": 11}
