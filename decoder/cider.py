@@ -1,7 +1,9 @@
 """CIDEr-D of token ids: the reward of REINFORCE, and the similarity of candidate captions.
 
 No strings and no Java: the references are prepared once as tensors of n-gram numbers, and a batch
-of samples is scored by a few tensor operations on the device that the samples are on.
+of samples is scored by a few tensor operations on the device that the samples are on. On a GPU
+these never wait for the host, and their shapes depend on the numbers of images, samples and tokens
+and on the data set alone, so a CUDA graph can capture them.
 
 Shape suffixes: S samples, T tokens, N orders (n-grams of 1 to 4 tokens), I images, M references and
 W distinct n-grams of an image (the largest numbers of any image), C all reference captions, U
@@ -15,16 +17,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from decoder.ngrams import ORDERS, buckets, gathered, ngrams, padded, shift, spread
 from pipeline.captions import Image
 from pipeline.vocabulary import EOS, PAD, Vocabulary
 
-ORDERS = 4
 # Standard deviation, in tokens, of the Gaussian penalty on a difference in length.
 SIGMA = 6.0
-# Multiplier of the polynomial hash of an n-gram: 2 ** 64 / golden ratio, signed. Even in a data set
-# of COCO's size the chance that any two n-grams share a hash is 1 in 10 ** 5.
-HASH = 0x9E3779B97F4A7C15 - 2**64
-_HASH_INVERSE = pow(HASH, -1, 2**64) - 2**64  # also signed
 _BLOCK = 4000  # captions processed at once, to bound the memory
 
 
@@ -69,7 +67,7 @@ class Frequencies(NamedTuple):
     """Document frequencies: the number of images whose captions have an n-gram, if at least 2."""
 
     key_U: Tensor
-    """int64, ascending: hashes of the n-grams, from `_ngrams`."""
+    """int64, ascending: hashes of the n-grams, from `ngrams`."""
     images_U: Tensor
     """int64, number of images with each n-gram, at least 2."""
     images: int
@@ -105,9 +103,9 @@ class References:
         image_C = torch.arange(images).repeat_interleave(count_I)
 
         length_C = torch.tensor([len(caption) for caption in captions])
-        key_CNT, real_CNT = _ngrams(_padded(captions), length_C)
-        self._key, number = _spread(key_CNT[real_CNT]).unique(return_inverse=True)
-        self._first_B, self._fullest = _buckets(self._key)
+        key_CNT, real_CNT = ngrams(padded(captions), length_C)
+        self._key, number = spread(key_CNT[real_CNT]).unique(return_inverse=True)
+        self._first_B, self._fullest = buckets(self._key)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
 
         in_image = (number * images + image_C[caption]).unique() // images
@@ -115,7 +113,7 @@ class References:
         of_images = images
         self._frequencies = frequencies
         if frequencies is not None:
-            document_frequency, of_images = frequencies.of(_gathered(self._key)), frequencies.images
+            document_frequency, of_images = frequencies.of(gathered(self._key)), frequencies.images
         self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
         self._idf = self._log_images - document_frequency.clamp(min=1).double().log()
 
@@ -142,7 +140,7 @@ class References:
         self._norm_INM = squares.sqrt()
         self._length_IM = torch.zeros(images, most, dtype=torch.int64)
         self._length_IM[image_C, place_C] = length_C
-        self._image_ids, self._order_of_ids = torch.tensor(list(references)).sort()
+        self._row_of_id = {image_id: row for row, image_id in enumerate(references)}
 
     def to(self, device: torch.device) -> None:
         """Move everything to `device`."""
@@ -155,36 +153,52 @@ class References:
         """The document frequencies, on the CPU."""
         images_U = (self._log_images - self._idf).exp().round().long().cpu()
         shared_U = images_U > 1
-        key_U, order_U = _gathered(self._key.cpu()[shared_U]).sort()
+        key_U, order_U = gathered(self._key.cpu()[shared_U]).sort()
         images = int(self._log_images.exp().round())
         return Frequencies(key_U, images_U[shared_U][order_U], images)
 
-    def compare(self, image_ids: Tensor, samples: Tensor, eos: int) -> Compared:
-        """Look up the n-grams of `samples` in the references of their images.
+    def rows(self, image_ids: Tensor, device: torch.device) -> Tensor:
+        """Return the rows of images for `compare`, int64 [I] on `device`.
 
-        The arguments are those of `CiderD.__call__`.
+        They are looked up on the host, so image ids on a GPU cost a wait for it. References that
+        are elsewhere are moved to `device`.
+
+        Args:
+            image_ids: int64 [I].
+            device: where the samples are.
 
         Raises:
-            ValueError: an image has no references, or the number of samples is not a multiple of
-                the number of images.
+            ValueError: an image has no references.
         """
-        if len(image_ids) == 0 or len(samples) % len(image_ids):
-            raise ValueError(f"{len(samples)} samples cannot belong to {len(image_ids)} images")
-        if self._key.device != samples.device:
-            self.to(samples.device)
-        place_I = torch.searchsorted(self._image_ids, image_ids).clamp(max=len(self._image_ids) - 1)
-        if not torch.equal(self._image_ids[place_I], image_ids):
-            raise ValueError("an image has no references")
-        image_I = self._order_of_ids[place_I]
-        each = len(samples) // len(image_ids)
-        image_S = image_I.repeat_interleave(each)
+        if self._key.device != device:
+            self.to(device)
+        try:
+            rows = [self._row_of_id[image_id] for image_id in image_ids.tolist()]
+        except KeyError as error:
+            raise ValueError(f"image {error} has no references") from error
+        return torch.tensor(rows, dtype=torch.int64).to(device, non_blocking=True)
+
+    def compare(self, image_I: Tensor, samples: Tensor, eos: int) -> Compared:
+        """Look up the n-grams of `samples` in the references of their images.
+
+        Args:
+            image_I: int64, the rows of the images, from `rows`.
+            samples: as in `Reward.__call__`, on the same device.
+            eos: the end token's id.
+
+        Raises:
+            ValueError: the number of samples is not a multiple of the number of images.
+        """
+        if len(image_I) == 0 or len(samples) % len(image_I):
+            raise ValueError(f"{len(samples)} samples cannot belong to {len(image_I)} images")
+        image_S = image_I.repeat_interleave(len(samples) // len(image_I))
 
         steps = samples.shape[1]
         is_end_ST = samples == eos
         first_end_S = torch.where(is_end_ST.any(1), is_end_ST.int().argmax(1), steps - 1)
         length_S = first_end_S + 1
-        key_SNT, real_SNT = _ngrams(samples, length_S)
-        number_SNT, known_SNT = self._find(_spread(key_SNT))
+        key_SNT, real_SNT = ngrams(samples, length_S)
+        number_SNT, known_SNT = self._find(spread(key_SNT))
         idf_SNT = torch.where(known_SNT, self._idf.take(number_SNT), self._idf_of(key_SNT))
         number_SNT = number_SNT.int().masked_fill_(~known_SNT, -1)
 
@@ -219,40 +233,12 @@ class References:
 
     def _find(self, key: Tensor) -> tuple[Tensor, Tensor]:
         """Return each n-gram's index among the ascending keys, and whether it is one of them."""
-        buckets, last = len(self._first_B), len(self._key) - 1
-        number = self._first_B.take((key >> _shift(buckets)).add_(buckets // 2)).long()
+        count, last = len(self._first_B), len(self._key) - 1
+        number = self._first_B.take((key >> shift(count)).add_(count // 2)).long()
         for _ in range(self._fullest):
             number += self._key.take(number.clamp_(max=last)) < key
         number.clamp_(max=last)
         return number, self._key.take(number) == key
-
-
-def _spread(key: Tensor) -> Tensor:
-    """Return keys in which n-grams with the same first words are far from each other."""
-    return key * HASH
-
-
-def _gathered(key: Tensor) -> Tensor:
-    """Return the keys from which `_spread` computed these."""
-    return key * _HASH_INVERSE
-
-
-def _buckets(key_U: Tensor) -> tuple[Tensor, int]:
-    """Divide ascending spread keys by their first bits into buckets of at most a few keys.
-
-    Returns:
-        int32 [buckets], the number of keys before each bucket; and the size of the fullest one.
-    """
-    buckets = 2 << len(key_U).bit_length()
-    least_B = (torch.arange(buckets) - buckets // 2) << _shift(buckets)
-    first_B = torch.searchsorted(key_U, least_B)
-    size_B = first_B.diff(append=torch.tensor([len(key_U)]))
-    return first_B.int(), int(size_B.max())
-
-
-def _shift(buckets: int) -> int:
-    """Return by how many bits to shift a key of 64 bits to get its bucket."""
-    return 65 - buckets.bit_length()
 
 
 def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,39 +247,11 @@ def _occurrences(key_SNT: Tensor, real_SNT: Tensor) -> tuple[Tensor, Tensor]:
     return count_SNT.clamp(max=255).mul_(real_SNT).byte(), real_SNT / count_SNT.double()
 
 
-def _ngrams(tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the hash of the n-gram that starts at each position, and whether there is one.
-
-    Args:
-        tokens: int64 [B, T].
-        length: int64 [B], number of tokens that are not padding.
-
-    Returns:
-        int64 [B, N, T], 0 where no n-gram starts (a hash of 0 is not to be expected); bool.
-    """
-    position = torch.arange(tokens.shape[1], device=tokens.device)
-    keys, real = [], []
-    for n in range(1, ORDERS + 1):
-        key = torch.full_like(tokens, n)
-        for i in range(n):
-            key = key * HASH + tokens.roll(-i, dims=1) + 1
-        keys.append(key)
-        real.append(position + n <= length[:, None])
-    is_real = torch.stack(real, 1)
-    return torch.stack(keys, 1).mul_(is_real), is_real
-
-
-def _padded(captions: Sequence[list[int]]) -> Tensor:
-    """Return captions as one int64 tensor [C, T]; the padding has no meaning."""
-    longest = max(map(len, captions))
-    return torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions])
-
-
 class NgramVectors(NamedTuple):
     """The distinct n-grams of captions, one caption after the other."""
 
     key: Tensor
-    """int64, hash of the n-gram, from `_ngrams`."""
+    """int64, hash of the n-gram, from `ngrams`."""
     caption: Tensor
     """int64, index of the caption."""
     value: Tensor
@@ -313,7 +271,7 @@ def ngram_vectors(captions: Sequence[list[int]], frequencies: Frequencies) -> Ng
     for start in range(0, len(captions), _BLOCK):
         block = captions[start : start + _BLOCK]
         length_C = torch.tensor([len(caption) for caption in block])
-        key_CNT, real_CNT = _ngrams(_padded(block), length_C)
+        key_CNT, real_CNT = ngrams(padded(block), length_C)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
         keys, number = key_CNT[real_CNT].unique(return_inverse=True)
         row = caption * ORDERS + order
@@ -331,10 +289,8 @@ def whole_captions(tokens_BT: Tensor) -> list[list[int]]:
     return [[token for token in row if token != PAD] or [EOS] for row in tokens_BT.tolist()]
 
 
-class CiderD:
-    """CIDEr-D (Vedantam et al. 2015, section 4), as the official toolkit computes it.
-
-    The document frequencies are those of the references; each image is one document.
+class Reward:
+    """Scores sampled captions by the references of their images.
 
     Args:
         references: image id to token-id sequences, each ending in the end token; or prepared
@@ -350,7 +306,7 @@ class CiderD:
         )
 
     def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Score samples on the toolkit's scale, where 10 is a perfect match.
+        """Score samples.
 
         Args:
             image_ids: int64 [B].
@@ -364,20 +320,42 @@ class CiderD:
         Raises:
             ValueError: an image has no references, or the sizes do not fit.
         """
-        likeness_SM, is_reference_SM = self.likeness(image_ids, samples, eos)
-        total_S = likeness_SM.sum(1) / is_reference_SM.sum(1)
+        return self.score(self.references.rows(image_ids, samples.device), samples, eos)
+
+    def score(self, image_I: Tensor, samples: Tensor, eos: int) -> Tensor:
+        """Score samples as `__call__` does, all of it on their device.
+
+        Args:
+            image_I: int64 [B], the rows of the images, from `References.rows`.
+            samples: as in `__call__`.
+            eos: the end token's id.
+        """
+        return self.of(self.references.compare(image_I, samples, eos))
+
+    def of(self, both: Compared) -> Tensor:
+        """Score samples that are compared with their references, float32 [S]."""
+        raise NotImplementedError
+
+
+class CiderD(Reward):
+    """CIDEr-D (Vedantam et al. 2015, section 4), as the official toolkit computes it.
+
+    The document frequencies are those of the references; each image is one document. The scale is
+    the toolkit's, where 10 is a perfect match. For arguments and errors see `Reward`.
+    """
+
+    def of(self, both: Compared) -> Tensor:
+        """Score samples that are compared with their references, float32 [S]."""
+        total_S = self.likeness(both).sum(1) / both.is_reference_SM.sum(1)
         return (10 * total_S).float()
 
-    def likeness(self, image_ids: Tensor, samples: Tensor, eos: int) -> tuple[Tensor, Tensor]:
-        """Compare samples with each reference of their images.
-
-        See `__call__` for the arguments and errors.
+    def likeness(self, both: Compared) -> Tensor:
+        """Return the likeness of samples to each reference of their images.
 
         Returns:
-            float64 [B * K, M] from 0 to 1; and a mask of real references, as images may have fewer
-            than M. The likeness to the others is 0.
+            float64 [S, M] from 0 to 1. Images may have fewer than M references; the likeness to
+            the others is 0.
         """
-        both = self.references.compare(image_ids, samples, eos)
         square_SNT = both.idf_SNT**2 * both.share_SNT
         shared_SNTM = both.reference_count_SNTM.minimum(both.count_SNT[..., None])
         product_SNTM = shared_SNTM.double().mul_(both.reference_count_SNTM)
@@ -389,4 +367,4 @@ class CiderD:
         # The toolkit's length of a caption is the number of its bigrams.
         difference_SM = (both.length_S - 1)[:, None] - (both.reference_length_SM - 1)
         likeness_SM = cosine_SNM.mean(1) * (-(difference_SM**2) / (2 * SIGMA**2)).exp()
-        return likeness_SM * both.is_reference_SM, both.is_reference_SM
+        return likeness_SM * both.is_reference_SM

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from decoder.data.readers import SplitReader, TrainingReader, expect_captions
+from decoder.data.readers import SplitReader, TrainingReader, expect_captions, keep_in_memory
 from decoder.data.sharded import ShardedReader
 from decoder.data.weights import parse_weights
 from decoder.model import decoders
@@ -145,6 +145,8 @@ def new_trainer(options: TrainOptions) -> Trainer:
         checks.report_precision(options.precision, device)
         if trained is not None:
             transfer.report_overlap(trained, table, options.work)
+    if kept := keep_in_memory((training, validation), device):
+        _print_once(f"train: {kept}")
 
     used = {"train": training.images, "val": validation.images}
     record = None if trained is None else trained.record()

@@ -1,4 +1,9 @@
-"""Choosing the device that computes."""
+"""Choosing the device that computes, and what is free of it for this process."""
+
+import math
+import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -22,3 +27,34 @@ def choose_device(name: str) -> torch.device:
             "a GPU if there is one"
         ) from error
     return device
+
+
+def cores() -> int:
+    """Return this process's share of the cores it may use, at least 1; see `free_memory`."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (available or 1) // _processes_here())
+
+
+def free_memory(device: torch.device) -> int:
+    """Return this process's share of a device's free memory in bytes.
+
+    Processes of one command on this machine, started by torchrun, share the memory of the CPU, and
+    that of a GPU if there are more processes than GPUs. A limit of the container counts too. Where
+    the system does not say how much is free, this is 0.
+    """
+    if device.type == "cuda":
+        sharing = math.ceil(_processes_here() / torch.cuda.device_count())
+        return torch.cuda.mem_get_info(device)[0] // sharing
+    free = 0
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
+    with suppress(OSError, ValueError):  # "max" where there is no limit
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free = min(free, max(0, int((group / "memory.max").read_text()) - used))
+    return free // _processes_here()
+
+
+def _processes_here() -> int:
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

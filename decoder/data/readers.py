@@ -9,11 +9,19 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Batch, Features, pad
+from decoder.data.resident import (
+    NotExact,
+    ResidentCaptions,
+    ResidentFeatures,
+    bytes_of,
+    choose_memory,
+)
 from decoder.data.weights import WeightedDraws
 from features.commands import EXTRACT, PREPARE
 from features.distributed import rank, world_size
 from features.errors import UserError, first_few
 from features.extraction import spread
+from features.store import as_size
 from features.store_set import Store
 from pipeline.caption_database import SplitImages
 from pipeline.captions import CaptionTable, Image
@@ -91,6 +99,8 @@ class SplitReader:
             if isinstance(images, SplitImages)
             else store.rows([image.id for image in self.images])
         )
+        self.resident: ResidentFeatures | None = None
+        """The features in memory, from which batches then come."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -120,6 +130,31 @@ class SplitReader:
             self._store, self._rows[np.asarray(indices)], views, grid=self._reads_grid
         )
 
+    @property
+    def views_of_batches(self) -> int:
+        """Number of views of an image of which `batches` and the like need memory."""
+        return 1
+
+    def resident_bytes(self) -> int:
+        """Return how many bytes the features take in memory."""
+        return bytes_of(self._store, len(self), self.views_of_batches, self._reads_grid)
+
+    def keep(self, memory: torch.device, device: torch.device) -> None:
+        """Keep the features in memory; see `ResidentFeatures` for the arguments and errors."""
+        views = self.views_of_batches
+        self.resident = ResidentFeatures(
+            self._store, self._rows, views, self._reads_grid, memory, device
+        )
+
+    def _begin(
+        self, indices: Sequence[int], views: Sequence[int] | None = None
+    ) -> Callable[[], Features]:
+        """Read features of a batch as far as a second thread should; return what does the rest."""
+        if self.resident is not None:
+            return self.resident.begin(indices, views)
+        features = self.features(indices, views)
+        return lambda: features
+
     def pooled(self, indices: Sequence[int]) -> Tensor:
         """Read only the pooled features of the first view, float32 [I, C]."""
         return torch.from_numpy(self._store.pooled(self._rows[np.asarray(indices)])).float()
@@ -133,12 +168,12 @@ class SplitReader:
         """
         indices = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
 
-        def read(chosen: range) -> Features:
+        def read(chosen: range) -> Callable[[], Features]:
             every_view = np.tile(np.arange(views), len(chosen))
-            return self.features(np.repeat(chosen, views).tolist(), every_view.tolist())
+            return self._begin(np.repeat(chosen, views).tolist(), every_view.tolist())
 
         for chosen, features in zip(indices, read_ahead(read, indices), strict=True):
-            yield [self.images[i] for i in chosen], features
+            yield [self.images[i] for i in chosen], features()
 
 
 def expect_captions(reader: SplitReader) -> None:
@@ -189,6 +224,18 @@ class TrainingReader(SplitReader):
         ]
         self._size = size
         self._seed = seed
+        self.resident_captions: ResidentCaptions | None = None
+        """The captions on a GPU, if the features are kept in memory."""
+
+    @property
+    def views_of_batches(self) -> int:
+        """Number of views of an image of which batches need memory: all, one is drawn of them."""
+        return len(self._store.row_format.views)
+
+    def keep(self, memory: torch.device, device: torch.device) -> None:
+        """Keep features and captions in memory; see `SplitReader.keep`."""
+        super().keep(memory, device)
+        self.resident_captions = ResidentCaptions(self.captions, device)
 
     def captions_of(self, indices: Sequence[int]) -> list[list[list[int]]]:
         """Return the token ids of the captions of some images."""
@@ -221,24 +268,60 @@ class TrainingReader(SplitReader):
         starts = range(first_batch * self._size, len(order), self._size)
         own_rank, processes = rank(), world_size()
 
-        def read(start: int) -> Batch:
+        def read(start: int) -> Callable[[], Batch]:
             all_images = np.stack((order, views))[:, start : start + self._size]
             own = all_images[:, own_rank::processes]
             idle = own.shape[1] == 0
-            return self.batch(*(all_images[:, :1] if idle else own).tolist())._replace(idle=idle)
+            chosen, of_each = (all_images[:, :1] if idle else own).tolist()
+            return self._begin_batch(chosen, of_each, idle)
 
-        yield from read_ahead(read, starts)
+        for finish in read_ahead(read, starts):
+            yield finish()
 
     def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Batch:
         """Read images with all their captions; see `features` for the arguments."""
+        return self._begin_batch(indices, views)()
+
+    def _begin_batch(
+        self, indices: Sequence[int], views: Sequence[int] | None, idle: bool = False
+    ) -> Callable[[], Batch]:
+        """Read a batch as far as a second thread should; return what does the rest."""
         captions = [self.captions[index] for index in indices]
         counts = [len(of_image) for of_image in captions]
-        return Batch(
-            image_ids=torch.tensor([self.images[index].id for index in indices]),
-            features=self.features(indices, views),
-            tokens_BT=pad([caption for of_image in captions for caption in of_image]),
-            image_B=torch.from_numpy(np.repeat(np.arange(len(indices)), counts)),
-        )
+        image_ids = torch.tensor([self.images[index].id for index in indices])
+        features = self._begin(indices, views)
+        tokens_BT = pad([caption for of_image in captions for caption in of_image])
+        image_B = torch.from_numpy(np.repeat(np.arange(len(indices)), counts))
+        return lambda: Batch(image_ids, features(), tokens_BT, image_B, idle)
+
+
+def keep_in_memory(readers: Sequence[SplitReader], device: torch.device) -> str:
+    """Keep the features of splits in the memory of a GPU, or of this machine, if they fit there.
+
+    Returns:
+        What was done, for people. For other devices than a GPU it is empty, and features are read
+        when they are needed: there a second thread inflates them as fast as a CPU learns.
+
+    Raises:
+        AccessError: the store cannot be read now.
+        UserError: a row is damaged.
+    """
+    if device.type != "cuda":
+        return ""
+    needed = sum(reader.resident_bytes() for reader in readers)
+    size, images = as_size(needed), f"features of {sum(map(len, readers)):,} images"
+    memory, why = choose_memory(needed, device), "more than is free"
+    try:
+        if memory is not None:
+            for reader in readers:
+                reader.keep(memory, device)
+            where = "of the GPU" if memory == device else "of this machine"
+            return f"{images} are in the memory {where} ({size})"
+    except (MemoryError, NotExact) as error:
+        why = str(error)
+    for reader in readers:
+        reader.resident = None
+    return f"{images} are read from the disk in each epoch ({size}: {why})"
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -248,8 +331,9 @@ def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]
         return
     before: Batch | None = None
     for batch in batches:
-        features = batch.features.each(Tensor.pin_memory)
-        batch = batch._replace(features=features).to(device)
+        if batch.features.pooled_IC.device.type == "cpu":
+            features = batch.features.each(Tensor.pin_memory)
+            batch = batch._replace(features=features).to(device)
         if before is not None:
             yield before
         before = batch

@@ -69,9 +69,10 @@ def expected_cider(candidates: Generated, weight_IK: Tensor, frequencies: Freque
     images, count = weight_IK.shape
     captions = [whole_captions(tokens_KT) for tokens_KT in candidates.tokens_IKT.cpu()]
     references = References(dict(enumerate(captions)), frequencies)
-    image_ids = torch.arange(images, device=weight_IK.device)
-    likeness, _ = CiderD(references).likeness(image_ids, candidates.tokens_IKT.flatten(0, 1), EOS)
-    likeness_IKK = likeness.view(images, count, count)
+    samples = candidates.tokens_IKT.flatten(0, 1)
+    image_I = references.rows(torch.arange(images), samples.device)
+    both = references.compare(image_I, samples, EOS)
+    likeness_IKK = CiderD(references).likeness(both).view(images, count, count)
     # A candidate is not its own reference.
     itself_KK = torch.eye(count, dtype=torch.bool, device=weight_IK.device)
     weight_IKK = weight_IK.double()[:, None].masked_fill(itself_KK, 0)

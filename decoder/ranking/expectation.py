@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from decoder.cider import ORDERS, Frequencies, ngram_vectors, whole_captions
+from decoder.cider import Frequencies, ngram_vectors, whole_captions
 from decoder.generation.generate import Generated
+from decoder.ngrams import ORDERS
 from decoder.regression import reduced_rank
 from decoder.runs import checkpoints
 from features.errors import UserError

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from decoder.cider import all_words_encoded
+from torch import Tensor
+
+from decoder.cider import Reward, all_words_encoded
 from decoder.data.batches import Batch
 from decoder.model.decoders import Decoder
 from decoder.training.objectives import Loss, cross_entropy, reinforce
@@ -31,9 +33,10 @@ class CrossEntropyPhase:
     title: ClassVar[str] = "cross-entropy"
     has_reward: ClassVar[bool] = False
 
-    def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
+    def loss(self, model: Decoder, batch: Batch, step: int | Tensor) -> Loss:
         """Return the loss of a batch; scheduled sampling grows with the step."""
-        own_words = self.options.scheduled_sampling * step / self.steps
+        most = self.options.scheduled_sampling
+        own_words = most * step / self.steps if most > 0 else 0.0
         return cross_entropy(model.train(), batch, self.options.label_smoothing, own_words)
 
 
@@ -62,10 +65,19 @@ class ReinforcePhase:
         references = all_words_encoded(self.images, self.vocabulary)
         return MixedReward(references, self.options.bleu_weight)
 
-    def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
-        """Return the loss of a batch, for which captions are sampled."""
-        longest = self.vocabulary.max_length
-        return reinforce(model.eval(), batch, self.reward, self.options, longest)
+    @property
+    def scores_on_device(self) -> bool:
+        """Whether the reward asks nothing of the host, so that a CUDA graph can hold it."""
+        return isinstance(self.reward, Reward)
+
+    def loss(self, model: Decoder, batch: Batch, step: int | Tensor) -> Loss:
+        """Return the loss of a batch, for which captions are sampled.
+
+        Where the reward `scores_on_device`, the ids of a batch in slots are rows of its references.
+        """
+        in_slots = batch.real_I is not None
+        reward = self.reward.score if in_slots and self.scores_on_device else self.reward
+        return reinforce(model.eval(), batch, reward, self.options, self.vocabulary.max_length)
 
 
 Phase = CrossEntropyPhase | ReinforcePhase

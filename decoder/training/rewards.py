@@ -3,37 +3,24 @@
 Shape suffixes as in `decoder.cider`.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
-from decoder.cider import ORDERS, CiderD, References
+from decoder.cider import CiderD, Compared, Reward
+from decoder.ngrams import ORDERS
 
 
-class Reward(Protocol):
-    """What REINFORCE rewards samples with; see `decoder.cider.CiderD.__call__`."""
-
-    def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Return the reward of each sample, float32 [S]."""
-
-
-class Bleu4:
+class Bleu4(Reward):
     """BLEU-4 of a sentence (Papineni et al. 2002), as the official toolkit computes it.
 
-    Args:
-        references: prepared reference captions.
+    Its scale is from 0 to 1. For arguments and errors see `Reward`.
     """
 
-    def __init__(self, references: References) -> None:
-        self.references = references
-
-    def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Score samples from 0 to 1; arguments, result and errors are those of `CiderD`."""
-        both = self.references.compare(image_ids, samples, eos)
+    def of(self, both: Compared) -> Tensor:
+        """Score samples that are compared with their references, float32 [S]."""
         correct_SNT = both.count_SNT.minimum(both.reference_count_SNTM.amax(-1))
         correct_SN = (correct_SNT * both.share_SNT).sum(-1)
-        order_N = torch.arange(ORDERS, device=samples.device)
+        order_N = torch.arange(ORDERS, device=both.length_S.device)
         guessed_SN = (both.length_S[:, None] - order_N).clamp(min=0)
         # The toolkit's guards against a division by 0 and the logarithm of 0.
         precision_SN = (correct_SN + 1e-15) / (guessed_SN + 1e-9)
@@ -48,7 +35,7 @@ class Bleu4:
         return (bleu_S * (1 - 1 / ratio_S).clamp(max=0).exp()).float()
 
 
-class MixedReward:
+class MixedReward(Reward):
     """CIDEr-D mixed with a share of BLEU-4, both over the same references.
 
     BLEU-4 is multiplied by 10, which puts it on CIDEr-D's scale of 0 to 10.
@@ -62,15 +49,15 @@ class MixedReward:
     """
 
     def __init__(self, references: dict[int, list[list[int]]], bleu_weight: float) -> None:
-        prepared = References(references)
-        self.cider = CiderD(prepared)
-        self.bleu = Bleu4(prepared)
+        super().__init__(references)
+        self.cider = CiderD(self.references)
+        self.bleu = Bleu4(self.references)
         self.bleu_weight = bleu_weight
 
-    def __call__(self, image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
-        """Reward samples; arguments, result and errors are those of `CiderD.__call__`."""
-        cider = self.cider(image_ids, samples, eos)
+    def of(self, both: Compared) -> Tensor:
+        """Score samples that are compared with their references, float32 [S]."""
+        cider = self.cider.of(both)
         if self.bleu_weight == 0:
             return cider
-        bleu = 10 * self.bleu(image_ids, samples, eos)
+        bleu = 10 * self.bleu.of(both)
         return (1 - self.bleu_weight) * cider + self.bleu_weight * bleu

@@ -1,14 +1,17 @@
 """The reward against the official toolkit's scorers, on the same token ids."""
 
 import random
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 from pycocoevalcap.cider.cider_scorer import CiderScorer
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from decoder.cider import CiderD, References, all_words_encoded
+from decoder.cider import CiderD, References, Reward, all_words_encoded
 from decoder.training.rewards import Bleu4, MixedReward
 from pipeline.captions import Caption, Image
 from pipeline.vocabulary import EOS, PAD, Vocabulary
@@ -128,3 +131,49 @@ def test_an_unknown_word_earns_nothing_but_counts_in_the_length():
     assert one[1:] == two[1:] == [vocabulary.ids["dog"], EOS]
     assert one[0] != two[0]
     assert min(one[0], two[0]) >= len(vocabulary), "a sampler could write it"
+
+
+class Captured(TorchDispatchMode):
+    """Refuses operations that wait for a GPU, and notes the shapes of all others' results.
+
+    A CUDA graph can capture only what passes, and replay it only if the shapes stay the same.
+    """
+
+    WAITING = ("nonzero", "unique", "is_nonzero", "_local_scalar_dense", "masked_select", "equal")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[str, torch.Size]] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        name = func.overloadpacket.__name__
+        assert not name.startswith(self.WAITING), f"{name} waits for the GPU"
+        if name in ("index", "index_put", "index_put_"):
+            masks = [i for i in args[1] if i is not None and i.dtype == torch.bool]
+            assert not masks, f"{name} by a mask waits for the GPU"
+        results = func(*args, **(kwargs or {}))
+        for result in results if isinstance(results, tuple) else (results,):
+            self.shapes.append((name, result.shape))
+        return results
+
+
+@pytest.mark.parametrize(
+    "reward_of", [CiderD, Bleu4, lambda references: MixedReward(references, 0.5)]
+)
+def test_scoring_can_be_captured_for_any_samples_of_one_size(
+    reward_of: Callable[[dict[int, list[list[int]]]], Reward],
+) -> None:
+    references, samples = random_case(seed=2)
+    reward, ids, tokens = reward_of(references), torch.tensor(list(references)), as_tensor(samples)
+    expected = reward(ids, tokens, EOS).view(len(ids), -1)
+    shapes = []
+    for chosen in ([3, 11, 4, 20], [25, 0, 7, 4]):  # with other numbers of references
+        rows = reward.references.rows(ids[chosen], tokens.device)
+        given = tokens.view(len(ids), -1, LONGEST)[chosen].flatten(0, 1)
+        with Captured() as captured:
+            rewards = reward.score(rows, given, EOS)
+        assert torch.equal(rewards.view(len(chosen), -1), expected[chosen])
+        shapes.append(captured.shapes)
+    assert shapes[0] == shapes[1]
