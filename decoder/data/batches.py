@@ -1,8 +1,8 @@
 """Batches: features of images, and captions packed step by step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,13 +50,18 @@ class PackedWords:
     """int64, the image of each caption, longest caption first."""
     alive: list[int]
     """Number of captions that still have a word, for each step."""
+    each: int = 0
+    """Number of captions of each image, if it is the same and they are in the order of the images;
+    else 0."""
 
     def to(self, device: torch.device) -> "PackedWords":
         """Return the words on `device`."""
-        tensors = {
-            k: v.to(device, non_blocking=True) for k, v in vars(self).items() if k != "alive"
+        tensors: dict[str, Any] = {
+            name: value.to(device, non_blocking=True)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
         }
-        return PackedWords(**tensors, alive=self.alive)
+        return replace(self, **tensors)
 
 
 def pack(tokens_BT: Tensor, image_B: Tensor) -> PackedWords:
@@ -102,6 +107,8 @@ class Batch(NamedTuple):
     """int64 [B], each caption's image, by its place in the batch."""
     idle: bool = False
     """The batch has fewer images than there are processes, and this one's image does not count."""
+    real_I: Tensor | None = None
+    """bool, which images count, in a batch filled up to a fixed size; None if all do."""
 
     def to(self, device: torch.device) -> "Batch":
         """Return the batch with its features on `device`."""

@@ -141,7 +141,7 @@ class ResidentFeatures:
         if self._grid_PRC.device.type != "cpu":
 
             def gather() -> Features:
-                features = self.gather(torch.from_numpy(places).to(self._device))
+                features = self.gather(torch.from_numpy(places).to(self._device, non_blocking=True))
                 if most is None or features.mask_IR is None:
                     return features
                 grid_IRC, mask_IR = features.grid_IRC[:, :most], features.mask_IR[:, :most]
@@ -155,7 +155,7 @@ class ResidentFeatures:
             on_device = grid_IRC.to(self._device, non_blocking=True)
             count_I = None
             if self._counts is not None:
-                count_I = torch.from_numpy(self._counts[places]).to(self._device)
+                count_I = torch.from_numpy(self._counts[places]).to(self._device, non_blocking=True)
             return self._features(on_device, pooled_IC.to(self._device, non_blocking=True), count_I)
 
         return copy

@@ -2,10 +2,12 @@
 
 Each is a `decoder.generation.generate.Forbidden`.
 
-Shape suffixes as in `decoder.generation.generate`; W places in a caption, n words of an n-gram.
+Shape suffixes as in `decoder.generation.generate`; W places in a caption, n words of an n-gram or
+of each caption, D distances between words, from 1.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from decoder.generation.generate import Forbidden
@@ -50,17 +52,13 @@ def no_repeated_ngram(n: int, words: int) -> Forbidden:
     """
 
     def forbidden(so_far_Bt: Tensor) -> Tensor:
-        mask_BV = so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
         if so_far_Bt.shape[1] < n:
-            return mask_BV
+            return so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
         # If an n-gram begins with the caption's last n - 1 words, its last word is forbidden.
         ngrams_BWn = so_far_Bt.unfold(1, n, 1)
         last_B1n = so_far_Bt[:, None, 1 - n :]
-        caption, place = (ngrams_BWn[:, :, :-1] == last_B1n).all(2).nonzero(as_tuple=True)
-        following = ngrams_BWn[caption, place, -1]
-        real = following != PAD  # a finished caption is padded
-        mask_BV[caption[real], following[real] - EOS] = True
-        return mask_BV
+        same_BW = (ngrams_BWn[:, :, :-1] == last_B1n).all(2)
+        return _mask(ngrams_BWn[:, :, -1], same_BW, words)
 
     return forbidden
 
@@ -74,23 +72,31 @@ def no_repeated_phrase(joining: int | None, words: int) -> Forbidden:
     """
 
     def forbidden(so_far_Bt: Tensor) -> Tensor:
-        mask_BV = so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
         length = so_far_Bt.shape[1]
-        for gap in (0, 1) if joining is not None else (0,):
-            for phrase in range(1, (length + 1 - gap) // 2 + 1):
-                # Compare the phrase without its last word to the one before, whose last word is
-                # then forbidden.
-                begun = length - phrase + 1
-                before = begun - phrase - gap
-                same_B = (so_far_Bt[:, begun:] == so_far_Bt[:, before : before + phrase - 1]).all(1)
-                if gap:
-                    same_B &= so_far_Bt[:, begun - 1] == joining
-                last_B = so_far_Bt[:, before + phrase - 1]
-                caption = (same_B & (last_B > EOS)).nonzero().squeeze(1)
-                mask_BV[caption, last_B[caption] - EOS] = True
-        return mask_BV
+        if length == 0:
+            return so_far_Bt.new_zeros((len(so_far_Bt), words - EOS), dtype=torch.bool)
+        # How many of the last words equal the words D places before them.
+        before_BDt = F.pad(so_far_Bt, (length, 0), value=-1).unfold(1, length, 1)[:, :length]
+        same_BDt = before_BDt == so_far_Bt[:, None]
+        run_BD = same_BDt.flip(2).cumprod(2).sum(2).flip(1)
+        distance_D = torch.arange(1, length + 1, device=so_far_Bt.device)
+        # The word D places before the next one completes a phrase of D words, or of D - 1 words if
+        # the joining word stands between.
+        last_BD = so_far_Bt.flip(1)
+        completes_BD = run_BD >= distance_D - 1
+        if joining is not None:
+            joined_BD = F.pad(last_BD[:, :-1] == joining, (1, 0))
+            completes_BD |= joined_BD & (run_BD >= distance_D - 2)
+        return _mask(last_BD, completes_BD & (last_BD > EOS), words)
 
     return forbidden
+
+
+def _mask(words_Bn: Tensor, chosen_Bn: Tensor, words: int) -> Tensor:
+    """Return the mask [B, V] of the chosen ones of some words of each caption."""
+    mask_BV = words_Bn.new_zeros((len(words_Bn), words), dtype=torch.bool)
+    # PAD stands for none, because it cannot be generated.
+    return mask_BV.scatter_(1, words_Bn.masked_fill(~chosen_Bn, PAD), True)[:, EOS:]
 
 
 def no_endings(bad: list[int], words: int, max_length: int) -> Forbidden:
@@ -107,12 +113,13 @@ def no_endings(bad: list[int], words: int, max_length: int) -> Forbidden:
     is_bad[bad] = True
 
     def forbidden(so_far_Bt: Tensor) -> Tensor:
-        is_bad_here = is_bad.to(so_far_Bt.device)
+        nonlocal is_bad
+        is_bad = is_bad.to(so_far_Bt.device)  # copied once, for a copy waits
         captions, length = so_far_Bt.shape
         mask_BV = so_far_Bt.new_zeros((captions, words - EOS), dtype=torch.bool)
         if length == max_length - 1:
-            mask_BV |= is_bad_here[EOS:]
-        mask_BV[:, 0] = is_bad_here[so_far_Bt[:, -1]] if length else True
+            mask_BV |= is_bad[EOS:]
+        mask_BV[:, 0] = is_bad[so_far_Bt[:, -1]] if length else True
         return mask_BV
 
     return forbidden

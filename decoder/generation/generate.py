@@ -5,6 +5,7 @@ V words that can be generated (the vocabulary from EOS on), L images that still 
 caption, C choices of a caption's next word, G groups of beams.
 
 All three compute only the images that still have an unfinished caption, and stop with the last one.
+On a GPU all images stay to the last step (see `decoder.data.layout`), with the same captions.
 EOS is the only special word that can be generated: a decoder has no output for the others.
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features
+from decoder.data.layout import is_static
 from decoder.generation.options import GenerateOptions
 from decoder.model.cells import State
 from features.errors import UserError
@@ -64,7 +66,17 @@ class Generated(NamedTuple):
     """int64, padded with PAD. Each caption ends with EOS, except a sample cut off at `max_length`.
     """
     log_probability_IK: Tensor
-    """float32, the sum over the caption's words and EOS; minus infinity for an unused beam."""
+    """float32, the sum over the caption's words and EOS; minus infinity for an unused beam, NaN
+    if the model's scores were."""
+
+    def checked(self) -> "Generated":
+        """Return the captions.
+
+        Raises:
+            NotFinite: a log-probability is NaN.
+        """
+        _expect_numbers(self.log_probability_IK)
+        return self
 
     def best_first(self, score_IK: Tensor) -> "Generated":
         """Sort each image's captions by falling score, with unused beams last."""
@@ -99,27 +111,28 @@ def generate(
     """
     memory = model.encode(features)
     if options.sample:
-        count = options.samples or options.captions
-        return sample(
+        generated = sample(
             model,
             memory,
-            count,
+            options.samples or options.captions,
             max_length,
             temperature=options.temperature,
             top_k=options.top_k,
             top_p=options.top_p,
             forbidden=forbidden,
         )
-    return beam_search(
-        model,
-        memory,
-        options.width,
-        max_length,
-        length_penalty=options.length_penalty,
-        groups=options.groups,
-        diversity=options.diversity,
-        forbidden=forbidden,
-    )
+    else:
+        generated = beam_search(
+            model,
+            memory,
+            options.width,
+            max_length,
+            length_penalty=options.length_penalty,
+            groups=options.groups,
+            diversity=options.diversity,
+            forbidden=forbidden,
+        )
+    return generated.checked()
 
 
 def greedy(model: LanguageModel[M], memory: M, max_length: int) -> Generated:
@@ -152,11 +165,12 @@ def sample(
         The captions; their log-probabilities are those of the distribution they were drawn from.
 
     Raises:
-        NotFinite: the model's scores are not finite numbers.
+        NotFinite: the model's scores are not finite numbers; on a CPU only.
     """
     images = memory.images
     state = model.start(memory, images * count)
     device = state[0].device
+    static = is_static(device)
     tokens_IKT = torch.full((images, count, max_length), PAD, device=device)
     log_probability_IK = torch.zeros(images, count, device=device)
     live_L = torch.arange(images, device=device)
@@ -174,6 +188,8 @@ def sample(
         tokens_IKT[live_L, :, t] = words_LK
         log_probability_IK[live_L] += gained_LK.masked_fill(ended_LK, 0)
         ended_LK = ended_LK | (words_LK == EOS)
+        if static:
+            continue
         going = ~ended_LK.all(1)
         if not going.any():
             break
@@ -187,12 +203,17 @@ def sample(
 def draw_words(probability_BV: Tensor) -> Tensor:
     """Draw an output from each row of probabilities, int64 [B].
 
-    It draws one random number for each row. torch.multinomial draws one for each word, which takes
-    thirty times as long on a CPU.
+    On a CPU it draws one random number for each row. torch.multinomial draws one for each word,
+    which takes thirty times as long there, but on a GPU less than the sums: of words that arrive
+    after exponential times, at the rates of their probabilities, the first one is drawn.
 
     Raises:
-        NotFinite: a probability is not a finite number.
+        NotFinite: a probability is not a finite number; on a CPU only.
     """
+    if is_static(probability_BV.device):
+        time_BV = torch.empty_like(probability_BV).exponential_()
+        least = torch.finfo(time_BV.dtype).tiny  # 0 / 0 is not a number
+        return (probability_BV / time_BV.clamp_(min=least)).argmax(1)
     sum_BV = probability_BV.cumsum(1)
     total_B1 = sum_BV[:, -1:]
     _expect_numbers(total_B1)  # one NaN makes the sum NaN
@@ -246,13 +267,11 @@ def beam_search(
 
     Returns:
         `width` captions for each image. A beam is unused if fewer captions than beams exist.
-
-    Raises:
-        NotFinite: the model's scores are not finite numbers.
     """
     images = memory.images
     state = model.start(memory, images * width)
     device = state[0].device
+    static = is_static(device)
     tokens_IKT = torch.full((images, width, max_length + 1), PAD, device=device)
     log_probability_IK = torch.full((images, width), -torch.inf, device=device)
 
@@ -275,13 +294,11 @@ def beam_search(
             logits[:, 1:] = -torch.inf  # the first output is EOS
         choices = min(width, logits.shape[1])
         best = logits.topk(choices, dim=1)
-        gained = best.values - log_total
-        _expect_numbers(gained)
         shape = (len(live_L), width, choices)
-        score_LKC = score_LK[:, :, None] + gained.view(shape)
+        score_LKC = score_LK[:, :, None] + (best.values - log_total).view(shape)
         words_LKC = best.indices.view(shape) + EOS
         # A finished caption has a single continuation: itself.
-        score_LKC[ended_LK] = -torch.inf
+        score_LKC = score_LKC.masked_fill(ended_LK[:, :, None], -torch.inf)
         score_LKC[:, :, 0] = torch.where(ended_LK, score_LK, score_LKC[:, :, 0])
         words_LKC = words_LKC.masked_fill(ended_LK[:, :, None], PAD)
         length_LK = torch.where(ended_LK, length_LK, t + 1)
@@ -295,6 +312,9 @@ def beam_search(
         tokens_LKT = tokens_LKT.gather(1, parent_LK[:, :, None].expand_as(tokens_LKT))
         tokens_LKT[:, :, t] = words_LK
         ended_LK = ended_LK.gather(1, parent_LK) | (words_LK == EOS)
+        if static:
+            state = _of_parents(state, parent_LK)
+            continue
 
         # Nothing needs to wait for an unused beam (fewer captions than beams).
         going = ~(ended_LK | (score_LK == -torch.inf)).all(1)
@@ -303,12 +323,14 @@ def beam_search(
         log_probability_IK[live_L[done]] = score_LK[done]
         if done.all():
             break
-        state = _reorder(state, parent_LK, going)
+        state = _of_parents(state, parent_LK, going)
         if done.any():
             memory, live_L, tokens_LKT = memory.select(going), live_L[going], tokens_LKT[going]
             words_LK, score_LK = words_LK[going], score_LK[going]
             length_LK, ended_LK = length_LK[going], ended_LK[going]
-    generated = Generated(tokens_IKT, log_probability_IK)
+    generated = (
+        Generated(tokens_LKT, score_LK) if static else Generated(tokens_IKT, log_probability_IK)
+    )
     if groups == 1:
         return generated
     return _best_of_each_group_first(generated, length_penalty, groups)
@@ -360,9 +382,10 @@ def _unfinished(state: State, going: Tensor) -> State:
     return tuple(t.unflatten(0, (len(going), -1))[going].flatten(0, 1) for t in state)
 
 
-def _reorder(state: State, parent_LK: Tensor, going: Tensor) -> State:
-    """Return the state of each beam's parent, for the images that are not finished."""
+def _of_parents(state: State, parent_LK: Tensor, going: Tensor | None = None) -> State:
+    """Return the state of each beam's parent, for all images or those that are not finished."""
     images, width = parent_LK.shape
     first_row_L1 = torch.arange(images, device=parent_LK.device)[:, None] * width
-    rows = (first_row_L1 + parent_LK)[going].flatten()
+    rows_LK = first_row_L1 + parent_LK
+    rows = (rows_LK if going is None else rows_LK[going]).flatten()
     return tuple(tensor[rows] for tensor in state)

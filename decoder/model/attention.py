@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from decoder.data.layout import is_static
 from decoder.model.recurrence import Shared, Tape
 
 # Beyond this tanh is 1 in float32; products and sums of exponentials stay finite.
@@ -31,6 +32,8 @@ class Rows(NamedTuple):
     """int64, the rows ordered by image; None if they are in that order already."""
     counts: list[int]
     """The number of rows of each image; left empty where the rows are not on a CPU."""
+    each: int = 0
+    """The number of rows of each image, if it is the same and they are in order; else 0."""
 
     @staticmethod
     def ungrouped(image_B: Tensor, images: int) -> "Rows":
@@ -51,7 +54,7 @@ class Rows(NamedTuple):
         """Return `rows` rows in the order of the images, the same number for each image."""
         each = rows // images
         image_B = torch.arange(images, device=device).repeat_interleave(each)
-        return Rows(image_B, None, [each] * images)
+        return Rows(image_B, None, [each] * images, each)
 
 
 def plain_attend(
@@ -86,6 +89,25 @@ def plain_attend(
     return attended_BH, weights_BR.detach()
 
 
+def plain_attend_evenly(
+    query_BA: Tensor,
+    keys_IRA: Tensor,
+    regions_IRH: Tensor,
+    score_A: Tensor,
+    mask_IR: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute `plain_attend` where each image has the same number of rows, in order.
+
+    Keys and regions are read where they are, not copied for every row.
+    """
+    query_InA = query_BA.unflatten(0, (len(keys_IRA), -1))
+    scores_InR = (keys_IRA[:, None] + query_InA[:, :, None]).tanh() @ score_A
+    if mask_IR is not None:
+        scores_InR = scores_InR.masked_fill(~mask_IR[:, None], -torch.inf)
+    weights_InR = scores_InR.softmax(2)
+    return (weights_InR @ regions_IRH).flatten(0, 1), weights_InR.detach().flatten(0, 1)
+
+
 def attend(
     query_BA: Tensor,
     keys: Shared,
@@ -116,7 +138,10 @@ def attend(
         The averages [B, H], and the weights [B, R], which carry no gradient.
     """
     if not image_by_image(query_BA):
-        return plain_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B, mask_IR)
+        read = query_BA, keys.tensor, regions.tensor, score_A
+        if rows.each:
+            return plain_attend_evenly(*read, mask_IR)
+        return plain_attend(*read, rows.image_B, mask_IR)
     return _Attend.apply(
         query_BA.to(score_A.dtype),
         keys.tensor,
@@ -131,7 +156,7 @@ def attend(
 
 def image_by_image(tensor: Tensor) -> bool:
     """Return whether `attend` goes image by image: it does on a CPU."""
-    return tensor.device.type == "cpu"
+    return not is_static(tensor.device)
 
 
 def shared_regions(regions_IRH: Tensor) -> Shared:

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from decoder.data.batches import Features, PackedWords
+from decoder.data.layout import is_static
 from decoder.model.attention import Rows, shared_regions
 from decoder.model.cells import CELLS, GRUCell, LSTMCell, State
 from decoder.model.layers import Embedding, Linear
@@ -214,23 +215,28 @@ class Decoder(nn.Module, ABC):
         keys, regions, score_A = memory.keys_IRA, memory.regions_IRH, self.attention_score
         return self.operations.attend(query_BA, keys, regions, score_A, rows, memory.mask_IR)
 
-    def gates_of(self, words: Tensor, memory: Memory, image: Tensor) -> Tensor:
+    def gates_of(self, words: Tensor, memory: Memory, image: Tensor, each: int = 0) -> Tensor:
         """Return the part of the first cell's gates that does not depend on the state, [n, G].
 
         Args:
             words: int64 [n].
             memory: what `encode` returns for the images.
             image: int64 [n], the image of each word's caption.
+            each: the number of captions of each image, if it is the same and they are in order, at
+                every step; else 0.
         """
         # Finding the words not yet in the table would synchronise a GPU, which computes the product
         # for all of them in less time.
-        if not self.training and words.device.type == "cpu" and self._word_table.usable:
+        if not self.training and not is_static(words.device) and self._word_table.usable:
             gates = self._word_table(words)
         else:
             gates = self.word_gates(self.dropout(self.word_embedding(words)))
-        if self.reads_pooled_at_every_step:
-            gates = gates + F.embedding(image, memory.gates_IG)
-        return gates
+        if not self.reads_pooled_at_every_step:
+            return gates
+        if each and is_static(words.device):
+            steps = gates.view(-1, memory.images, each, gates.shape[1])
+            return (steps + memory.gates_IG[:, None]).view_as(gates)
+        return gates + F.embedding(image, memory.gates_IG)
 
     def forward(self, memory: Memory, words: PackedWords) -> Tensor:
         """Teacher forcing: read every caption, return the logits of each next word, [P, V]."""
@@ -240,13 +246,14 @@ class Decoder(nn.Module, ABC):
 
     def read(self, memory: Memory, words: PackedWords) -> Iterator[tuple[State, Tensor]]:
         """Read the captions step by step; yield the results of those that have not ended yet."""
-        gates_PG = self.gates_of(words.inputs_P, memory, words.image_P)
+        gates_PG = self.gates_of(words.inputs_P, memory, words.image_P, words.each)
+        evenly = memory.rows(len(words.image_B)) if words.each else None
         with self.summed_gradients():
             state = self.initial_state(memory, words.image_B)
             for gates_BG in gates_PG.split(words.alive):
                 alive = len(gates_BG)
                 state = tuple(tensor[:alive] for tensor in state)
-                rows = Rows.ungrouped(words.image_B[:alive], memory.images)
+                rows = evenly or Rows.ungrouped(words.image_B[:alive], memory.images)
                 state, weights_BR = self.step(gates_BG, memory, rows, state)
                 yield state, weights_BR
 
@@ -266,7 +273,7 @@ class Decoder(nn.Module, ABC):
     def next_word(self, words_B: Tensor, memory: Memory, state: State) -> tuple[Tensor, State]:
         """Read one more word of each caption; return the logits of the next one [B, V]."""
         rows = memory.rows(len(words_B))
-        gates_BG = self.gates_of(words_B, memory, rows.image_B)
+        gates_BG = self.gates_of(words_B, memory, rows.image_B, rows.each)
         state, _ = self.step(gates_BG, memory, rows, state)
         return self.output(self.dropout(state[0])), state
 

@@ -23,6 +23,7 @@ from decoder.model.attention import (
     attend,
     image_by_image,
     plain_attend,
+    plain_attend_evenly,
     plain_keys,
     shared_keys,
 )
@@ -81,8 +82,8 @@ def compiled(device: torch.device) -> Operations:
             f"({first_line(getattr(error, 'inner_exception', error))}); {advice}, or leave out "
             "--compile, which changes speed and last digits only"
         ) from error
-    fused_lstm, fused_gru, fused_attend = (
-        _compile(formula) for formula in (plain_lstm, plain_gru, plain_attend)
+    fused_lstm, fused_gru, fused_attend, fused_attend_evenly = (
+        _compile(formula) for formula in (plain_lstm, plain_gru, plain_attend, plain_attend_evenly)
     )
 
     def lstm_step(
@@ -107,7 +108,10 @@ def compiled(device: torch.device) -> Operations:
     ) -> tuple[Tensor, Tensor]:
         if image_by_image(query_BA) or not _worth_compiling(query_BA):
             return attend(query_BA, keys, regions, score_A, rows, mask_IR)
-        return fused_attend(query_BA, keys.tensor, regions.tensor, score_A, rows.image_B, mask_IR)
+        read = query_BA, keys.tensor, regions.tensor, score_A
+        if rows.each:
+            return fused_attend_evenly(*read, mask_IR)
+        return fused_attend(*read, rows.image_B, mask_IR)
 
     return Operations(lstm_step, gru_step, shared_keys, attend_step)
 

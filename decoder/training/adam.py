@@ -31,6 +31,11 @@ class Adam:
             for parameter in self.parameters
         ]
 
+    def reset(self) -> None:
+        """Forget all steps; the state stays where it is in memory."""
+        for tensor in self.tensors.values():
+            tensor.zero_()
+
     @property
     def tensors(self) -> dict[str, Tensor]:
         """The optimizer's state, by the parameter's index and a name: what the next step needs."""
@@ -46,8 +51,13 @@ class Adam:
             parameter.grad = None
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update the parameters by their gradients."""
+    def step(self, learning_rate: float | Tensor, failed: Tensor | None = None) -> None:
+        """Update the parameters by their gradients.
+
+        Args:
+            learning_rate: a number, or float32 [] on the parameters' device.
+            failed: float32 [] there; where it is 1, nothing changes.
+        """
         pairs = zip(self.parameters, self._state, strict=True)
         trained = [(p, p.grad, state) for p, state in pairs if p.grad is not None]
         adam(
@@ -58,6 +68,7 @@ class Adam:
             [],
             [state["step"] for _, _, state in trained],
             fused=True,
+            found_inf=failed,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],

@@ -84,7 +84,13 @@ def report(
 
 
 def report_precision(precision: str, device: torch.device) -> None:
-    """Warn of bfloat16 on a processor that must emulate it."""
+    """Warn of bfloat16 on a processor that must emulate it, and of TF32 where there is none."""
+    if precision == "tf32" and not has_tf32(device):
+        log.warning(
+            "--precision tf32: %s computes products in float32, which is slower and more exact; "
+            "only NVIDIA GPUs since the A100 and the RTX 30 have TF32",
+            device,
+        )
     if precision != "bfloat16" or device.type != "cpu":
         return
     slower = bfloat16_slowdown()
@@ -94,6 +100,11 @@ def report_precision(precision: str, device: torch.device) -> None:
             "as in float32; leave the option out, which is also more exact",
             slower,
         )
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Return whether the device has products in TF32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def bfloat16_slowdown() -> float:

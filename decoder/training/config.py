@@ -31,6 +31,7 @@ _NOT_IDENTIFYING = (
     "dry_run",
     "device",
     "compile",
+    "graphs",
     "save_minutes",
     "resume",
     "force",

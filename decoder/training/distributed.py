@@ -6,28 +6,39 @@ nothing: it overlaps communication with the backward pass, but the gradients of 
 are known only at the end of that pass (see `decoder.model.recurrence`).
 """
 
+from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
+from decoder.data.layout import is_static
 from decoder.training.objectives import Loss
 from features.distributed import explain_lost_processes, world_size
 
 Value = TypeVar("Value")
 
 
-def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss, bool]:
-    """Compute the gradient of the whole batch's loss; each process has the loss of its share.
+def share(loss: Loss) -> Tensor:
+    """Return what a process differentiates, so that the sum over processes is that of all words.
 
-    A loss is a mean over words, so it is weighted by the process's number of words. The weighted
-    sum, divided by the number of all words, is what one process would compute, up to rounding.
+    A loss is a mean over words, so it is weighted by the process's number of words.
+    """
+    return loss.loss if world_size() == 1 else loss.loss * loss.words
+
+
+def sum_over_processes(
+    loss: Loss, parameters: Sequence[nn.Parameter], stop: bool
+) -> tuple[Loss, Tensor]:
+    """Compute gradient and figures of the whole batch from those of each process's share.
+
+    The sum of gradients, divided by the number of all words, is what one process would compute, up
+    to rounding.
 
     Args:
         loss: of this process's images.
-        model: its parameters get the gradients.
-        idle: this process has no image of the batch; the one it read counts for nothing.
+        parameters: they have the gradients of `share`, and get those of the whole batch.
         stop: this process was asked to stop.
 
     Returns:
@@ -37,42 +48,35 @@ def backward(loss: Loss, model: nn.Module, idle: bool, stop: bool) -> tuple[Loss
     Raises:
         UserError: another process stopped.
     """
+    stops = torch.full_like(loss.loss, stop)
     if world_size() == 1:
-        loss.loss.backward()
-        return loss, stop
-    words = loss.words * (not idle)
-    (loss.loss * words).backward()
+        return loss, stops
     reward, advantage = (
-        loss.loss.new_zeros(()) if value is None else value
+        torch.zeros_like(stops) if value is None else value
         for value in (loss.reward, loss.advantage)
     )
-    captions = loss.captions * (not idle)
-    figures = torch.stack(
-        [
-            words,
-            loss.loss.detach() * words,
-            reward * captions,
-            advantage * (not idle),
-            words.new_tensor(captions),
-            words.new_tensor(stop),
-        ]
-    )
-    parameters = list(model.parameters())
+    captions = loss.captions
+    figures = [loss.words, loss.loss.detach() * loss.words, captions, stops, reward * captions]
     # Recurrent weights get no gradient from captions of one word, which may be all of a share.
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([figures.to(gradients[0]), *(g.flatten() for g in gradients)])
+    summed = torch.cat(
+        [torch.stack([*figures, advantage]).to(gradients[0]), *(g.flatten() for g in gradients)]
+    )
     with explain_lost_processes():
-        dist.all_reduce(flat)
-    figures, flat = flat[: len(figures)], flat[len(figures) :].div_(flat[0])
-    for parameter, summed in zip(
+        dist.all_reduce(summed)
+    words, total, captions, stops, reward, advantage = summed[:6]
+    flat = summed[6:].div_(words)
+    for parameter, part in zip(
         parameters, flat.split([p.numel() for p in parameters]), strict=True
     ):
-        parameter.grad = summed.view_as(parameter)
-    all_words, all_captions = figures[0], int(figures[4])
-    total = Loss(figures[1] / all_words, all_captions, all_words)
+        if is_static(part.device) and parameter.grad is not None:
+            parameter.grad.copy_(part.view_as(parameter))  # where a CUDA graph reads it
+        else:
+            parameter.grad = part.view_as(parameter)
+    result = Loss(total / words, captions, words)
     if loss.reward is not None:
-        total = total._replace(reward=figures[2] / all_captions, advantage=figures[3])
-    return total, bool(figures[5] > 0)
+        result = result._replace(reward=reward / captions, advantage=advantage)
+    return result, stops
 
 
 def gather(values: list[Value]) -> list[Value]:

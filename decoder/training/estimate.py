@@ -72,7 +72,9 @@ def _seconds_per_step(trainer: Trainer, phase: Phase) -> float:
     # The first steps allocate memory and prepare the reward.
     for _ in islice(take(0), 2):
         pass
-    return _seconds_each(take(1))
+    seconds = _seconds_each(take(1))
+    trainer.read_figures()
+    return seconds
 
 
 def _seconds_per_validation(validation: Validation) -> float:

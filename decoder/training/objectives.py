@@ -4,6 +4,7 @@ Shape suffixes as in `decoder.model.decoders`; S samples (K for each image).
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -11,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from decoder.cider import Reward
-from decoder.data.batches import Batch, PackedWords, pack
+from decoder.data.batches import Batch, PackedWords
+from decoder.data.layout import is_static, lay_out
 from decoder.generation.generate import NotFinite, draw_words, greedy
 from decoder.model.attention import Rows
 from decoder.model.decoders import Decoder, Memory
@@ -28,8 +29,8 @@ class Loss(NamedTuple):
 
     loss: Tensor
     """float32 [], to be minimised; a mean over words."""
-    captions: int
-    """Number of captions read or sampled."""
+    captions: Tensor
+    """int64 [], number of captions read or sampled."""
     words: Tensor
     """int64 [], number of words in the mean."""
     reward: Tensor | None = None
@@ -37,36 +38,48 @@ class Loss(NamedTuple):
     advantage: Tensor | None = None
     """float32 [], largest distance of a sample's reward from its baseline, on the same scale."""
 
+    def uncounted(self) -> "Loss":
+        """Return the loss of a batch that does not count."""
+        nothing = torch.zeros_like(self.words)
+        advantage = None if self.advantage is None else torch.zeros_like(self.advantage)
+        return self._replace(captions=nothing, words=nothing, advantage=advantage)
+
 
 def cross_entropy(
-    model: Decoder, batch: Batch, label_smoothing: float = 0.0, own_words: float = 0.0
+    model: Decoder, batch: Batch, label_smoothing: float = 0.0, own_words: float | Tensor = 0.0
 ) -> Loss:
     """Return the loss of teacher forcing: predict each word of a caption from those before it.
 
     Args:
         model: in training mode.
-        batch: images with their captions.
+        batch: images with their captions; in slots where shapes are static.
         label_smoothing: share of the target's probability spread over all words.
-        own_words: probability that an input word is the model's own (scheduled sampling).
+        own_words: probability that an input word is the model's own (scheduled sampling); 0 leaves
+            this out, a tensor never does.
 
     Raises:
-        NotFinite: in scheduled sampling, the model's scores are not finite numbers.
+        NotFinite: in scheduled sampling, the model's scores are not finite numbers; on a CPU only.
     """
     memory = model.encode(batch.features)
-    words = pack(batch.tokens_BT, batch.image_B).to(batch.features.pooled_IC.device)
-    if own_words > 0:
+    words = lay_out(batch)
+    if isinstance(own_words, Tensor) or own_words > 0:
         words = mix_in_own_words(model, memory, words, own_words)
+    count = (words.targets_P != UNK).sum()
+    in_slots = words.each > 0  # where not every caption is real
     loss = F.cross_entropy(
         model(memory, words),
         words.targets_P - EOS,
         ignore_index=NO_TARGET,
         label_smoothing=label_smoothing,
+        reduction="sum" if in_slots else "mean",
     )
-    return Loss(loss, len(batch.tokens_BT), (words.targets_P != UNK).sum())
+    if not in_slots:
+        return Loss(loss, count.new_tensor(len(batch.tokens_BT)), count)
+    return Loss(loss / count.clamp(min=1), (batch.tokens_BT != PAD).any(1).sum(), count)
 
 
 def mix_in_own_words(
-    model: Decoder, memory: Memory, words: PackedWords, probability: float
+    model: Decoder, memory: Memory, words: PackedWords, probability: float | Tensor
 ) -> PackedWords:
     """Replace each input word but the first by a sample of the model, with `probability`.
 
@@ -74,26 +87,38 @@ def mix_in_own_words(
     come from a first pass under teacher forcing, so both passes stay parallel over the words.
 
     Raises:
-        NotFinite: the model's scores are not finite numbers.
+        NotFinite: the model's scores are not finite numbers; on a CPU only.
     """
     with torch.no_grad():
         logits_PV = model(memory, words)
-        if not logits_PV.isfinite().all():
+        if is_static(logits_PV.device):
+            drawn_P = draw_words(logits_PV.softmax(-1)) + EOS
+        elif logits_PV.isfinite().all():
+            drawn_P = torch.multinomial(logits_PV.softmax(-1), 1).squeeze(1) + EOS
+        else:
             raise NotFinite("the decoder's scores of words are not finite numbers")
-        drawn_P = torch.multinomial(logits_PV.softmax(-1), 1).squeeze(1) + EOS
+    inputs_P = words.inputs_P.clone()
+    if words.each:
+        later_P = inputs_P[words.alive[0] :]  # a view
+        own = torch.rand(len(later_P), device=later_P.device) < probability
+        later_P.copy_(torch.where(own, drawn_P[: len(later_P)], later_P))
+        return replace(words, inputs_P=inputs_P)
     place_P = torch.arange(len(drawn_P), device=drawn_P.device)
     alive = torch.tensor(words.alive, device=drawn_P.device)
     later_P = place_P[words.alive[0] :]
     # A caption's previous word lies as many places back as captions were alive at that step.
     before_P = later_P - alive[:-1].repeat_interleave(alive[1:])
     own = torch.rand(len(later_P), device=drawn_P.device) < probability
-    inputs_P = words.inputs_P.clone()
     inputs_P[later_P[own]] = drawn_P[before_P[own]]
-    return PackedWords(**{**vars(words), "inputs_P": inputs_P})
+    return replace(words, inputs_P=inputs_P)
 
 
 def reinforce(
-    model: Decoder, batch: Batch, reward: Reward, options: ReinforceOptions, max_length: int
+    model: Decoder,
+    batch: Batch,
+    reward: Callable[[Tensor, Tensor, int], Tensor],
+    options: ReinforceOptions,
+    max_length: int,
 ) -> Loss:
     """REINFORCE (Williams 1992): make samples that beat their baseline more probable.
 
@@ -105,7 +130,7 @@ def reinforce(
     Args:
         model: in evaluation mode, so that the gradient is that of the sampled distribution.
         batch: images; their captions are not read.
-        reward: of samples.
+        reward: scores samples by the batch's image ids; see `decoder.cider.Reward`.
         options: of this phase.
         max_length: largest number of words in a sample, the end token included.
 
@@ -122,11 +147,25 @@ def reinforce(
         else:
             others = options.samples - 1
             baseline_IK = (reward_IK.sum(1, keepdim=True) - reward_IK) / others
-        advantage_S = (reward_IK - baseline_IK).flatten()
+        advantage_IK = reward_IK - baseline_IK
 
-    loss = (advantage_S[drawn.sample_P] * drawn.surprise_P).mean()
-    words = torch.tensor(len(drawn.sample_P), device=loss.device)
-    return Loss(loss, len(advantage_S), words, reward_IK.mean(), advantage_S.abs().max())
+    loss_P = advantage_IK.flatten()[drawn.sample_P] * drawn.surprise_P
+    if batch.real_I is None:
+        words = torch.tensor(len(loss_P), device=loss_P.device)
+        captions = words.new_tensor(reward_IK.numel())
+        return Loss(loss_P.mean(), captions, words, reward_IK.mean(), advantage_IK.abs().max())
+    real_I1 = batch.real_I[:, None]
+    captions = batch.real_I.sum() * options.samples
+    words_IK = (drawn.tokens_ST != PAD).sum(1).view_as(reward_IK)
+    words = (words_IK * real_I1).sum()
+    real_P = batch.real_I.repeat_interleave(options.samples)[drawn.sample_P]
+    return Loss(
+        loss_P.masked_fill(~real_P, 0).sum() / words.clamp(min=1),
+        captions,
+        words,
+        (reward_IK * real_I1).sum() / captions.clamp(min=1),
+        (advantage_IK * real_I1).abs().max(),
+    )
 
 
 class Drawn(NamedTuple):
@@ -137,7 +176,7 @@ class Drawn(NamedTuple):
     sample_P: Tensor
     """int64, the sample of each word."""
     surprise_P: Tensor
-    """float32, negative log-probability of each word, with its autograd graph."""
+    """float32, negative log-probability of each word, with its autograd graph; 0 for padding."""
 
 
 def draw(
@@ -151,7 +190,7 @@ def draw(
     """Draw `count` samples for each image and keep the graph of their log-probabilities.
 
     Gradients flow through the sampling pass itself; no second forward pass is needed. Samples that
-    have ended are no longer computed.
+    have ended are no longer computed, or on a GPU go on reading PAD, which has no effect.
 
     Args:
         model: in evaluation mode.
@@ -163,10 +202,12 @@ def draw(
             their samples [B] and the number of the step to outputs [B].
 
     Raises:
-        NotFinite: the model's scores are not finite numbers.
+        NotFinite: the model's scores are not finite numbers; on a CPU only.
     """
     device = memory.gates_IG.device
-    image_B = torch.arange(memory.images, device=device).repeat_interleave(count)
+    static = is_static(device)
+    every = memory.rows(memory.images * count)
+    image_B = every.image_B
     sample_B = torch.arange(len(image_B), device=device)
     tokens_ST = torch.full((len(image_B), max_length), PAD, device=device)
     words_B = torch.full_like(image_B, BOS)
@@ -176,14 +217,20 @@ def draw(
     with model.summed_gradients():
         state = model.initial_state(memory, image_B)
         for t in range(max_length):
-            rows = Rows.grouped(image_B, memory.images)
-            state, _ = model.step(model.gates_of(words_B, memory, image_B), memory, rows, state)
+            rows = every if static else Rows.grouped(image_B, memory.images)
+            gates_BG = model.gates_of(words_B, memory, image_B, rows.each)
+            state, _ = model.step(gates_BG, memory, rows, state)
             outputs.append(state[0])
             samples.append(sample_B)
             with torch.no_grad():
                 logits_BV = model.output(state[0])
                 probabilities.append((logits_BV.float() / temperature).softmax(-1))
                 chosen_B = (choose or _at_random)(probabilities[-1], sample_B, t)
+            if static:
+                ended_B = (words_B == EOS) | (words_B == PAD)
+                words_B = (chosen_B + EOS).masked_fill(ended_B, PAD)
+                tokens_ST[:, t] = words_B
+                continue
             words_B = chosen_B + EOS
             tokens_ST[sample_B, t] = words_B
             going = (words_B != EOS).nonzero().squeeze(1)
@@ -192,7 +239,11 @@ def draw(
             if len(going) < len(words_B):
                 words_B, image_B, sample_B = words_B[going], image_B[going], sample_B[going]
                 state = tuple(tensor.index_select(0, going) for tensor in state)
-    chosen_P = torch.cat([tokens_ST[of_step, t] for t, of_step in enumerate(samples)]) - EOS
+    if static:
+        words_P = tokens_ST.T.flatten()
+        chosen_P = (words_P - EOS).clamp(min=0)
+    else:
+        chosen_P = torch.cat([tokens_ST[of_step, t] for t, of_step in enumerate(samples)]) - EOS
     surprise_P = _Surprise.apply(
         torch.cat(outputs),
         model.output.weight,
@@ -202,6 +253,8 @@ def draw(
         temperature,
         logits_BV.dtype,
     )
+    if static:
+        surprise_P = surprise_P.masked_fill(words_P == PAD, 0)
     return Drawn(tokens_ST, torch.cat(samples), surprise_P)
 
 

@@ -150,12 +150,15 @@ class TrainOptions:
     length_penalty: float = LENGTH_PENALTY
     """Length penalty of the beam search in validation."""
     # On processors without instructions for bfloat16 it is many times slower.
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of matrix products; bfloat16 is faster on GPUs and on processors that support
-    it."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """Precision of matrix products; tf32 is faster on NVIDIA GPUs since 2020, bfloat16 on these
+    and on processors that support it."""
     # Changes the last digits. Meant for GPUs; no faster on a CPU. Compiling takes about 15 s.
     compile: bool = False
     """Fuse small operations with torch.compile; needs a C++ compiler, and Triton on a GPU."""
+    graphs: bool = True
+    """On an NVIDIA GPU, start the kernels of a step together, as CUDA graphs; --no-graphs to find
+    out whether a problem comes from them."""
     seed: int = 1
     """Seed of the initial weights, the order of images, dropout and samples."""
     device: str = "auto"

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
+from torch import Tensor
+
 from decoder.cider import Reward, all_words_encoded
 from decoder.data.batches import Batch
 from decoder.model.decoders import Decoder
@@ -28,9 +30,10 @@ class CrossEntropyPhase:
     title: ClassVar[str] = "cross-entropy"
     has_reward: ClassVar[bool] = False
 
-    def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
+    def loss(self, model: Decoder, batch: Batch, step: int | Tensor) -> Loss:
         """Return the loss of a batch; scheduled sampling grows with the step."""
-        own_words = self.options.scheduled_sampling * step / self.steps
+        most = self.options.scheduled_sampling
+        own_words = most * step / self.steps if most > 0 else 0.0
         return cross_entropy(model.train(), batch, self.options.label_smoothing, own_words)
 
 
@@ -57,10 +60,13 @@ class ReinforcePhase:
         references = all_words_encoded(self.images, self.vocabulary)
         return MixedReward(references, self.options.bleu_weight)
 
-    def loss(self, model: Decoder, batch: Batch, step: int) -> Loss:
-        """Return the loss of a batch, for which captions are sampled."""
-        longest = self.vocabulary.max_length
-        return reinforce(model.eval(), batch, self.reward, self.options, longest)
+    def loss(self, model: Decoder, batch: Batch, step: int | Tensor) -> Loss:
+        """Return the loss of a batch, for which captions are sampled.
+
+        The ids of a batch in slots are the rows of the reward's references.
+        """
+        reward = self.reward if batch.real_I is None else self.reward.score
+        return reinforce(model.eval(), batch, reward, self.options, self.vocabulary.max_length)
 
 
 Phase = CrossEntropyPhase | ReinforcePhase

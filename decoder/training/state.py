@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features
+from decoder.data.layout import is_static
 from decoder.model.decoders import Decoder
 from decoder.runs import checkpoints
 from decoder.training.adam import Adam
@@ -102,14 +103,22 @@ class TrainingState:
         self.config = config
         self.model = model
         self.progress = Progress()
-        self.start_from_weights()
-        self._saved_at = time.monotonic()
-
-    def start_from_weights(self) -> None:
-        """Start a new optimizer, and the running average at the model's present weights."""
-        parameters = dict(self.model.named_parameters())
+        parameters = dict(model.named_parameters())
         self.optimizer = Adam(parameters.values())
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
+        self.failed = torch.zeros((), device=next(iter(self.average.values())).device)
+        """float32, 1 after a step whose loss or gradient was not finite, until that is reported."""
+        self._saved_at = time.monotonic()
+
+    @torch.no_grad()
+    def start_from_weights(self) -> None:
+        """Start the optimizer anew, and the running average at the model's present weights.
+
+        All tensors stay where they are in memory, as CUDA graphs need.
+        """
+        self.optimizer.reset()
+        for name, parameter in self.model.named_parameters():
+            self.average[name].copy_(parameter)
 
     def start_phase(self, phase: str) -> None:
         """Start the phase of this name from the best weights of the one before.
@@ -124,18 +133,47 @@ class TrainingState:
         self.progress = Progress(phase=phase, best=old.best, metrics=old.metrics)
 
     @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """Move the running average towards the present weights, faster in the first steps."""
-        decay = min(decay, (1 + self.progress.step) / (10 + self.progress.step))
-        parameters = [parameter.detach() for parameter in self.model.parameters()]
-        torch._foreach_lerp_(list(self.average.values()), parameters, 1 - decay)
+    def update(
+        self, loss: Tensor, clip: float, learning_rate: float | Tensor, share: float | Tensor
+    ) -> Tensor:
+        """Update weights and running average, unless this step or an unreported one `failed`.
+
+        Args:
+            loss: float32 [], which with the gradients tells whether this step did.
+            clip: largest norm of the gradient, which is changed to it.
+            learning_rate: of Adam; on a GPU it and the share may be float32 [] there.
+            share: of the present weights in the running average.
+
+        Returns:
+            The norm of the gradient before, float32 [].
+        """
+        norm = torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, clip)
+        self.failed.copy_(torch.maximum(self.failed, (~(loss + norm).isfinite()).float()))
+        average: list[Tensor] = list(self.average.values())
+        weights: list[Tensor] = list(self.optimizer.parameters)
+        if is_static(self.failed.device):  # where nobody can ask whether it failed
+            self.optimizer.step(learning_rate, self.failed)
+            share = share * (1 - self.failed)
+            for mean, weight in zip(average, weights, strict=True):
+                mean.lerp_(weight, share)
+        elif not self.failed:
+            self.optimizer.step(learning_rate)
+            torch._foreach_lerp_(average, weights, float(share))
+        return norm
+
+    def decay(self, largest: float, step: int) -> float:
+        """Return the decay of the running average at a step; it is smaller in the first steps."""
+        return min(largest, (1 + step) / (10 + step))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights, their running average and the state of the optimizer."""
+        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"average.{k}": v for k, v in self.average.items()}
+        return tensors | {f"optimizer.{k}": v for k, v in self.optimizer.tensors.items()}
 
     def content(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Return what is saved: tensors, and a header for JSON."""
-        tensors: dict[str, Tensor] = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"average.{k}": v for k, v in self.average.items()}
-        tensors |= {f"optimizer.{k}": v for k, v in self.optimizer.tensors.items()}
-        return tensors, {"config": self.config, "progress": asdict(self.progress)}
+        return self.tensors(), {"config": self.config, "progress": asdict(self.progress)}
 
     def save(self) -> None:
         """Write the state and metrics.jsonl, each atomically; only the first process writes.

@@ -9,6 +9,7 @@ import math
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,11 +18,15 @@ import torch
 from tqdm import tqdm
 
 from decoder.data.batches import Batch
+from decoder.data.layout import is_static
 from decoder.data.readers import SplitReader, TrainingReader, on_device
 from decoder.generation.generate import NotFinite
+from decoder.model.capture import Graphs
 from decoder.model.decoders import Decoder
 from decoder.runs import checkpoints
 from decoder.training import distributed, events
+from decoder.training.figures import Figures
+from decoder.training.graphs import FixedSteps
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss
 from decoder.training.options import TrainOptions, cross_entropy_epochs
@@ -87,9 +92,22 @@ class Trainer:
             ReinforcePhase(options.rl, rl, rl * batches, training.images, vocabulary),
         )
         self.state = TrainingState(run, config, model)
+        graphs = Graphs(self.device, options.graphs)
+        self.fixed: FixedSteps | None = None
+        if is_static(self.device):
+            self.fixed = FixedSteps(
+                self.state,
+                graphs,
+                options.batch_size,
+                map(len, training.captions),
+                vocabulary.max_length + 1,
+                options.precision,
+                options.clip,
+            )
         self.validation = Validation(
-            self.state, images, validator, vocabulary, options.beam, options.length_penalty
+            self.state, images, validator, vocabulary, options.beam, options.length_penalty, graphs
         )
+        self._unread: deque[Figures] = deque()
         self._stop_requested = self._stopping = False
 
     def initialise(self) -> None:
@@ -148,40 +166,39 @@ class Trainer:
                 self._finish_epoch(phase, bar)
 
     def step(self, phase: Phase, batch: Batch) -> None:
-        """Take one step.
+        """Take one step; on a GPU its figures are read after the next one has been started.
 
         Raises:
-            UserError: the loss or its gradient is not finite; the weights are not changed.
+            UserError: the loss or its gradient is not finite, in this step or one whose figures
+                were still to be read; the weights are not changed.
         """
-        state, progress = self.state, self.state.progress
+        state, options = self.state, self.options
+        step = state.progress.step + len(self._unread)
         own_rank = [rank()] if rank() else []  # so that processes draw different random numbers
-        seeds = self.options.seed, self.phases.index(phase), progress.step, *own_rank
-        torch.manual_seed(_mix(*seeds))
-        result = self._loss(phase, batch)
-        state.optimizer.zero_grad()
-        result, self._stopping = distributed.backward(
-            result, self.model, batch.idle, self._stop_requested
+        torch.manual_seed(_mix(options.seed, self.phases.index(phase), step, *own_rank))
+        result, stops = distributed.sum_over_processes(
+            self._with_gradients(phase, batch, step),
+            state.optimizer.parameters,
+            self._stop_requested,
         )
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip)
-        figures = [result.loss, norm]
-        if result.reward is not None and result.advantage is not None:
-            figures += [result.reward, result.advantage]
-        # One transfer: reading each value separately would synchronise a GPU several times.
-        loss, size, *reward_metrics = torch.stack(figures).tolist()
-        if not (math.isfinite(loss) and math.isfinite(size)):
-            what = f"the loss ({loss}) or its gradient (norm {size}) is not finite"
-            raise state.non_finite_error(what, batch.image_ids, batch.features)
-        state.optimizer.step(self._learning_rate(phase, progress.step))
-        state.update_average(self.options.average)
+        rate, decay = self._learning_rate(phase, step), state.decay(options.average, step)
+        if self.fixed is not None:
+            norm = self.fixed.update(result.loss, rate, decay)
+        else:
+            norm = state.update(result.loss, options.clip, rate, 1 - decay)
+        self._unread.append(Figures(phase, batch, result, norm, stops))
+        self.read_figures(late=0 if self.fixed is None else 1)
 
-        progress.step += 1
-        progress.batch += 1
-        progress.captions += result.captions
-        progress.loss += loss
-        if reward_metrics:
-            reward, advantage = reward_metrics
-            progress.reward += reward
-            self._report_flat_reward(advantage, phase.steps)
+    def _with_gradients(self, phase: Phase, batch: Batch, step: int) -> Loss:
+        """Set the gradients of this process's share of a batch, and return its loss."""
+        if self.fixed is not None:
+            return self.fixed.gradients(phase, batch, step)
+        result = self._loss(phase, batch)
+        if batch.idle:
+            result = result.uncounted()
+        self.state.optimizer.zero_grad()
+        distributed.share(result).backward()
+        return result
 
     def _loss(self, phase: Phase, batch: Batch) -> Loss:
         """Return the loss of the phase's objective for one batch."""
@@ -193,6 +210,31 @@ class Trainer:
             raise self.state.non_finite_error(
                 str(error), batch.image_ids, batch.features
             ) from error
+
+    def read_figures(self, late: int = 0) -> None:
+        """Count the steps whose figures have not been read, except the `late` latest ones.
+
+        Raises:
+            UserError: a loss or its gradient is not finite.
+        """
+        state, progress = self.state, self.state.progress
+        while len(self._unread) > late:
+            figures = self._unread.popleft()
+            loss, norm, captions, stops, *reward_metrics = figures.read()
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self._unread.clear()  # these steps changed nothing
+                state.failed.zero_()
+                what = f"the loss ({loss}) or its gradient (norm {norm}) is not finite"
+                raise state.non_finite_error(what, figures.image_ids, figures.features)
+            self._stopping = bool(stops)
+            progress.step += 1
+            progress.batch += 1
+            progress.captions += int(captions)
+            progress.loss += loss
+            if reward_metrics:
+                reward, advantage = reward_metrics
+                progress.reward += reward
+                self._report_flat_reward(advantage, figures.phase.steps)
 
     def _learning_rate(self, phase: Phase, step: int) -> float:
         return learning_rate(phase.options.learning_rate, step, phase.steps, self.options.warmup)
@@ -215,15 +257,17 @@ class Trainer:
     def running_means(self, phase: Phase) -> str:
         """Return the means over the epoch so far, for the progress bar."""
         progress = self.state.progress
-        text = f"loss {progress.loss / progress.batch:.3f}"
+        batches = max(progress.batch, 1)  # no figure of a first step may have been read
+        text = f"loss {progress.loss / batches:.3f}"
         if phase.has_reward:
-            text += f", reward {progress.reward / progress.batch:.3f}"
+            text += f", reward {progress.reward / batches:.3f}"
         return text
 
     def _finish_epoch(self, phase: Phase, bar: tqdm) -> None:
         """Validate, keep the best weights, and write the epoch's line of metrics."""
         state, progress = self.state, self.state.progress
         batches = self.training.batches_per_epoch
+        self.read_figures()
         state.save()  # validation takes a while and may be killed
         scores, tokenizer = self.validation.run(self._save_if_due)
         line = {
@@ -271,6 +315,7 @@ class Trainer:
         """
         stops = self._stopping if world_size() > 1 else self._stop_requested
         if self.state.minutes_since_saved() >= self.options.save_minutes or stops:
+            self.read_figures()
             self.state.save()
         if stops:
             raise Stopped

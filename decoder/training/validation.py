@@ -5,12 +5,15 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from decoder.data.batches import Features
+from decoder.data.layout import filled_up, is_static
 from decoder.data.readers import SplitReader
 from decoder.generation.constraints import constraints
-from decoder.generation.generate import NotFinite, beam_search
+from decoder.generation.generate import Generated, NotFinite, beam_search
 from decoder.generation.options import GenerateOptions
+from decoder.model.capture import Graphs
 from decoder.model.decoders import Decoder
 from decoder.training import distributed
 from decoder.training.state import TrainingState
@@ -34,6 +37,7 @@ class Validation:
         vocabulary: of the captions.
         beam: width of the beam search whose captions choose the best weights.
         length_penalty: of that search.
+        graphs: runs the searches on a GPU.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Validation:
         vocabulary: Vocabulary,
         beam: int,
         length_penalty: float,
+        graphs: Graphs,
     ) -> None:
         self.state = state
         self.images = images
@@ -52,6 +57,8 @@ class Validation:
         self.beam = beam
         self.widths = sorted({1, beam})  # 1 is greedy
         self._length_penalty = length_penalty
+        self._graphs = graphs
+        self._averaged: Decoder | None = None
         self._forbidden = constraints(GenerateOptions(), vocabulary, vocabulary.max_length)
 
     def begin(self) -> None:
@@ -107,10 +114,14 @@ class Validation:
         return [captions for share in distributed.gather(shares) for captions in share]
 
     def averaged_model(self) -> Decoder:
-        """Return a copy of the model with the averaged weights, in evaluation mode."""
-        averaged = copy.deepcopy(self.state.model).eval()
-        averaged.load_state_dict(self.state.average)
-        return averaged
+        """Return a copy of the model with the averaged weights, in evaluation mode.
+
+        It is always the same copy, so that a CUDA graph finds its weights.
+        """
+        if self._averaged is None:
+            self._averaged = copy.deepcopy(self.state.model)
+        self._averaged.load_state_dict(self.state.average)
+        return self._averaged.eval()
 
     @torch.inference_mode()
     def write_captions(
@@ -121,19 +132,38 @@ class Validation:
         Raises:
             UserError: the model's scores are not finite numbers.
         """
-        longest, penalty = self.vocabulary.max_length, self._length_penalty
+        device = next(model.parameters()).device
+
+        def function(*features: Tensor) -> tuple[Tensor, ...]:
+            searches = self._search(model, Features(*features))
+            return tuple(tensor for search in searches for tensor in search)
+
         try:
-            memory = model.encode(features.to(next(model.parameters()).device))
-            searches = [
-                beam_search(model, memory, width, longest, penalty, forbidden=self._forbidden)
-                for width in self.widths
-            ]
+            if is_static(device):
+                filled = filled_up(features.to(device), VALIDATION_BATCH)
+                given = [tensor for tensor in filled if tensor is not None]
+                found = iter(self._graphs.run("search", function, given))
+                searches = [
+                    Generated(tokens, scores).checked()
+                    for tokens, scores in zip(found, found, strict=True)
+                ]
+            else:
+                searches = [search.checked() for search in self._search(model, features)]
         except NotFinite as error:
             ids = torch.tensor([image.id for image in images])
             what = f"{error}, in validation,"
             raise self.state.non_finite_error(what, ids, features) from error
-        best_tokens = (search.tokens_IKT[:, 0].tolist() for search in searches)
+        best_tokens = (search.tokens_IKT[: len(images), 0].tolist() for search in searches)
         return [
             [self.vocabulary.decode(tokens) for tokens in of_image]
             for of_image in zip(*best_tokens, strict=True)
+        ]
+
+    def _search(self, model: Decoder, features: Features) -> list[Generated]:
+        """Return the captions of images by a search of each of `widths`."""
+        memory = model.encode(features)
+        longest, penalty = self.vocabulary.max_length, self._length_penalty
+        return [
+            beam_search(model, memory, width, longest, penalty, forbidden=self._forbidden)
+            for width in self.widths
         ]

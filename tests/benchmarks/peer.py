@@ -1,7 +1,7 @@
 """Speed and memory of this project and of ruotianluo/ImageCaptioning.pytorch, in one run.
 
     git clone --recursive https://github.com/ruotianluo/ImageCaptioning.pytorch PEER
-    .venv/bin/python -m tests.benchmarks.peer --clone PEER [--threads 1]
+    .venv/bin/python -m tests.benchmarks.peer --clone PEER [--threads 1] [--device cuda]
 
 Both train the same Up-Down: the same weights, images and captions, float32, the same number of
 threads. They take turns. Without --run the decoder is untrained, and none of its captions ends
@@ -21,7 +21,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ def main(
     images: tuple[int, ...] = (10, 50),
     rounds: int = 5,
     threads: int = 1,
+    device: str = "cpu",
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32",
 ) -> None:
     """Print the speed and memory of both, and their ratios.
 
@@ -61,6 +63,8 @@ def main(
         images: batch sizes, in images of five captions.
         rounds: number of measurements of each row.
         threads: number of threads of each.
+        device: where both run.
+        precision: of our training steps; the peer's are in float32.
     """
     torch.set_num_threads(threads)
     folder = None if run is None else RunFolder(run)
@@ -78,7 +82,15 @@ def main(
             for count in images
             for phase in ("xe", "rl", "beam")
             for workload in workloads_of(
-                work, Path(scratch), "updown", "lstm", count, phase, **sizes
+                work,
+                Path(scratch),
+                "updown",
+                "lstm",
+                count,
+                phase,
+                device=device,
+                precision=precision,
+                **sizes,
             )
             if workload.phase != "xe, plain"
         ]
@@ -87,7 +99,7 @@ def main(
         peer = _Peer(clone, Path(scratch), workloads[0].trainer)
         peer.check()
         both = [side for ours in workloads for side in (ours, peer.workload(ours))]
-        timings, peak = time_interleaved(both, rounds)
+        timings, peak = time_interleaved(both, rounds, device=torch.device(device))
         print(f"{threads} threads; a product of large matrices: {peak / 1e9:.0f} GFLOP/s\n")
         print("| what | images | ours, per second | peer | times | memory, MB | peer | share |")
         print("|---|---|---|---|---|---|---|---|")
@@ -141,6 +153,8 @@ class _Peer:
         self.options, self.longest = options, ours.vocabulary.max_length
         self.model: Any = setup(options)
         _copy_weights(model, self.model)
+        self.device = ours.device
+        self.model.to(self.device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=0.0)
         self.cross_entropy = losses.LanguageModelCriterion()
         self.self_critical = losses.RewardCriterion()
@@ -151,14 +165,14 @@ class _Peer:
 
     def check(self) -> None:
         """Check that both decoders give words the same probabilities."""
-        batch = self.ours.training.batch([0, 1, 2])
+        batch = self.ours.training.batch([0, 1, 2]).to(self.device)
         self.model.eval()
         labels = self._labels(batch)[0]
         grid, pooled = batch.features
         with torch.no_grad():
             theirs = self.model(pooled, grid, labels[..., :-1])[:, 0].log_softmax(1)
             model = self.ours.model.eval()
-            words = torch.full((len(theirs),), BOS)
+            words = torch.full((len(theirs),), BOS, device=self.device)
             memory = model.encode(batch.features)
             ours, _ = model.next_word(words, memory, model.start(memory, len(words)))
         torch.testing.assert_close(theirs, ours.log_softmax(1), atol=1e-3, rtol=1e-3)
@@ -183,7 +197,7 @@ class _Peer:
 
     def workload(self, ours: Workload) -> Workload:
         """Return the peer's counterpart of a workload, on the same number of images."""
-        batch = self.ours.training.batch(list(range(ours.images)))
+        batch = self.ours.training.batch(list(range(ours.images))).to(self.device)
         run_once: Callable[[Batch], None] = {
             "xe": self._cross_entropy,
             "rl, greedy": self._self_critical,
@@ -221,7 +235,9 @@ class _Peer:
             labels[row, 1 : len(words) + 1] = words
             masks[row, : len(words) + 2] = 1
         shape = len(batch.image_ids), -1, self.longest + 2
-        return torch.from_numpy(labels).view(shape), torch.from_numpy(masks).view(shape)
+        both = (torch.from_numpy(values).view(shape) for values in (labels, masks))
+        labels_I5T, masks_I5T = (tensor.to(self.device) for tensor in both)
+        return labels_I5T, masks_I5T
 
     def _sample(self, batch: Batch, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         grid, pooled = batch.features

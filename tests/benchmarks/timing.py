@@ -95,7 +95,7 @@ def time_interleaved(
     for turn in range(rounds + 1):  # the first round allocates memory and prepares the reward
         for timing in timings:
             before = peak_rate()
-            resident = _reset_peak_memory()
+            resident = _reset_peak_memory(device)
             _synchronise(device)
             started = clock()
             work = timing.workload.run()
@@ -107,7 +107,7 @@ def time_interleaved(
                 timing.shares.append(work.operations / seconds / max(before, peaks[-1]))
                 timing.outside.append(work.outside)
                 timing.count = work.count
-                timing.memory = max(timing.memory, _peak_memory() - resident)
+                timing.memory = max(timing.memory, _peak_memory(device) - resident)
     return timings, median(peaks)
 
 
@@ -132,16 +132,37 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _reset_peak_memory() -> float:
-    """Return free memory to the system, reset the peak, and return the resident memory in MB."""
+def kernel_share(workload: Workload) -> float:
+    """Run the workload once; return the share of the time in which a GPU's kernels ran, or 0."""
+    device = workload.trainer.device
+    if device.type != "cuda":
+        return 0.0
+    _synchronise(device)
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiler:
+        started = time.perf_counter()
+        workload.run()
+        _synchronise(device)
+        seconds = time.perf_counter() - started
+    microseconds = sum(event.self_device_time_total for event in profiler.key_averages())
+    return microseconds / 1e6 / seconds
+
+
+def _reset_peak_memory(device: torch.device) -> float:
+    """Return free memory to the system, reset the peak, and return the used memory in MB."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device) / 2**20
     with suppress(OSError, AttributeError):  # not Linux
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    return _peak_memory()
+    return _peak_memory(device)
 
 
-def _peak_memory() -> float:
-    """Return the peak resident memory in MB, or NaN where the system does not report it."""
+def _peak_memory(device: torch.device) -> float:
+    """Return the peak of the used memory in MB, or NaN where the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
     with suppress(OSError):
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM"))

@@ -1,13 +1,15 @@
 """Speed of training and beam search, as shares of the machine's rate of matrix products.
 
     .venv/bin/python -m tests.benchmarks.training [--work WORK] [--models updown] [--phases xe rl]
-        [--compile] [--profile]
+        [--device cuda] [--precision tf32] [--compile] [--profile]
 
 Every row counts the operations that the model itself needs (no padding, no repetition) and compares
 their rate with that of a large float32 product, measured between the runs. The decoder is
 untrained, so none of its captions ends before the longest; a trained one writes captions half as
-long, and samples and searches twice as fast. Memory is what a step needs in addition to the weights
-and the state of the optimizer. The rows take turns (see `timing.py`).
+long, and samples and searches twice as fast (not on a GPU, where all have the full length). Memory
+is what a step needs in addition to the weights and the state of the optimizer, on a GPU that of the
+GPU. The rows take turns (see `timing.py`). On a GPU a profile also tells how much of the wall time
+kernels ran.
 """
 
 import json
@@ -22,7 +24,7 @@ import tyro
 
 from tests.benchmarks.first_step import seconds_to_first_step
 from tests.benchmarks.random_data import random_work_folder
-from tests.benchmarks.timing import SIDE, Timing, profile, time_interleaved
+from tests.benchmarks.timing import SIDE, Timing, kernel_share, profile, time_interleaved
 from tests.benchmarks.workloads import workloads_of
 
 Phase = Literal["xe", "rl", "beam", "start"]
@@ -37,6 +39,7 @@ def main(
     rounds: int = 5,
     hidden: int = 512,
     device: str = "cpu",
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     compile: bool = False,
     cpu_time: bool = False,
     json: bool = False,
@@ -53,6 +56,7 @@ def main(
         rounds: number of measurements of each row.
         hidden: size of the recurrent state and of the attention.
         device: where to run.
+        precision: of the training steps.
         compile: measure training with --compile too; compiling takes up to a minute.
         cpu_time: measure processor time instead of elapsed time, on a machine that others use;
             only for one thread.
@@ -71,7 +75,17 @@ def main(
             for phase in phases
             if phase != "start"
             for workload in workloads_of(
-                folder, scratch, name, cell, count, phase, hidden, device, clock, compile
+                folder,
+                scratch,
+                name,
+                cell,
+                count,
+                phase,
+                hidden,
+                device,
+                clock,
+                compile,
+                precision=precision,
             )
         ]
         timings, peak = time_interleaved(workloads, rounds, clock, torch.device(device))
@@ -104,7 +118,11 @@ def _row(timing: Timing) -> dict[str, Any]:
 
 
 def _profiles(timings: list[Timing]) -> list[dict[str, float]]:
-    return [profile(timing.workload) for timing in timings]
+    return [
+        profile(timing.workload)
+        | ({"GPU busy": busy} if (busy := kernel_share(timing.workload)) else {})
+        for timing in timings
+    ]
 
 
 def _print_json(results: dict[str, Any]) -> None:

@@ -3,15 +3,18 @@
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from decoder.cider import Reward
-from decoder.data.readers import TrainingReader
+from decoder.data.batches import Features
+from decoder.data.readers import TrainingReader, keep_in_memory
 from decoder.generation.generate import beam_search
 from decoder.model import decoders
+from decoder.model.capture import Graphs
 from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
 from decoder.training.options import ReinforceOptions, TrainOptions
@@ -20,7 +23,7 @@ from decoder.training.trainer import Trainer
 from evaluation.validation import Validator
 from features.store import FeatureStore
 from pipeline import captions, vocabulary
-from pipeline.vocabulary import PAD
+from pipeline.vocabulary import EOS, PAD
 from pipeline.work import RunFolder, WorkFolder
 from tests.benchmarks import operations
 from tests.benchmarks.timing import Work, Workload
@@ -43,6 +46,7 @@ def workloads_of(
     clock: Clock = time.perf_counter,
     compile: bool = False,
     attention: int | None = None,
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32",
 ) -> Iterator[Workload]:
     """Yield the workloads of one phase.
 
@@ -61,6 +65,7 @@ def workloads_of(
         clock: returns seconds.
         compile: yield each training step with compiled operations too.
         attention: size of the attention; by default `hidden`.
+        precision: of the training steps.
     """
     label = f"{name} {cell}"
     for baseline in ("greedy", "mean") if phase == "rl" else ("mean",):
@@ -73,6 +78,7 @@ def workloads_of(
             rl=ReinforceOptions(baseline=baseline),
             batch_size=images,
             device=device,
+            precision=precision,
         )
         trainer = _trainer(options, scratch)
         if phase == "beam":
@@ -99,6 +105,7 @@ def _trainer(options: TrainOptions, scratch: Path) -> Trainer:
     training = TrainingReader(
         store, table, words, options.batch_size, options.seed, grid=model.attends
     )
+    keep_in_memory((training,), torch.device(options.device))
     validator = Validator.__new__(Validator)  # nothing is validated, so Java is not started
     run = RunFolder(scratch / "run")
     return Trainer(options, run, {}, model, words, training, training, validator)
@@ -153,7 +160,14 @@ def _training_step(
         if reward is not None:
             outside += reward.seconds
 
-        learned, *greedy = [batch.tokens_BT] if reward is None else reward.scored
+        if reward is None:
+            learned, greedy = batch.tokens_BT, []
+        elif trainer.fixed is None:
+            learned, *greedy = reward.scored
+        else:  # the reward is part of a graph, and every sample has the full length
+            longest, samples = trainer.vocabulary.max_length, phase.options.samples
+            learned = torch.full((images * samples, longest), EOS)
+            greedy = [learned[:images]] if phase.options.baseline == "greedy" else []
         regions, looked_up = batch.features[0].shape[1], reward is not None
 
         def reading(tokens_BT: Tensor) -> float:
@@ -178,9 +192,14 @@ def _search(trainer: Trainer, label: str, images: int) -> Workload:
     total = operations.reading_words(model, regions, beams * (longest + 1), beams, looked_up=True)
     total += operations.encoding_images(model, regions, images, training=False)
 
+    graphs = Graphs(trainer.device)
+
+    def search(*features: Tensor) -> tuple[Tensor, ...]:
+        return beam_search(model, model.encode(Features(*features)), BEAM, longest)
+
     @torch.inference_mode()
     def run() -> Work:
-        beam_search(model, model.encode(features), BEAM, longest)
+        graphs.run("search", search, [part for part in features if part is not None])
         return Work(len(places), total)
 
     return Workload(f"beam {BEAM}", label, images, trainer, run)
@@ -193,9 +212,10 @@ def _plain_step(trainer: Trainer, label: str, images: int) -> Workload:
     plain = PlainUpDown(model).to(trainer.device)
     optimizer = torch.optim.Adam(plain.parameters(), lr=0.0)
     batch = trainer.training.batch(list(range(images))).to(trainer.device)
+    captions = [tensor.to(trainer.device) for tensor in (batch.tokens_BT, batch.image_B)]
 
     def run() -> Work:
-        loss = plain(*batch.features[:2], batch.tokens_BT, batch.image_B)
+        loss = plain(*batch.features[:2], *captions)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(plain.parameters(), 1.0)

@@ -60,12 +60,15 @@ def gradients(name: str, batch: Batch, file: Path, rank: int) -> None:
     model = build(name)
     with process_group():
         own = share_of(batch, rank, world_size())
-        result, stops = distributed.backward(
-            cross_entropy(model, own), model, own.idle, stop=rank == 1
-        )
+        result = cross_entropy(model, own)
+        if own.idle:
+            result = result.uncounted()
+        distributed.share(result).backward()
+        parameters = list(model.parameters())
+        result, stops = distributed.sum_over_processes(result, parameters, stop=rank == 1)
     found = {name: p.grad for name, p in model.named_parameters()}
-    found |= {"loss": result.loss, "captions": torch.tensor(result.captions)}
-    torch.save(found | {"stops": torch.tensor(stops)}, file.with_suffix(f".rank{rank}"))
+    found |= {"loss": result.loss, "captions": result.captions, "stops": stops}
+    torch.save(found, file.with_suffix(f".rank{rank}"))
 
 
 def share_of(batch: Batch, rank: int, world: int) -> Batch:
