@@ -19,6 +19,7 @@ from decoder.captioning.shards import caption_shards
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
 from decoder.captioning.writer import CaptionWriter
+from decoder.data.layout import images_at_once
 from decoder.runs.packaged import packaged_captioner
 from evaluation.outputs import variant
 from features.devices import choose_device
@@ -29,6 +30,8 @@ from pipeline.command import run as run_command
 from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
+
+PICTURES = 50  # captioned at once by default; the CNN needs memory for them too
 
 
 def caption(options: CaptionOptions) -> int:
@@ -48,8 +51,12 @@ def caption(options: CaptionOptions) -> int:
     runs = [(run, getattr(run, name)) for run in folders for name in weights]
     if len(folders) == 1:
         options = replace(options, generate=default_generation(folders[0], options.generate))
-    if options.split is not None:
-        _caption_split(options, runs, options.split)
+    device = choose_device(options.device)
+    if (split := options.split) is not None:
+        if options.batch_size is None:  # the captions of all views are searched together
+            beams = options.generate.width * options.generate.views
+            options = replace(options, batch_size=images_at_once(device, beams))
+        _caption_split(options, runs, split, device)
         return 0
     if options.shards:
         return caption_shards(options, runs)
@@ -59,9 +66,9 @@ def caption(options: CaptionOptions) -> int:
         options.generate,
         threshold=options.unsure,
         neutral=options.neutral_words,
-        batch_size=options.batch_size,
+        batch_size=options.batch_size or PICTURES,
         seed=options.seed,
-        device=choose_device(options.device),
+        device=device,
     )
     out = None if options.out is None else Path(options.out)
     if options.alt:
@@ -88,7 +95,7 @@ def _caption_pictures(writer: CaptionWriter, options: CaptionOptions, given: Fet
     return max(status, writer.report_unreadable())
 
 
-def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
+def _caption_split(options: CaptionOptions, runs: Runs, split: str, device: torch.device) -> None:
     """Caption a split unless its captions are up to date."""
     run, _ = runs[0]
     suffix = {"best": "", "best_xe": "_xe", "both": "_both"}[options.weights]
@@ -102,7 +109,8 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str) -> None:
         print(f"caption: {out} unchanged, skipped")
         return
     torch.manual_seed(options.seed)
-    captioner = Captioner(runs, options.generate, choose_device(options.device))
+    captioner = Captioner(runs, options.generate, device)
+    assert options.batch_size is not None
     stamp.write(caption_split(captioner, work, split, out, options.batch_size, options.attention))
 
 

@@ -15,11 +15,14 @@ from PIL import Image
 from torch import Tensor
 
 from features.backbones import Backbone
+from features.decoding import Buffer, DecodingProcesses, DecodingThreads
 from features.images import PictureError, read_picture
 from features.progress import Progress
 from features.row_format import scale_for
 
 _CALIBRATION_PICTURES = 256
+# From this number of pictures on, starting processes that decode them pays.
+_MANY = 500
 
 T = TypeVar("T")
 Source = TypeVar("Source")
@@ -70,6 +73,7 @@ def extract(
     workers: int | None = None,
     read: Callable[[Source], Image.Image] | None = None,
     hidden: bool = False,
+    processes: bool | None = None,
 ) -> None:
     """Write the features of every picture, or the reason why it cannot be read, to a writer.
 
@@ -87,13 +91,14 @@ def extract(
             by one; by default the number of cores.
         read: as in `extract_features`.
         hidden: show no progress.
+        processes: see `extract_features`.
 
     Raises:
         UserError: from the writer, for example if the disk is full.
     """
     size = max(1, batch_size // len(views))
     sources = [source for _, source in pictures]
-    results = extract_features(backbone, sources, views, size, workers, read)
+    results = extract_features(backbone, sources, views, size, workers, read, processes)
     batch: list[tuple[int, Extracted | PictureError]] = []
     with (
         ThreadPoolExecutor(1) as thread,
@@ -150,6 +155,7 @@ def extract_features(
     batch_size: int,
     workers: int | None = None,
     read: Callable[[Source], Image.Image] | None = None,
+    processes: bool | None = None,
 ) -> Generator[Extracted | PictureError, None, None]:
     """Yield the features of each picture, or why it cannot be read, in their order.
 
@@ -161,12 +167,21 @@ def extract_features(
             takes them one by one.
         workers: as in `extract`.
         read: decodes a picture, or raises PictureError; by default `read_picture`.
+        processes: let each thread decode in a process of its own, which `read` and one-by-one
+            backbones forbid. By default where a GPU computes many pictures.
     """
     decode: Callable[[Any], Image.Image] = read or read_picture
     if backbone.one_by_one:
         return _one_by_one(backbone, pictures, views, workers or torch.get_num_threads(), decode)
-    threads = workers or os.cpu_count() or 1
-    return _in_batches(backbone, pictures, views, batch_size, threads, decode)
+    workers = workers or os.cpu_count() or 1
+    if processes is None:
+        processes = backbone.device.type == "cuda" and len(pictures) >= _MANY and read is None
+    decoding: DecodingThreads | DecodingProcesses
+    if processes:
+        decoding = DecodingProcesses(backbone, views, batch_size, workers)
+    else:
+        decoding = DecodingThreads(backbone, views, batch_size, decode)
+    return _in_batches(backbone, pictures, len(views), batch_size, workers, decoding)
 
 
 def _one_by_one(
@@ -194,8 +209,8 @@ def _one_by_one(
 class _Batch(NamedTuple):
     """Pictures on their way to the network."""
 
-    pixels: Tensor
-    """uint8 [batch_size * views, H, W, 3]; the last batch may be padded with zeros."""
+    buffer: Buffer
+    """The last batch may be padded with zeros."""
     errors: list[Future[PictureError | None]]
     """For each picture, why it cannot be read; done when it is decoded."""
 
@@ -203,6 +218,7 @@ class _Batch(NamedTuple):
 class _Computing(NamedTuple):
     """Features on their way from the network."""
 
+    buffer: Buffer
     errors: list[PictureError | None]
     grid: Tensor
     pooled: Tensor
@@ -212,11 +228,11 @@ class _Computing(NamedTuple):
 
 def _in_batches(
     backbone: Backbone,
-    pictures: Sequence[Source],
-    views: Sequence[str],
+    pictures: Sequence[Any],
+    views: int,
     batch_size: int,
     workers: int,
-    read: Callable[[Source], Image.Image],
+    decoding: DecodingThreads | DecodingProcesses,
 ) -> Generator[Extracted | PictureError, None, None]:
     """Decode batches in threads while the network computes the previous one.
 
@@ -225,37 +241,33 @@ def _in_batches(
     """
     cuda = backbone.device.type == "cuda"
 
-    def decode(picture: Source, into: np.ndarray) -> PictureError | None:
-        try:
-            into[:] = backbone.views(read(picture), views)
-        except PictureError as error:
-            return error
-        return None
-
     def begin(start: int) -> _Batch:
-        shape = (batch_size, len(views), *backbone.size, 3)
-        pixels = torch.zeros(shape, dtype=torch.uint8, pin_memory=cuda)
-        places = zip(pictures[start : start + batch_size], pixels.numpy(), strict=False)
-        errors = [pool.submit(decode, picture, into) for picture, into in places]
-        return _Batch(pixels.flatten(0, 1), errors)
+        of_batch = pictures[start : start + batch_size]
+        buffer = decoding.take(len(of_batch))
+        errors = [pool.submit(decoding.decode, p, buffer, n) for n, p in enumerate(of_batch)]
+        return _Batch(buffer, errors)
 
     def compute(batch: _Batch) -> _Computing:
         errors = [error.result() for error in batch.errors]
-        grid, pooled = (part.to("cpu", non_blocking=True) for part in backbone.run(batch.pixels))
+        computed = backbone.run(batch.buffer.pixels.flatten(0, 1))
+        grid, pooled = (part.to("cpu", non_blocking=True) for part in computed)
         done = torch.cuda.Event() if cuda else None
         if done:
             done.record()
-        return _Computing(errors, grid, pooled, done)
+        return _Computing(batch.buffer, errors, grid, pooled, done)
 
-    with threads(workers) as pool:
-        begun = ahead((begin(start) for start in range(0, len(pictures), batch_size)), 2)
+    with decoding, threads(workers) as pool:
+        starts = range(0, len(pictures), batch_size)
+        begun = ahead((begin(start) for start in starts), decoding.ahead)
         # A GPU receives the next batch before the features of this one are copied back.
-        for errors, grid, pooled, done in ahead((compute(batch) for batch in begun), int(cuda)):
-            if done:
-                done.synchronize()
-            grids = grid.numpy().reshape(batch_size, len(views), *grid.shape[1:])
-            means = pooled.numpy().reshape(batch_size, len(views), -1)
-            for error, *features in zip(errors, grids, means, strict=False):
+        for computing in ahead((compute(batch) for batch in begun), int(cuda)):
+            if computing.done:
+                computing.done.synchronize()
+            decoding.give_back(computing.buffer)
+            grid, pooled = computing.grid.numpy(), computing.pooled.numpy()
+            grids = grid.reshape(batch_size, views, *grid.shape[1:])
+            means = pooled.reshape(batch_size, views, -1)
+            for error, *features in zip(computing.errors, grids, means, strict=False):
                 yield error or Extracted(*features)
 
 

@@ -4,7 +4,7 @@ import io
 import re
 import threading
 import warnings
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +29,8 @@ MAX_JPEG_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 178,956,970, beyond which
 # a file of one megabyte can contain thousands and take hours to decode.
 _MAX_SCANNED_PIXELS = 100 * MAX_PIXELS
 _LARGE_PIXELS = 25_000_000
-_one_large_at_a_time = threading.Lock()  # bounds the memory of many decoding threads
+# Bounds the memory of many decoding threads; processes replace it by a lock among them.
+one_large_at_a_time: AbstractContextManager[object] = threading.Lock()
 # No network here has an input larger than 600 x 600. So a JPEG whose shorter side is at least twice
 # this long is decoded at a half, a quarter or an eighth of its size, which is much faster.
 ENOUGH = 640
@@ -103,7 +104,7 @@ def _decoded(source: Path | BinaryIO) -> Image.Image:
         image.draft(None, (ENOUGH, ENOUGH))
         # Only a progressive JPEG needs memory for all pixels when it is decoded at a scale.
         held = pixels if "progressive" in image.info else image.width * image.height
-        with _one_large_at_a_time if held > _LARGE_PIXELS else nullcontext():
+        with one_large_at_a_time if held > _LARGE_PIXELS else nullcontext():
             image.load()
             _turn_upright(image)
             return _rgb(image)

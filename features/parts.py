@@ -15,7 +15,8 @@ import os
 import struct
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -38,13 +39,19 @@ _MAX_REASON_BYTES = 1000
 class PartWriter:
     """Appends what one process extracts to a new file in the parts folder.
 
+    Args:
+        folder: the parts folder.
+        row_format: the format of the rows.
+        workers: number of threads that encode rows; one thread appends them, in their order.
+
     Raises:
         UserError: the file cannot be written, for example to a full disk; what was written before
             is kept.
     """
 
-    def __init__(self, folder: Path, row_format: RowFormat) -> None:
+    def __init__(self, folder: Path, row_format: RowFormat, workers: int = 1) -> None:
         self.row_format = row_format
+        self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
         self.path = folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.part"
         with self._disk_errors():
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -73,22 +80,28 @@ class PartWriter:
         shape = (len(image_ids), len(row_format.views), row_format.regions, row_format.channels)
         if grid.shape != shape or pooled.shape != (*shape[:2], shape[3]):
             raise ValueError(f"expected features {shape}, found {grid.shape} and {pooled.shape}")
-        broken = np.isnan(grid).any((1, 2, 3)) | np.isnan(pooled).any((1, 2))
-        if broken.any():
-            ids = np.asarray(image_ids)[broken]
+        counts: Sequence[int | None] = [None] * len(image_ids) if regions is None else regions
+        each_in_turn: Callable[..., Iterator[bytes]] = self._pool.map if self._pool else map
+        records = list(each_in_turn(self._encoded, image_ids, grid, pooled, counts))
+        broken = [i for i, record in zip(image_ids, records, strict=True) if not record]
+        if broken:
             raise UserError(
-                f"the network returned NaN for {len(ids)} images: {first_few(ids)}; its weights or "
-                "the device are broken"
+                f"the network returned NaN for {len(broken)} images: {first_few(broken)}; its "
+                "weights or the device are broken"
             )
-        records = []
-        counts = [None] * len(image_ids) if regions is None else regions
-        rows = zip(image_ids, row_format.quantise(grid), to_float16(pooled), counts, strict=True)
-        for image_id, grids, means, count in rows:
-            pairs = zip(means, grids, strict=True)
-            sums = np.array([[checksum(p), checksum(g, count or 0)] for p, g in pairs], "<u4")
-            chunks = [row_format.pack(g) for g in grids]
-            records.append(_encode(Record(image_id, Packed(means, chunks, sums, count))))
         self._append(b"".join(records))
+
+    def _encoded(
+        self, image_id: int, grid: np.ndarray, pooled: np.ndarray, count: int | None
+    ) -> bytes:
+        """Return the record of an image; nothing if one of its values is NaN."""
+        if np.isnan(grid).any() or np.isnan(pooled).any():
+            return b""
+        means, grids = to_float16(pooled), self.row_format.quantise(grid)
+        pairs = zip(means, grids, strict=True)
+        sums = np.array([[checksum(p), checksum(g, count or 0)] for p, g in pairs], "<u4")
+        chunks = [self.row_format.pack(g) for g in grids]
+        return _encode(Record(image_id, Packed(means, chunks, sums, count)))
 
     def fail(self, image_id: int, reason: str) -> None:
         """Record why the picture of an image cannot be read.
@@ -100,6 +113,8 @@ class PartWriter:
 
     def close(self) -> None:
         """Flush what was written to the disk and close the file."""
+        if self._pool:
+            self._pool.shutdown()
         with self._disk_errors():
             flush(self._file)
             os.close(self._file)

@@ -14,7 +14,7 @@ import torch
 
 from features.backbones import Backbone, load_backbone, load_described
 from features.commands import PREPARE, SEARCH
-from features.devices import choose_device
+from features.devices import choose_device, cores
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few, is_about_access
 from features.estimate import estimate
@@ -209,7 +209,9 @@ def _extract_share(
         )
     share = [(image_id, paths[image_id]) for image_id in todo[rank() :: world_size()]]
     if share:
-        with closing(PartWriter(parts_folder(store_path), row_format)) as writer:
+        # A GPU computes faster than one thread encodes; runtimes of the CPU have all cores.
+        encoding = cores() if backbone.device.type == "cuda" else 1
+        with closing(PartWriter(parts_folder(store_path), row_format, encoding)) as writer:
             extract(backbone, share, writer, row_format.views, options.batch_size, options.workers)
 
 

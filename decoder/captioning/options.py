@@ -94,8 +94,8 @@ class CaptionOptions:
     """With --split: number of images whose attention is saved for the report."""
     json: bool = False
     """Print a JSON object for each picture."""
-    batch_size: int = 50
-    """Number of images captioned at once."""
+    batch_size: int | None = None
+    """Number of images captioned at once; by default 50, with --split on a GPU hundreds."""
     seed: int = 1
     """With --sample: seed of the samples."""
     device: str = "auto"
@@ -158,7 +158,7 @@ class CaptionOptions:
             "with --split and more than one --run, name the file to write with --out",
         )
         require(self.seed >= 0, "--seed must not be negative")
-        require(self.batch_size > 0, "--batch-size must be positive")
+        require(self.batch_size is None or self.batch_size > 0, "--batch-size must be positive")
         require(self.attention >= 0, "--attention must not be negative")
 
     def _check_shards(self) -> None:

@@ -7,7 +7,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from decoder.cider import Frequencies, _ngrams, _padded
+from decoder.cider import Frequencies
+from decoder.ngrams import ngrams, padded
 from pipeline.captions import Image
 from pipeline.vocabulary import EOS, Vocabulary
 
@@ -56,7 +57,7 @@ def ngrams_by_image(captions: Sequence[Sequence[list[int]]]) -> Tensor:
     """Return the distinct n-grams of each image's captions, int64, one image after the other."""
     every = [caption for of_image in captions for caption in of_image]
     image_C = torch.arange(len(captions)).repeat_interleave(torch.tensor(list(map(len, captions))))
-    key_CNT, real_CNT = _ngrams(_padded(every), torch.tensor(list(map(len, every))))
+    key_CNT, real_CNT = ngrams(padded(every), torch.tensor(list(map(len, every))))
     caption, _, _ = real_CNT.nonzero(as_tuple=True)
     key_U, number = key_CNT[real_CNT].unique(return_inverse=True)
     return key_U[(image_C[caption] * len(key_U) + number).unique() % len(key_U)]

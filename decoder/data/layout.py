@@ -25,6 +25,9 @@ from pipeline.vocabulary import BOS, PAD, UNK
 # of these, and slots are added by the eighth of a batch if images have more captions than a slot.
 _LENGTHS, _REGIONS, _SHARE = 4, 16, 8
 
+# Images that are captioned at once, and on a GPU captions that are searched at once.
+_IMAGES, _CAPTIONS = 50, 2000
+
 _static_on_cpu = False
 
 
@@ -42,6 +45,14 @@ def static_on_cpu(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _static_on_cpu = before
+
+
+def images_at_once(device: torch.device, captions: int) -> int:
+    """Return how many images to caption at once, where `captions` of each are searched together.
+
+    A GPU needs as long for hundreds of captions as for a few, and about 1 GB of memory.
+    """
+    return max(_IMAGES, _CAPTIONS // captions) if is_static(device) else _IMAGES
 
 
 def lay_out(batch: Batch) -> PackedWords:

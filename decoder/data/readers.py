@@ -143,7 +143,7 @@ class SplitReader:
         """Keep the features in memory; see `ResidentFeatures` for the arguments and errors."""
         views = self.views_of_batches
         self.resident = ResidentFeatures(
-            self._store, self._rows, views, self._reads_grid, memory, device
+            self._store, np.asarray(self._rows), views, self._reads_grid, memory, device
         )
 
     def _begin(
@@ -299,14 +299,16 @@ def keep_in_memory(readers: Sequence[SplitReader], device: torch.device) -> str:
     """Keep the features of splits in the memory of a GPU, or of this machine, if they fit there.
 
     Returns:
-        What was done, for people. For other devices than a GPU it is empty, and features are read
-        when they are needed: there a second thread inflates them as fast as a CPU learns.
+        What was done, for people. For other devices than a GPU and for shards it is empty, and
+        features are read when they are needed: a second thread inflates them as fast as a CPU
+        learns.
 
     Raises:
         AccessError: the store cannot be read now.
         UserError: a row is damaged.
     """
-    if device.type != "cuda":
+    sharded = any(isinstance(reader.images, SplitImages) for reader in readers)
+    if device.type != "cuda" or sharded:  # the images of shards may be any number
         return ""
     needed = sum(reader.resident_bytes() for reader in readers)
     size, images = as_size(needed), f"features of {sum(map(len, readers)):,} images"

@@ -18,7 +18,7 @@ from decoder.data.batches import Features
 from features.devices import cores, free_memory
 from features.extraction import ahead, threads
 from features.progress import Progress
-from features.store import FeatureStore
+from features.store_set import Store
 from pipeline.vocabulary import PAD
 
 # Features may take this share of the memory that is free; the rest is for the training.
@@ -52,7 +52,7 @@ class ResidentFeatures:
 
     def __init__(
         self,
-        store: FeatureStore,
+        store: Store,
         rows: np.ndarray,
         views: int,
         grid: bool,
@@ -76,7 +76,7 @@ class ResidentFeatures:
             self._count_P = torch.from_numpy(self._counts).to(device)
         self._inflate(store, rows)
 
-    def _inflate(self, store: FeatureStore, rows: np.ndarray) -> None:
+    def _inflate(self, store: Store, rows: np.ndarray) -> None:
         """Read all rows in threads, each a block of views at a time."""
         every_row, every_view = np.repeat(rows, self._views), np.arange(self._views)
         every_view = np.tile(every_view, len(rows))
@@ -194,7 +194,7 @@ def _convert(values: np.ndarray, into: Tensor, scale: np.ndarray | None) -> None
         to.copy_(some)
 
 
-def bytes_of(store: FeatureStore, images: int, views: int, grid: bool) -> int:
+def bytes_of(store: Store, images: int, views: int, grid: bool) -> int:
     """Return how many bytes `ResidentFeatures` take."""
     kind = store.row_format
     return images * views * (grid * kind.grid_bytes + 2 * kind.channels)

@@ -11,7 +11,7 @@ import torch
 from decoder.runs import checkpoints
 from decoder.training.phases import Phase
 from decoder.training.trainer import Trainer
-from decoder.training.validation import VALIDATION_BATCH, Validation
+from decoder.training.validation import Validation
 from features.estimate import duration, peak_memory
 from features.store import as_size
 
@@ -80,9 +80,9 @@ def _seconds_per_step(trainer: Trainer, phase: Phase) -> float:
 def _seconds_per_validation(validation: Validation) -> float:
     """Write captions of a few images; return the seconds of writing and scoring all captions."""
     averaged, images = validation.averaged_model(), validation.images
-    batches = images.batches(VALIDATION_BATCH)
+    batches = images.batches(validation.batch_size)
     written = (validation.write_captions(averaged, *batch) for batch in batches)
-    searching = _seconds_each(written) * -(-len(images) // VALIDATION_BATCH)
+    searching = _seconds_each(written) * -(-len(images) // validation.batch_size)
     # References stand in for captions of realistic length.
     captions = {image.id: image.captions[0].text for image in images.images}
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from decoder.cider import Reward
 from decoder.data.batches import Batch, Features
 from decoder.data.layout import captions_in_slots, captions_of_a_slot, images_in_slots
 from decoder.model.capture import Graphs
@@ -105,7 +106,7 @@ class FixedSteps:
         """Return a batch in one of few shapes; for REINFORCE see `ReinforcePhase.loss`."""
         if isinstance(phase, ReinforcePhase):
             slots = images_in_slots(batch, self._images)
-            if not phase.scores_on_device:
+            if not isinstance(phase.reward, Reward):
                 return slots
             rows = phase.reward.references.rows(slots.image_ids, self._state.failed.device)
             return slots._replace(image_ids=rows)

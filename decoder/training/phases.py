@@ -12,7 +12,7 @@ from decoder.data.batches import Batch
 from decoder.model.decoders import Decoder
 from decoder.training.objectives import Loss, cross_entropy, reinforce
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions
-from decoder.training.rewards import MixedReward, Reward
+from decoder.training.rewards import MixedReward
 from decoder.training.streamed_reward import StreamedReward
 from pipeline.caption_database import SplitImages
 from pipeline.captions import Image
@@ -58,7 +58,7 @@ class ReinforcePhase:
     has_reward: ClassVar[bool] = True
 
     @cached_property
-    def reward(self) -> Reward:
+    def reward(self) -> Reward | StreamedReward:
         """The reward over all training references, prepared at its first use."""
         if isinstance(self.images, SplitImages):
             return StreamedReward(self.images, self.vocabulary, self.options.bleu_weight)
@@ -76,8 +76,9 @@ class ReinforcePhase:
         Where the reward `scores_on_device`, the ids of a batch in slots are rows of its references.
         """
         in_slots = batch.real_I is not None
-        reward = self.reward.score if in_slots and self.scores_on_device else self.reward
-        return reinforce(model.eval(), batch, reward, self.options, self.vocabulary.max_length)
+        reward = self.reward
+        score = reward.score if in_slots and isinstance(reward, Reward) else reward
+        return reinforce(model.eval(), batch, score, self.options, self.vocabulary.max_length)
 
 
 Phase = CrossEntropyPhase | ReinforcePhase

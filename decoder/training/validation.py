@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features
-from decoder.data.layout import filled_up, is_static
+from decoder.data.layout import filled_up, images_at_once, is_static
 from decoder.data.readers import SplitReader
 from decoder.generation.constraints import constraints
 from decoder.generation.generate import Generated, NotFinite, beam_search
@@ -22,9 +22,6 @@ from evaluation.validation import Validator
 from features.distributed import broadcast, rank, world_size
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
-
-# Images whose captions are written at once.
-VALIDATION_BATCH = 50
 
 
 class Validation:
@@ -60,6 +57,16 @@ class Validation:
         self._graphs = graphs
         self._averaged: Decoder | None = None
         self._forbidden = constraints(GenerateOptions(), vocabulary, vocabulary.max_length)
+
+    @property
+    def batch_size(self) -> int:
+        """Number of images whose captions are written at once.
+
+        On a GPU, where the last batch is filled up, all batches have about as many.
+        """
+        device, share = self.state.failed.device, -(-len(self.images) // world_size())
+        most = images_at_once(device, self.beam)
+        return -(-share // -(-share // most)) if is_static(device) else min(most, share)
 
     def begin(self) -> None:
         """Start tokenizing the references in the background, if that has not started yet."""
@@ -100,8 +107,10 @@ class Validation:
         if world > 1:  # each has other captions, and only the first saves a state
             progress.written = []
         written = progress.written
-        done = -(-len(written) // VALIDATION_BATCH)
-        size = min(VALIDATION_BATCH, -(-len(self.images) // world))
+        size = self.batch_size
+        if len(written) < len(self.images):  # a state of another device may end within a batch
+            del written[len(written) // size * size :]
+        done = -(-len(written) // size)
         batches = self.images.batches(size)
         shares: list[list[list[str]]] = []
         for images, features in islice(batches, done + rank(), None, world):
@@ -140,7 +149,7 @@ class Validation:
 
         try:
             if is_static(device):
-                filled = filled_up(features.to(device), VALIDATION_BATCH)
+                filled = filled_up(features.to(device), self.batch_size)
                 given = [tensor for tensor in filled if tensor is not None]
                 found = iter(self._graphs.run("search", function, given))
                 searches = [

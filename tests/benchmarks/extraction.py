@@ -4,7 +4,8 @@
 
 The rows take turns, so that whatever else the machine does slows all of them alike. The reference
 is the CNN alone, on pictures decoded beforehand. The plain loop decodes one picture, runs the CNN,
-writes an .npz file, and takes the next.
+writes an .npz file, and takes the next. Decoding and storing without a CNN, by threads or by
+processes, is what a machine can feed to a GPU; --feeding measures these two rows alone.
 """
 
 import logging
@@ -13,6 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +28,7 @@ from torch import Tensor, nn
 
 from features import efficientnet_lite
 from features.backbones import Backbone, load_backbone
-from features.devices import choose_device
+from features.devices import choose_device, cores
 from features.extraction import extract
 from features.images import read_picture
 from features.parts import PartWriter
@@ -34,6 +36,7 @@ from features.row_format import RowFormat
 from features.torchvision_cnns import until_last_map
 
 ALONE, STORED, PLAIN = "CNN alone", "decode, CNN, store", "one at a time, eager, .npz"
+FED_BY_THREADS, FED_BY_PROCESSES = "decode, store, by threads", "decode, store, by processes"
 SLOW = 8  # slow rows take every 8th picture
 
 # Does the work of a row: takes the pictures and a folder for files.
@@ -49,6 +52,7 @@ def main(
     batch_size: int = 32,
     workers: int | None = None,
     compile: bool = False,
+    feeding: bool = False,
 ) -> None:
     """Print images/s of each row.
 
@@ -61,6 +65,7 @@ def main(
         batch_size: pictures in a batch.
         workers: number of threads; by default that of extraction.
         compile: measure compiled PyTorch on the CPU too; compiling takes a minute.
+        feeding: measure only how fast pictures are decoded and stored, without a CNN.
     """
     logging.basicConfig(format="%(message)s", level=logging.INFO)
     where = choose_device(device)
@@ -68,7 +73,7 @@ def main(
     def load(backend: str) -> Backbone:
         return load_backbone(backbone, 7, where, backend, batch_size)
 
-    fastest = load("auto")
+    fastest = load("eager" if feeding else "auto")
     paths = sorted(folder.glob("*.jpg"))[:images]
     ready = {path: fastest.transform(read_picture(path)).permute(1, 2, 0) for path in paths}
     others = ["eager", *(["onnxruntime"] if where.type == "cpu" else [])]
@@ -77,6 +82,8 @@ def main(
         ALONE: _alone(fastest, ready, batch_size, workers),
         STORED: _stored(fastest, batch_size, workers),
         "decode alone": _decoded(fastest, workers),
+        FED_BY_THREADS: _fed(fastest, batch_size, workers, processes=False),
+        FED_BY_PROCESSES: _fed(fastest, batch_size, workers, processes=True),
         **{
             f"CNN alone, {name}": _alone(load(name), ready, batch_size, workers)
             for name in others
@@ -84,6 +91,8 @@ def main(
         },
         PLAIN: _plain_loop(backbone, fastest, where),
     }
+    if feeding:
+        works = {name: works[name] for name in (FED_BY_THREADS, FED_BY_PROCESSES)}
     slow = {PLAIN, "CNN alone, eager", "CNN alone, compile"} if where.type == "cpu" else {PLAIN}
 
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -99,6 +108,10 @@ def main(
 
     print(f"{backbone} by {fastest.backend} on {where}, {torch.get_num_threads()} cores")
     print(f"{len(paths)} pictures, medians of {rounds} rounds\n")
+    if feeding:
+        for name, of_row in rates.items():
+            print(f"{name}: {median(of_row):.0f} ({min(of_row):.0f}-{max(of_row):.0f}) images/s")
+        return
     print("| row | images/s | of the CNN alone | times one at a time |")
     print("|---|---|---|---|")
     for name, of_row in rates.items():
@@ -127,6 +140,27 @@ def _stored(backbone: Backbone, batch_size: int, workers: int | None) -> Work:
     def run(paths: list[Path], scratch: Path) -> None:
         with closing(PartWriter(scratch, RowFormat(backbone.description))) as writer:
             extract(backbone, list(enumerate(paths)), writer, ["whole"], batch_size, workers)
+
+    return run
+
+
+def _fed(backbone: Backbone, batch_size: int, workers: int | None, processes: bool) -> Work:
+    """Decode and store, with features of noise in place of the CNN's."""
+    regions, channels = 49, backbone.description["channels"]
+    noise = torch.randn(batch_size, regions, channels) - 0.67
+    grid = noise.clamp(min=0)  # three quarters of the values are zero, as in real features
+
+    def run_nothing(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        return grid, grid[:, 0]
+
+    nothing = replace(backbone, backend="eager", run=run_nothing)
+    threads = workers or cores()
+
+    def run(paths: list[Path], scratch: Path) -> None:
+        encoding = threads if processes else 1
+        with closing(PartWriter(scratch, RowFormat(backbone.description), encoding)) as writer:
+            pictures = list(enumerate(paths))
+            extract(nothing, pictures, writer, ["whole"], batch_size, workers, processes)
 
     return run
 

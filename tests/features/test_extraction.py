@@ -1,9 +1,12 @@
 """Extraction: the features of every picture reach the writer, whatever fails on the way."""
 
+import gc
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +15,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from features import extraction
+from features import decoding, extraction
 from features.backbones import Backbone
-from features.errors import UserError
+from features.errors import UserError, is_about_access
 from features.extraction import calibrate, extract
-from features.images import read_picture
+from features.images import PictureError, read_picture
+from features.parts import PartWriter
+from features.row_format import RowFormat
 
 WORKERS, BATCH = 2, 4
 WAYS = ["eager", "onnxruntime"]  # in batches, and one by one
@@ -233,3 +238,102 @@ def test_the_scale_comes_from_evenly_spaced_pictures(
     )
     calibrate(backbone_of("eager"), [path for _, path in painted(tmp_path, 41)], 1)
     assert read == ["0", "10", "20", "30", "40"]
+
+
+def extracted(backbone: Backbone, paths: Sequence[Path], folder: Path, processes: bool) -> bytes:
+    """Extract two views of pictures with as many threads or processes; return the part's bytes."""
+    kind = RowFormat({**backbone.description, "dtype": "float16"}, ["whole", "mirror"])
+    folder.mkdir()
+    with closing(PartWriter(folder, kind, workers=3 if processes else 1)) as writer:
+        pictures = [(i, path) for i, path in enumerate(paths)]
+        extract(backbone, pictures, writer, kind.views, 8, WORKERS, processes=processes)
+    (part,) = folder.iterdir()
+    return part.read_bytes()
+
+
+def test_processes_write_the_same_bytes_as_threads(tmp_path: Path) -> None:
+    """With photographs of every kind that needs care, and some that cannot be read."""
+    paths = [path for _, path in painted(tmp_path, 11)]
+    paths[3].write_bytes(b"not a picture")
+    paths[4].unlink()
+    large = tmp_path / "large.jpg"
+    Image.effect_mandelbrot((3000, 2000), (-2, -1, 1, 1), 50).save(large, exif=upside_down())
+    odd = tmp_path / "\udcff \u00e9\n.gif"  # a name that is not UTF-8, and has a line break
+    Image.new("P", (30, 20), 7).save(odd)
+    transform = {"size": [96, 80], "interpolation": "bicubic"}
+    description = {"backbone": "means", "transform": transform, "grid": [1, 40], "channels": 3}
+    backbone = Backbone(description, torch.device("cpu"), "eager", means)
+    expected = extracted(backbone, [*paths, large, odd], tmp_path / "threads", False)
+    found = extracted(backbone, [*paths, large, odd], tmp_path / "processes", True)
+    assert expected == found
+    gc.collect()
+    if Path("/proc/self/maps").exists():
+        assert "memfd:caption" not in Path("/proc/self/maps").read_text()
+
+
+def upside_down() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    return exif
+
+
+def children() -> set[int]:
+    with subprocess.Popen(["ps", "-Ao", "pid=,ppid="], stdout=subprocess.PIPE, text=True) as ps:
+        pairs = [tuple(map(int, line.split())) for line in ps.stdout or ()]
+    return {pid for pid, parent in pairs if parent == os.getpid() and pid != ps.pid}
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_decoding_process_that_is_killed_is_named_and_its_picture_tried_again(
+    times: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    left, plain = [times], decoding._Process.decode
+
+    def decode(process: decoding._Process, path: Path, place: int) -> PictureError | None:
+        if path.name == "5.png" and left[0]:
+            left[0] -= 1
+            process._process.kill()
+        return plain(process, path, place)
+
+    monkeypatch.setattr(decoding._Process, "decode", decode)
+    pictures, writer, before = painted(tmp_path, 10), Memory(), children()
+    extract(backbone_of("eager"), pictures, writer, ["whole"], BATCH, WORKERS, processes=True)
+    assert_red(writer, [i for i in range(10) if times == 1 or i != 5])
+    assert caplog.text.count(f"ended by SIGKILL while it read {pictures[5][1]}") == times
+    assert writer.failed == ({} if times == 1 else {995: "Cannot allocate memory"})
+    assert is_about_access("Cannot allocate memory")  # so the next extraction tries it again
+    assert children() <= before
+
+
+def test_an_interrupt_ends_all_processes_and_keeps_what_was_computed(tmp_path: Path) -> None:
+    class Interrupted(Memory):
+        def put(self, *args) -> None:
+            super().put(*args)
+            if len(self.batches) == 2:
+                # As Ctrl-C on a terminal does: every process of the command gets it.
+                for pid in (*(children() - before), os.getpid()):
+                    os.kill(pid, signal.SIGINT)
+
+    writer, pictures, before = Interrupted(), painted(tmp_path, 200), children()
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            extract(backbone_of("eager"), pictures, writer, ["whole"], BATCH, WORKERS, True)
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    assert 2 * BATCH <= len(writer.features) < 200
+    assert_red(writer, range(len(writer.features)))
+    assert children() <= before
+
+
+def test_an_error_of_the_decoding_program_is_not_blamed_on_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(decoding, "_SERVE", "raise SystemExit('cannot start')")
+    pictures = painted(tmp_path, 2)
+    with pytest.raises(RuntimeError, match="status 1"):
+        extract(backbone_of("eager"), pictures, Memory(), ["whole"], BATCH, WORKERS, True)
+    assert "cannot start" in capfd.readouterr().err
