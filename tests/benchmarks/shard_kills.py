@@ -1,6 +1,6 @@
 """Kill extractions by shards at random moments, and check that every shard ends right.
 
-    .venv/bin/python -m tests.benchmarks.shard_kills [--kills 120]
+    .venv/bin/python -m tests.benchmarks.shard_kills [--ray 30]
 
 Small shards of drawn pictures go through the real CNN. What is killed with SIGKILL: the command
 itself, alone or beside a second one, with a folder or a server that speaks S3 as the output; the
@@ -140,12 +140,17 @@ class Bench:
         return True
 
     def check(self, where: str, read: Callable[[str], bytes | None], seen: dict[str, str]) -> int:
-        """Compare all that is done in an output; return the number of shards."""
+        """Compare all that is done in an output; return the number of shards.
+
+        `seen` says which run made each shard that was done before.
+        """
         done = 0
         for name in (f"{number:02}" for number in range(SHARDS)):
             record = read(f"{name}.json")
             outputs = {f"{name}{suffix}": read(f"{name}{suffix}") for suffix in SUFFIXES}
-            if record is None or None in outputs.values():
+            if record is None or read(f"{name}.json") != record:  # just being published
+                continue
+            if None in outputs.values():
                 if name in seen:
                     self.wrong.append(f"{where}: {name} is gone")
                 continue
@@ -157,9 +162,16 @@ class Bench:
                 self.wrong.append(f"{where}: {name} was made twice")
         return done
 
-    def finish(self, where: str, process: ForkServerProcess, done: int) -> None:
+    def finish(
+        self,
+        where: str,
+        process: ForkServerProcess,
+        read: Callable[[str], bytes | None],
+        seen: dict[str, str],
+    ) -> None:
         """Check how a job ended."""
         self.rounds += 1
+        done = self.check(where, read, seen)
         print(f"{where}: {self.counts.total()} kills so far", flush=True)
         if process.exitcode != 1:  # because of the shard that is broken
             text = self._outputs[process.pid or 0].read_text()[-500:]
@@ -192,11 +204,11 @@ def kill_commands(bench: Bench, kills: int, seconds: float, both: bool) -> None:
                 bench.kill(victim.pid, what)
                 victim.join()
                 processes[processes.index(victim)] = bench.start(str(out))
-            done = bench.check(what, in_folder(out), seen)
+            bench.check(what, in_folder(out), seen)
             for process in [p for p in processes if p.exitcode is not None]:
                 processes.remove(process)
                 if not processes:
-                    bench.finish(what, process, done)
+                    bench.finish(what, process, in_folder(out), seen)
         shutil.rmtree(out)
 
 
@@ -236,7 +248,7 @@ def kill_object_store(bench: Bench, kills: int, seconds: float) -> None:
             process = bench.start(out, environment=environment)
             while True:
                 bench.wait(process, seconds)
-                done = bench.check("S3", read, seen)
+                bench.check("S3", read, seen)
                 if process.exitcode not in (None, 2):  # 2: the store could not be reached
                     break
                 if process.exitcode is not None or bench.counts.total() >= first + kills:
@@ -251,7 +263,7 @@ def kill_object_store(bench: Bench, kills: int, seconds: float) -> None:
                     proxies[-1].join()
                     time.sleep(bench.chance.choice((0, 1)))
                     proxies.append(bench.start_forwarding(port, target))
-            bench.finish("S3", process, done)
+            bench.finish("S3", process, read, seen)
 
 
 def kill_ray(bench: Bench, kills: int, seconds: float) -> None:
@@ -272,7 +284,7 @@ def kill_ray(bench: Bench, kills: int, seconds: float) -> None:
             process = bench.start(str(out), *options, environment=environment)
             while process.exitcode is None:
                 bench.wait(process, seconds)
-                done = bench.check("Ray", in_folder(out), seen)
+                bench.check("Ray", in_folder(out), seen)
                 if process.exitcode is not None or bench.counts.total() >= first + kills:
                     continue
                 what = bench.chance.choice(["worker"] * 6 + ["node", "driver", "driver"])
@@ -286,8 +298,7 @@ def kill_ray(bench: Bench, kills: int, seconds: float) -> None:
                 elif what == "driver" and bench.kill(process.pid, "the driver of a Ray job"):
                     process.join()
                     process = bench.start(str(out), *options, environment=environment)
-            done = bench.check("Ray", in_folder(out), seen)
-            bench.finish("Ray", process, done)
+            bench.finish("Ray", process, in_folder(out), seen)
             shutil.rmtree(out)
     finally:
         cluster.shutdown()
@@ -312,21 +323,32 @@ def _workers(cluster: object) -> list[int]:
     return found
 
 
-def main(kills: int = 120, seconds: float = 4.0, seed: int = 1) -> int:
-    """Kill until `kills` is reached; print a line for each kind of kill, and a total.
+def main(
+    command: int = 30,
+    pair: int = 30,
+    s3: int = 30,
+    ray: int = 30,
+    seconds: float = 4.0,
+    seed: int = 1,
+) -> int:
+    """Kill again and again; print a line for each kind of kill, and a total.
 
     Args:
-        kills: number of kills.
-        seconds: longest time from a start to a kill.
+        command: number of kills of the command, with a folder as the output.
+        pair: of one of two commands that share a folder.
+        s3: of the command or the way to its object store.
+        ray: of workers, a node and the driver of a Ray cluster.
+        seconds: longest time from the first work of a process to its kill.
         seed: of the random moments.
     """
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         bench = Bench(Path(temporary), seed)
-        kill_commands(bench, kills // 4, seconds, both=False)
-        kill_commands(bench, kills // 4, seconds, both=True)
-        kill_object_store(bench, kills // 4, seconds)
-        kill_ray(bench, kills - bench.counts.total(), 2 * seconds)
+        kill_commands(bench, command, seconds, both=False)
+        kill_commands(bench, pair, seconds, both=True)
+        kill_object_store(bench, s3, seconds)
+        if ray:
+            kill_ray(bench, ray, 2 * seconds)
     for what, count in bench.counts.items():
         print(f"{count:4} kills of {what}")
     print(
