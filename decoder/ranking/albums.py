@@ -136,7 +136,7 @@ class Album:
         results = []
         scores, indices = found.cosine_QK[0].tolist(), found.index_QK[0].tolist()
         for score, index in zip(scores, indices, strict=True):
-            grade = None if self.grades is None else self.grades.of(score)
+            grade = None if self.grades is None else self.grades.of(score, len(self.paths))
             if grade is not None and words.unknown:
                 grade = WEAK
             results.append(AlbumResult(self.paths[index], score, grade))

@@ -95,10 +95,10 @@ def load_or_train(
         expected["captions"] = hashlib.file_digest(content, "sha256").hexdigest()
     file = source.search / run.embedding.name
     embedding = load(file, expected, vocabulary)
-    if embedding is not None and embedding.grades is not None:
+    if embedding is not None and embedding.grades and embedding.grades.smaller is not None:
         return embedding
     table = load_table(source.captions)
-    if embedding is not None:  # version 0.2 measured no grades
+    if embedding is not None:  # an earlier version measured no grades, or one size of albums
         grades = _measure(embedding.model, open_features(source), table, vocabulary)
         return embedding._replace(grades=grades)
     if not any(image.split == "train" and image.captions for image in table.images):
@@ -168,7 +168,7 @@ def save_compact(embedding: Embedding, file: Path) -> None:
 
 
 def _record(grades: Grades | None) -> dict[str, Any] | None:
-    return None if grades is None else grades._asdict()
+    return None if grades is None else grades.as_record()
 
 
 def _measure(

@@ -59,7 +59,7 @@ def sheet(
     if found.unknown:
         notes.append(f"<p>Unknown words were ignored: {escape(', '.join(found.unknown))}.</p>")
     if album.grades is not None and found.results:
-        notes.append(f'<p class="soft">{escape(album.grades.explained())}</p>')
+        notes.append(f'<p class="soft">{escape(album.grades.explained(len(album)))}</p>')
     with ThreadPoolExecutor() as pool:
         items = pool.map(lambda one: _item(one, folder, alts.get(one.path), at), found.results)
         listed = "".join(items)

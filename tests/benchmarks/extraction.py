@@ -160,7 +160,7 @@ def _fed(backbone: Backbone, batch_size: int, workers: int | None, processes: bo
         encoding = threads if processes else 1
         with closing(PartWriter(scratch, RowFormat(backbone.description), encoding)) as writer:
             pictures = list(enumerate(paths))
-            extract(nothing, pictures, writer, ["whole"], batch_size, workers, processes)
+            extract(nothing, pictures, writer, ["whole"], batch_size, workers, processes=processes)
 
     return run
 

@@ -308,7 +308,18 @@ def test_grades_promise_the_precision_that_was_measured():
     assert 0.2 < measured.precision["fair"] < 0.5
     assert measured.precision["weak"] < 0.2
     assert measured.fair < measured.good
-    assert grades.grades_of(json.loads(json.dumps(measured._asdict()))) == measured
+    assert grades.grades_of(json.loads(json.dumps(measured.as_record()))) == measured
+    few, many = measured.smaller[0], measured
+    assert (few.pictures, many.pictures) == (30, 300)
+    assert few.good < many.good, "among few pictures a wrong one seldom scores as high"
+    between = (few.good + many.good) / 2
+    assert [measured.of(between, size) for size in (5, 30, 300, 10**6)] == ["good"] * 2 + [
+        "fair"
+    ] * 2
+    assert f"good {few.precision['good']:.0%}" in measured.explained(30)
+    before = measured._replace(smaller=None)._asdict()  # as files without sizes hold it
+    del before["pictures"], before["smaller"]
+    assert grades.grades_of(before).of(between, 30) == "fair"
     assert grades.measure(captions[:50], vectors[:50], embed, lambda word: True) is None
     with pytest.raises(ValueError, match="grades"):
         grades.grades_of({"good": 1})

@@ -321,7 +321,9 @@ def test_an_interrupt_ends_all_processes_and_keeps_what_was_computed(tmp_path: P
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            extract(backbone_of("eager"), pictures, writer, ["whole"], BATCH, WORKERS, True)
+            extract(
+                backbone_of("eager"), pictures, writer, ["whole"], BATCH, WORKERS, processes=True
+            )
     finally:
         signal.signal(signal.SIGINT, handler)
     assert 2 * BATCH <= len(writer.features) < 200
@@ -335,5 +337,5 @@ def test_an_error_of_the_decoding_program_is_not_blamed_on_pictures(
     monkeypatch.setattr(decoding, "_SERVE", "raise SystemExit('cannot start')")
     pictures = painted(tmp_path, 2)
     with pytest.raises(RuntimeError, match="status 1"):
-        extract(backbone_of("eager"), pictures, Memory(), ["whole"], BATCH, WORKERS, True)
+        extract(backbone_of("eager"), pictures, Memory(), ["whole"], BATCH, WORKERS, processes=True)
     assert "cannot start" in capfd.readouterr().err
