@@ -1,4 +1,4 @@
-"""Batches of few shapes, for GPUs; on a CPU captions are packed and end early instead.
+"""Batches of few shapes, for CUDA GPUs; elsewhere captions are packed and end early instead.
 
 A CPU spends its time on arithmetic, so nothing is computed there for words that do not exist
 (`decoder.data.batches.pack`). A GPU spends it on starting kernels, thousands a step, unless a step
@@ -33,14 +33,14 @@ _static_on_cpu = False
 
 def is_static(device: torch.device) -> bool:
     """Return whether shapes on this device depend on no data and nothing waits for the host."""
-    return device.type != "cpu" or _static_on_cpu
+    return device.type == "cuda" or _static_on_cpu
 
 
 @contextmanager
-def static_on_cpu() -> Iterator[None]:
-    """Compute on a CPU as on a GPU inside this context, for tests."""
+def static_on_cpu(wanted: bool = True) -> Iterator[None]:
+    """Compute on a CPU as on a CUDA GPU, or not, inside this context; for tests."""
     global _static_on_cpu
-    before, _static_on_cpu = _static_on_cpu, True
+    before, _static_on_cpu = _static_on_cpu, wanted
     try:
         yield
     finally:
@@ -56,14 +56,13 @@ def images_at_once(device: torch.device, captions: int) -> int:
 
 
 def lay_out(batch: Batch) -> PackedWords:
-    """Return the captions of a batch as the decoder reads them on the device of its features.
+    """Return the captions of a batch, padded if it is one of `captions_in_slots`, else packed.
 
-    Where shapes are static, the batch is one of `captions_in_slots`.
+    They are on the device of the batch's features.
     """
-    device = batch.features.pooled_IC.device
-    if is_static(device):
+    if batch.real_I is not None:
         return padded(batch.tokens_BT, len(batch.features.pooled_IC))
-    return pack(batch.tokens_BT, batch.image_B).to(device)
+    return pack(batch.tokens_BT, batch.image_B).to(batch.features.pooled_IC.device)
 
 
 def padded(tokens_BT: Tensor, images: int) -> PackedWords:

@@ -156,7 +156,7 @@ def attend(
 
 def image_by_image(tensor: Tensor) -> bool:
     """Return whether `attend` goes image by image: it does on a CPU."""
-    return not is_static(tensor.device)
+    return tensor.device.type == "cpu" and not is_static(tensor.device)
 
 
 def shared_regions(regions_IRH: Tensor) -> Shared:

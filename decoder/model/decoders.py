@@ -227,7 +227,8 @@ class Decoder(nn.Module, ABC):
         """
         # Finding the words not yet in the table would synchronise a GPU, which computes the product
         # for all of them in less time.
-        if not self.training and not is_static(words.device) and self._word_table.usable:
+        looks_up = words.device.type == "cpu" and not is_static(words.device)
+        if not self.training and looks_up and self._word_table.usable:
             gates = self._word_table(words)
         else:
             gates = self.word_gates(self.dropout(self.word_embedding(words)))

@@ -85,6 +85,8 @@ class FixedSteps:
             return tuple(figure.detach() for figure in loss if figure is not None)
 
         inputs = [torch.full((), step, device=device), *_tensors_of(self._in_slots(phase, batch))]
+        if isinstance(phase, ReinforcePhase) and not phase.scores_on_device:
+            return Loss(*function(*inputs))
         return Loss(*self._graphs.run(phase.name, function, inputs, self._gradients))
 
     def update(self, loss: Tensor, learning_rate: float, decay: float) -> Tensor:
@@ -100,9 +102,11 @@ class FixedSteps:
         return self._graphs.run("update", function, [loss], changed)[0]
 
     def _in_slots(self, phase: Phase, batch: Batch) -> Batch:
-        """Return a batch in one of few shapes; in REINFORCE with rows of references as ids."""
+        """Return a batch in one of few shapes; for REINFORCE see `ReinforcePhase.loss`."""
         if isinstance(phase, ReinforcePhase):
             slots = images_in_slots(batch, self._images)
+            if not phase.scores_on_device:
+                return slots
             rows = phase.reward.references.rows(slots.image_ids, self._state.failed.device)
             return slots._replace(image_ids=rows)
         return captions_in_slots(batch, self._images, self._each, self._longest)

@@ -52,7 +52,7 @@ def cross_entropy(
 
     Args:
         model: in training mode.
-        batch: images with their captions; in slots where shapes are static.
+        batch: images with their captions.
         label_smoothing: share of the target's probability spread over all words.
         own_words: probability that an input word is the model's own (scheduled sampling); 0 leaves
             this out, a tensor never does.

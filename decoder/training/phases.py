@@ -60,12 +60,18 @@ class ReinforcePhase:
         references = all_words_encoded(self.images, self.vocabulary)
         return MixedReward(references, self.options.bleu_weight)
 
+    @property
+    def scores_on_device(self) -> bool:
+        """Whether the reward asks nothing of the host, so that a CUDA graph can hold it."""
+        return isinstance(self.reward, Reward)
+
     def loss(self, model: Decoder, batch: Batch, step: int | Tensor) -> Loss:
         """Return the loss of a batch, for which captions are sampled.
 
-        The ids of a batch in slots are the rows of the reward's references.
+        Where the reward `scores_on_device`, the ids of a batch in slots are rows of its references.
         """
-        reward = self.reward if batch.real_I is None else self.reward.score
+        in_slots = batch.real_I is not None
+        reward = self.reward.score if in_slots and self.scores_on_device else self.reward
         return reinforce(model.eval(), batch, reward, self.options, self.vocabulary.max_length)
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 
 from decoder.data.batches import Batch
+from decoder.data.layout import captions_in_slots, static_on_cpu
 from decoder.training import distributed
 from decoder.training.objectives import cross_entropy
 from features.distributed import process_group, world_size
@@ -54,14 +56,19 @@ def train(arguments: list[str], output: Path, rank: int) -> None:
     _run(arguments, output.with_suffix(f".rank{rank}"), None, False, None, "", None)
 
 
-def gradients(name: str, batch: Batch, file: Path, rank: int) -> None:
-    """Save the gradients and figures of this rank after a step on the batch's images."""
+def gradients(name: str, batch: Batch, file: Path, static: bool, rank: int) -> None:
+    """Save the gradients and figures of this rank after a step on the batch's images.
+
+    With `static` shapes are fixed, as on a GPU.
+    """
     torch.set_num_threads(1)
     model = build(name)
-    with process_group():
+    with process_group(), static_on_cpu() if static else nullcontext():
         own = share_of(batch, rank, world_size())
+        if static:
+            own = captions_in_slots(own, images=2, each=2, longest=9)
         result = cross_entropy(model, own)
-        if own.idle:
+        if own.idle and not static:
             result = result.uncounted()
         distributed.share(result).backward()
         parameters = list(model.parameters())

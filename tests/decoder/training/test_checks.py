@@ -255,6 +255,11 @@ def test_pictures_that_only_look_alike_are_not_reported(work: Path) -> None:
     assert checks.leaks(store, table) == {"val": {}, "test": {}}
 
 
+def test_tf32_is_reported_where_there_is_none(caplog) -> None:
+    checks.report_precision("tf32", torch.device("cpu"))
+    assert "--precision tf32: cpu computes products in float32" in caplog.text
+
+
 @pytest.mark.parametrize("slower", [8.2, 0.4])
 def test_bfloat16_is_reported_where_the_processor_has_to_emulate_it(
     slower: float, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -24,9 +24,10 @@ SAME = [*SMALL, "--dropout", "0", "--xe.epochs", "1"]
 BOTH = [*SMALL, "--xe.epochs", "2", "--rl.epochs", "1", "--rl.samples", "2"]
 
 
+@pytest.mark.parametrize("static", [False, True])
 @pytest.mark.parametrize("images", [4, 1])
 def test_gradients_are_those_of_one_process_on_the_whole_batch(
-    images: int, batch: Batch, tmp_path: Path
+    images: int, static: bool, batch: Batch, tmp_path: Path
 ) -> None:
     """The ranks have different numbers of words; with one image the second rank has none."""
     mine = batch.image_B < images
@@ -35,7 +36,7 @@ def test_gradients_are_those_of_one_process_on_the_whole_batch(
     model = build("updown")
     expected = cross_entropy(model, chosen)
     expected.loss.backward()
-    processes = ranked.start(ranked.gradients, 2, "updown", chosen, tmp_path / "found")
+    processes = ranked.start(ranked.gradients, 2, "updown", chosen, tmp_path / "found", static)
     assert ranked.end(processes) == [0, 0]
     for rank in (0, 1):
         found = torch.load(tmp_path / f"found.rank{rank}", weights_only=True)

@@ -6,6 +6,7 @@ They run on the CPU, where a graph is stood in for by the function that it would
 import os
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from decoder import train
-from decoder.data import layout
 from decoder.data.layout import static_on_cpu
 from decoder.model.capture import Graphs, Record, Work
 from decoder.model.decoders import ModelOptions
@@ -25,7 +25,7 @@ from decoder.training import trainer as trainer_module
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
 from features.errors import UserError
-from tests.decoder.conftest import BOTH_PHASES, hide_java
+from tests.decoder.conftest import SMALL, hide_java
 from tests.decoder.training.processes import unlike
 
 # What makes the host wait for a GPU, since it asks for a number or for a size.
@@ -50,7 +50,10 @@ def new_trainer(extracted_shapes: Path, monkeypatch) -> Iterator[NewTrainer]:
             "rl": ReinforceOptions(samples=2, baseline="greedy"),
             "batch_size": 4,
         }
-        return train.new_trainer(TrainOptions(extracted_shapes, "none", **(given | options)))
+        trainer = train.new_trainer(TrainOptions(extracted_shapes, "none", **(given | options)))
+        short = replace(trainer.vocabulary, max_length=7)  # samples and searches take less time
+        trainer.phases[1].vocabulary = trainer.validation.vocabulary = short
+        return trainer
 
     with static_on_cpu():
         yield make
@@ -153,18 +156,36 @@ def test_no_graphs_captures_none(new_trainer: NewTrainer, caplog) -> None:
     assert "graphs" not in caplog.text
 
 
-def test_fixed_shapes_learn_what_packed_captions_teach(
-    new_trainer: NewTrainer, monkeypatch
-) -> None:
+def test_a_reward_that_needs_the_host_stays_outside_of_graphs(new_trainer: NewTrainer) -> None:
+    captured: list[Work] = []
+
+    def record(work: Work) -> Work:
+        captured.append(work)
+        return work
+
+    trainer = new_trainer(record)
+    ids = {image.id for image in trainer.training.images}
+
+    def reward(image_ids: Tensor, samples: Tensor, eos: int) -> Tensor:
+        assert set(image_ids.tolist()) <= ids
+        return (samples != eos).sum(1).float()
+
+    trainer.phases[1].reward = reward
+    take(trainer, 2, "rl")
+    assert trainer.state.progress.reward > 0
+    assert len(captured) == 1, "the update alone is captured"
+
+
+def test_fixed_shapes_learn_what_packed_captions_teach(new_trainer: NewTrainer) -> None:
     """By whole steps of cross-entropy, the last one of a smaller batch; up to rounding."""
     options = {"decoder": ModelOptions(hidden=16, attention=8, dropout=0.0), "batch_size": 11}
     options["xe"] = CrossEntropyOptions(epochs=1)
     found = new_trainer(lambda work: work, **options)
     take(found, 3, "xe")
-    monkeypatch.setattr(layout, "_static_on_cpu", False)
-    packed = new_trainer(**options)
-    assert packed.fixed is None
-    take(packed, 3, "xe")
+    with static_on_cpu(False):
+        packed = new_trainer(**options)
+        assert packed.fixed is None
+        take(packed, 3, "xe")
     assert found.state.progress.loss == pytest.approx(packed.state.progress.loss, rel=1e-4)
     assert found.state.progress.captions == packed.state.progress.captions
     for name, average in packed.state.average.items():
@@ -195,14 +216,15 @@ def test_a_step_that_is_not_finite_changes_nothing(new_trainer: NewTrainer) -> N
 
 def test_a_run_of_fixed_shapes_is_stopped_and_resumed_exactly(work: Path, monkeypatch) -> None:
     hide_java(monkeypatch)
-    arguments = ["--work", str(work), *BOTH_PHASES, "--save-minutes", "0", "--run"]
+    options = [*SMALL, "--model", "show_tell", "--xe.epochs", "1", "--rl.epochs", "1"]
+    arguments = ["--work", str(work), *options, "--save-minutes", "0", "--run"]
     step, taken = Trainer.step, 0
 
     def step_and_stop(*given: Any) -> None:
         nonlocal taken
         step(*given)
         taken += 1
-        if taken in (3, 14):
+        if taken in (3, 11):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with static_on_cpu():
