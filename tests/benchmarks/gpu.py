@@ -83,7 +83,7 @@ def _parts(device: str, peer: Path | None, pictures: Path | None) -> dict[str, P
         return [sys.executable, "-m", f"tests.benchmarks.{module}", *arguments]
 
     def training(precision: str, *more: str) -> list[str]:
-        sizes = ["--images", "2", "--hidden", "16"] if tiny else ["--images", "10", "50"]
+        sizes = ["--images", "2", "--hidden", "16"] if tiny else ["--images", "10", "50", "100"]
         rows = ["--models", "updown", "--cells", "lstm", "--phases", "xe", "rl", "beam"]
         rounds = ["--rounds", "1" if tiny else "5", "--device", device]
         return benchmark("training", *rows, *sizes, *rounds, "--precision", precision, *more)
@@ -102,9 +102,9 @@ def _parts(device: str, peer: Path | None, pictures: Path | None) -> dict[str, P
         "training bfloat16": Part(60, training("bfloat16", "--json")),
     }
     if peer is not None:
-        sizes = ["--images", "2", "--rounds", "1"] if tiny else ["--images", "10", "50"]
+        sizes = ["--images", "2", "--rounds", "1"] if tiny else ["--rounds", "3"]
         command = benchmark("peer", "--clone", str(peer), "--device", device, *sizes)
-        found["peer"] = Part(100, command)
+        found["peer"] = Part(120, [*command, "--precision", "tf32"])
     found["coco tf32"] = Part(180, coco("tf32"))
     if pictures is not None:
         small = (
