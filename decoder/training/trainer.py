@@ -99,7 +99,7 @@ class Trainer:
                 self.state,
                 graphs,
                 options.batch_size,
-                map(len, training.captions),
+                map(len, training.examples()),
                 vocabulary.max_length + 1,
                 options.precision,
                 options.clip,
