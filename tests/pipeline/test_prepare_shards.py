@@ -203,6 +203,8 @@ def test_files_that_do_not_belong_together_are_refused(run, tmp_path):
 
 
 def test_shards_are_not_mixed_with_other_data_sets_and_need_stores(run, tmp_path, capsys):
+    assert "there is no such folder" in run()[1]
+    (tmp_path / "out").mkdir()
     assert "expected the stores of shards" in run()[1]
     assert "cannot be combined" in run("--dataset", "shapes")[1]
     assert prepare.main(["--dataset", "shapes", "--work", str(tmp_path / "w"), "--val", "3"]) == 2
