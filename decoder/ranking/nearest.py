@@ -4,7 +4,7 @@ Up to `EXACT` items, the cosine of every item is computed. Above, a graph of the
 and Yashunin 2018) names candidates, and only their cosines are computed, so scores are exact either
 way. The graph is usearch's, with the vectors in 8 bits; it lies in a file that is memory-mapped.
 usearch was chosen over faiss because it brings no OpenMP of its own: faiss beside torch crashes on
-macOS. The speeds are in tests/benchmarks/README.md.
+macOS. Recall and times are in decoder/README.md.
 
 Shape suffixes: Q queries, K results of each, N items, D size of the embedding.
 """
@@ -31,8 +31,8 @@ log = logging.getLogger(__name__)
 
 EXACT = 200_000
 # Links of an item, and the candidates that are kept while it is added, and for a query. They are
-# the balance of time and recall; see tests/benchmarks/README.md.
-_LINKS, _ADDING, _SEARCHING = 16, 64, 256
+# the balance of time and recall.
+_LINKS, _ADDING, _SEARCHING = 16, 64, 1024
 _BLOCK = 20_000  # items read at once
 _QUERIES = 400  # compared at once
 # With more deleted items than this share, a graph is made again: they stay in it as detours.
