@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.request import Request, urlopen
 
 import pytest
 
@@ -25,6 +26,8 @@ def object_store() -> Iterator[str]:
             patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
             patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
             patch.setenv("NO_PROXY", ",".join([host, *filter(None, [os.environ.get("NO_PROXY")])]))
+            # An earlier server in this process had the same content.
+            urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST")).close()
             import s3fs
 
             s3fs.S3FileSystem.clear_instance_cache()
