@@ -18,7 +18,7 @@ from decoder.captioning.remote import Fetched, fetch
 from decoder.captioning.shards import caption_shards
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
-from decoder.captioning.writer import CaptionWriter
+from decoder.captioning.writer import PICTURES, CaptionWriter
 from decoder.data.layout import images_at_once
 from decoder.runs.packaged import packaged_captioner
 from evaluation.outputs import variant
@@ -30,8 +30,6 @@ from pipeline.command import run as run_command
 from pipeline.presets import with_preset
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
-
-PICTURES = 50  # captioned at once by default; the CNN needs memory for them too
 
 
 def caption(options: CaptionOptions) -> int:

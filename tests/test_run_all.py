@@ -60,7 +60,7 @@ def test_run_all_ends_with_scores_and_a_report_and_skips_finished_stages(tmp_pat
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["shaps"], "did you mean shapes?"),
+        (["shaps"], "did you mean shapes"),
         (["flickr8k"], "needs --root"),
         (["--wrok", "x"], "unknown option --wrok"),
         (["coco", "--preset", "cocoa"], "unknown preset 'cocoa': did you mean coco"),

@@ -16,7 +16,7 @@ from typing import Any
 
 from decoder.captioning.captioner import Runs
 from decoder.captioning.options import CaptionOptions
-from decoder.captioning.writer import CaptionWriter
+from decoder.captioning.writer import PICTURES, CaptionWriter
 from decoder.generation.options import GenerateOptions
 from features.content import EmptyPicture
 from features.devices import choose_device
@@ -50,7 +50,7 @@ def caption_shards(options: CaptionOptions, runs: Runs) -> int:
         options.generate,
         options.unsure,
         options.neutral_words,
-        options.batch_size,
+        options.batch_size or PICTURES,
         options.seed,
         options.device,
     )

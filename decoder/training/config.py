@@ -32,7 +32,7 @@ _NOT_IDENTIFYING = (
     "dry_run",
     "device",
     "compile",
-    "graphs",
+    "no_graphs",
     "save_minutes",
     "resume",
     "force",

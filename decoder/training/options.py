@@ -156,9 +156,8 @@ class TrainOptions:
     # Changes the last digits. Meant for GPUs; no faster on a CPU. Compiling takes about 15 s.
     compile: bool = False
     """Fuse small operations with torch.compile; needs a C++ compiler, and Triton on a GPU."""
-    graphs: bool = True
-    """On an NVIDIA GPU, start the kernels of a step together, as CUDA graphs; --no-graphs to find
-    out whether a problem comes from them."""
+    no_graphs: bool = False
+    """On an NVIDIA GPU, start each kernel by itself instead of a whole step as one CUDA graph."""
     seed: int = 1
     """Seed of the initial weights, the order of images, dropout and samples."""
     device: str = "auto"

@@ -92,7 +92,7 @@ class Trainer:
             ReinforcePhase(options.rl, rl, rl * batches, training.images, vocabulary),
         )
         self.state = TrainingState(run, config, model)
-        graphs = Graphs(self.device, options.graphs)
+        graphs = Graphs(self.device, not options.no_graphs)
         self.fixed: FixedSteps | None = None
         if is_static(self.device):
             self.fixed = FixedSteps(

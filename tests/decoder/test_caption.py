@@ -78,7 +78,10 @@ def test_a_missing_split_or_run_is_named(captioner, capsys):
     assert caption.main(["--run", str(captioner / "runs" / "none"), "--split", "val"]) == 2
     assert "create it with python -m decoder.train" in capsys.readouterr().err
     assert caption.main(["--run", run]) == 2
-    assert "the paths of pictures, or --split NAME, or --alt PAGE" in capsys.readouterr().err
+    assert (
+        "paths of pictures, or --split NAME, --alt PAGE or --shards PATTERN"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_store_of_another_backbone_is_refused(captioner, work, capsys):

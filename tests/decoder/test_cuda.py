@@ -180,7 +180,7 @@ def test_replays_take_the_steps_of_the_functions(extracted_shapes: Path) -> None
     """In every step, not only in the first, which is compared in training itself."""
     losses = []
     for graphs in (False, True):
-        trainer = new_trainer(extracted_shapes, graphs=graphs)
+        trainer = new_trainer(extracted_shapes, no_graphs=not graphs)
         losses.append([take(trainer, "xe", 3), take(trainer, "xe", 4)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 

@@ -102,12 +102,12 @@ def test_it_reranks_by_default_and_without_the_training_pictures(run, tmp_path, 
     images = str(run.parents[1] / "images")
     written = {}
     rule = ["--max-length", "6"]
-    ways = ([], ["--rerank", "--beam", "20"], ["--beam", "5"], ["--rerank", "--beam", "5"])
+    ways = ([], ["--rerank", "--beam", "40"], ["--beam", "5"], ["--rerank", "--beam", "5"])
     for how in (*ways, rule, ["--rerank", *rule]):
         capsys.readouterr()
         assert caption.main(["--run", str(again), *how, images]) == 0
         written[tuple(how)] = capsys.readouterr().out
-    assert written[()] == written["--rerank", "--beam", "20"] != written["--beam", "5"]
+    assert written[()] == written["--rerank", "--beam", "40"] != written["--beam", "5"]
     assert written["--rerank", "--beam", "5"] != written["--beam", "5"]
     assert written[tuple(rule)] == written["--rerank", *rule] != written[()]
 

@@ -63,6 +63,8 @@ CASES = {
     "page": 60,
     "review": 60,
     "xmp": 200,
+    "captions of a shard": 60,
+    "captions.db": 60,
 }
 
 

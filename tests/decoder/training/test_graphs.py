@@ -152,7 +152,7 @@ def test_without_a_usable_graph_the_same_steps_are_taken_and_it_is_said_once(
 
 
 def test_no_graphs_captures_none(new_trainer: NewTrainer, caplog) -> None:
-    take(new_trainer(_refuses, graphs=False), 1)
+    take(new_trainer(_refuses, no_graphs=True), 1)
     assert "graphs" not in caplog.text
 
 
