@@ -281,7 +281,7 @@ def _report(outcomes: Sequence[Outcome], done_before: int, seconds: float) -> in
         "seconds": round(seconds, 3),
         "images_per_second": round(pictures / seconds, 2),
     }
-    note = f"; {len(broken):,} broken shards are listed above" if broken else ""
+    note = f"; broken shards, listed above: {len(broken):,}" if broken else ""
     print(
         f"extract: {report['made']:,} shards made of {pictures:,} pictures, "
         f"{report['failed']:,} of which could not be read{note}"

@@ -145,7 +145,7 @@ def _report(outcomes: Sequence[Outcome]) -> int:
     for outcome in outcomes:
         if outcome.state == "broken":
             print(f"broken shard: {outcome.shard}: {outcome.reason}", file=sys.stderr)
-    note = f"; {counts['broken']:,} broken shards are listed above" if counts["broken"] else ""
+    note = f"; broken shards, listed above: {counts['broken']:,}" if counts["broken"] else ""
     print(
         f"caption: {len(made):,} shards made of {sum(facts['pictures'] for facts in made):,} "
         f"pictures, {sum(facts['failed'] for facts in made):,} of which could not be read{note}"

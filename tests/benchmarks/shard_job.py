@@ -2,8 +2,8 @@
 
     .venv/bin/python -m tests.benchmarks.shard_job --flickr8k ../shared/flickr8k [--shards 200]
 
-The pictures are repeated, and each repetition has a key of its own. The stores are compared, row
-for row, with one store that one process makes of all the pictures; then a work directory is
+The pictures are repeated, and each repetition has a key of its own. The set of stores is compared,
+row for row, with one store that one process makes of all the pictures; then a work directory is
 prepared from them and a small decoder trained. The exit status is 1 if a row differs or a command
 fails.
 """
@@ -23,6 +23,7 @@ import tyro
 
 from decoder.train import main as train
 from features.store import STORED, FeatureStore
+from features.store_set import StoreSet
 from pipeline.extract import main as extract
 from pipeline.prepare import main as prepare
 
@@ -78,18 +79,17 @@ def extract_on_ray(arguments: list[str], out: Path, kill_after: int) -> int:
 
 
 def differing(out: Path, whole: FeatureStore) -> tuple[int, int]:
-    """Compare the rows of the stores in `out` with those of one store; return (wrong, rows)."""
-    wrong = rows = 0
-    for path in sorted(out.glob("*.h5")):
-        store = FeatureStore(path)
-        others = whole.rows(store.image_ids.tolist())
-        stored = np.flatnonzero(store.status == STORED)
-        rows += len(store)
-        wrong += len(store) - len(stored)
-        same = (store.grid(stored) == whole.grid(others[stored])).all((1, 2))
-        same &= (store.pooled(stored) == whole.pooled(others[stored])).all(1)
+    """Compare the rows of the set of stores in `out` with one store's; return (wrong, rows)."""
+    stores = StoreSet(out)
+    ids = whole.image_ids
+    wrong = int((whole.status != STORED).sum())
+    for start in range(0, len(ids), 100):
+        others = np.arange(start, min(start + 100, len(ids)))
+        rows = stores.rows(ids[others].tolist())
+        same = (stores.grid(rows) == whole.grid(others)).all((1, 2))
+        same &= (stores.pooled(rows) == whole.pooled(others)).all(1)
         wrong += int((~same).sum())
-    return wrong, rows
+    return wrong, sum(len(FeatureStore(path)) for path in out.glob("*.h5"))
 
 
 def main(
