@@ -12,13 +12,13 @@ import torch
 from decoder.captioning.captioner import Captioner, Runs, default_generation, input_files
 from decoder.captioning.files import find_pictures, print_captions
 from decoder.captioning.listing import write_listing
-from decoder.captioning.options import CaptionOptions
+from decoder.captioning.options import PICTURES, CaptionOptions
 from decoder.captioning.pages import write_pages
 from decoder.captioning.remote import Fetched, fetch
 from decoder.captioning.shards import caption_shards
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
-from decoder.captioning.writer import PICTURES, CaptionWriter
+from decoder.captioning.writer import CaptionWriter
 from decoder.data.layout import images_at_once
 from decoder.runs.packaged import packaged_captioner
 from evaluation.outputs import variant

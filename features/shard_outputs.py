@@ -1,7 +1,8 @@
 """The outputs of shards: all files of a shard or none, and never made twice at the same time.
 
-    OUT/NAME.jsonl, OUT/NAME.h5   the outputs of the shard NAME; the last of them appears last
-    OUT/NAME.json                 its record: of what and how they were made, sizes and SHA-256
+    OUT/NAME.json                 the record of the shard NAME: of what and how its outputs were
+                                  made, their sizes and SHA-256; it appears first
+    OUT/NAME.jsonl, OUT/NAME.h5   its outputs; the last of them appears last
     OUT/.claims/                  claims of the shards that are being made
 
 A shard is done when its record is there, of the wanted kind, and its outputs in the recorded sizes.
@@ -145,14 +146,27 @@ class Outputs:
             **facts,
             "kind": _as_json(self.kind),
         }
-        *first, last = names
-        self.place.remove(last)  # or an old one would stand beside the new record
-        for name in first:
-            self.place.put(folder / name, name)
+        self.place.remove(names[-1])  # or an old one would stand beside the new record
+        # The record comes first, so whatever has no record is not ours.
         text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
         self.place.write(f"{shard.name}.json", text.encode())
-        self.place.put(folder / last, last)
+        for name in names:
+            self.place.put(folder / name, name)
         return record
+
+    def check_free(self, shard: Shard) -> None:
+        """Raise ShardError if a file of another program is where an output of a shard goes."""
+        written = self.place.read(f"{shard.name}.json")
+        if written is not None:
+            names = [] if _is_record(written) else [f"{shard.name}.json"]
+        else:
+            names = [f"{shard.name}{suffix}" for suffix in self.suffixes]
+            names = [name for name in names if self.place.size(name) is not None]
+        if names:
+            raise ShardError(
+                f"its output {shown(self.location)}/{names[0]} is there already, but was not "
+                "written by this project; move that file, or choose another --out"
+            )
 
     def wrong(self, shard: Shard) -> str:
         """Return what is wrong with the outputs of a shard: their hashes are compared.
@@ -193,6 +207,7 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
         with outputs.place.claim(shard.name, outputs.owner) as check:
             if record := outputs.done(shard, force):  # another process has just made it
                 return _outcome(shard, "done", record)
+            outputs.check_free(shard)
             with scratch_folder() as folder:
                 start = time.perf_counter()
                 facts = make(shard, folder)
@@ -263,6 +278,14 @@ def _stated(file: Path) -> dict[str, Any]:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return {"bytes": file.stat().st_size, "sha256": digest}
+
+
+def _is_record(content: bytes) -> bool:
+    """Whether a file is a record of outputs, perhaps of another command or version."""
+    try:
+        return isinstance(json.loads(content)["command"], str)
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _as_json(value: Any) -> Any:

@@ -8,16 +8,18 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from PIL import Image
 
 from features.errors import first_few
 from features.folders import find_pictures
+from features.generated_texts import REGISTRY, registered
 from features.images import PictureError, read_picture
-from features.kinds import PICTURE_SUFFIXES
+from features.kinds import PICTURE_SUFFIXES, suffix_kind
 from features.remote_files import (
     RemoteError,
     copy_limited,
@@ -82,6 +84,7 @@ def samples_of(
     folder: Path,
     columns: Mapping[str, str] | None = None,
     prefix: bool = False,
+    passed_over: Counter[str] | None = None,
 ) -> list[Sample]:
     """Return the pictures of a shard with their captions, in its order; no picture is read.
 
@@ -91,20 +94,22 @@ def samples_of(
             can be read as long as it is there.
         columns: of a parquet list, the columns by what they hold; see `features.shard_lists`.
         prefix: put the shard's name and a slash before each key, where keys repeat between shards.
+        passed_over: counts the files and folders of each kind that are left out.
 
     Raises:
         ShardError: the shard cannot be read, is damaged, hostile or too large, has no picture, or
             two pictures have the same key or id.
         OSError: `folder` cannot be written.
     """
+    passed_over = Counter() if passed_over is None else passed_over
     if shard.suffix == ".parquet":
         from features.shard_lists import listed
 
         found = listed(_local_copy(shard, folder), shard.source, columns or {})
     elif shard.suffix:
-        found = _in_tar(_local_copy(shard, folder), folder)
+        found = _in_tar(_local_copy(shard, folder), folder, passed_over)
     else:
-        found = _in_folder(shard)
+        found = _in_folder(shard, passed_over)
     samples: list[Sample] = []
     seen: dict[int, str] = {}
     for sample in found:
@@ -185,7 +190,7 @@ def _local_copy(shard: Shard, folder: Path) -> Path:
     return path
 
 
-def _in_tar(path: Path, folder: Path) -> Iterator[Sample]:
+def _in_tar(path: Path, folder: Path, passed_over: Counter[str]) -> Iterator[Sample]:
     try:
         if is_gzip(path):
             inflated = folder / "inflated.tar"
@@ -195,7 +200,7 @@ def _in_tar(path: Path, folder: Path) -> Iterator[Sample]:
             (*_split_key(member.name), member.name, Content(str(path), member.start, member.bytes))
             for member in members(path)
         )
-        yield from _grouped(files)
+        yield from _grouped(files, passed_over)
     except TarError as error:
         raise ShardError(str(error)) from error
 
@@ -210,25 +215,28 @@ def _split_key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{stem}" if stem and dot else "", extension.lower()
 
 
-def _in_folder(shard: Shard) -> Iterator[Sample]:
+def _in_folder(shard: Shard, passed_over: Counter[str]) -> Iterator[Sample]:
     """Yield the pictures in a folder and below it; each has its path without suffix as its key."""
-    names = _remote_names(shard.source) if is_url(shard.source) else _local_names(shard.source)
-    keys = {name: os.path.splitext(name)[0] for name in names}  # noqa: PTH122
-    pictures = {key for name, key in keys.items() if f".{_extension(name)}" in PICTURE_SUFFIXES}
+    if is_url(shard.source):
+        pictures, others = _remote_names(shard.source, passed_over)
+    else:
+        pictures, others = _local_names(shard.source, passed_over)
     separator = "" if shard.source.endswith("/") else "/"
     files = (
-        (key, _extension(name), name, Content(f"{shard.source}{separator}{name}"))
-        for name, key in keys.items()
-        if key in pictures
+        (os.path.splitext(name)[0], kind, name, Content(f"{shard.source}{separator}{name}"))  # noqa: PTH122
+        for name, kind in (
+            *((name, "picture") for name in pictures),  # some have no suffix
+            *((name, _extension(name)) for name in others),
+        )
     )
-    yield from _grouped(files)
+    yield from _grouped(files, passed_over)
 
 
 def _extension(name: str) -> str:
     return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
 
 
-def _local_names(folder: str) -> list[str]:
+def _local_names(folder: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
     """Return the paths in a folder of its pictures, and of the text files beside them."""
     if not os.path.isdir(folder):  # noqa: PTH112
         raise ShardError(f"expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
@@ -236,29 +244,55 @@ def _local_names(folder: str) -> list[str]:
     if found.closed:
         path, error = found.closed[0]
         raise ShardError(f"cannot open {path}: {error.strerror}")
+    passed_over += found.passed_over
     names = [os.path.relpath(path, folder) for path in found.pictures]
-    beside = (f"{os.path.splitext(name)[0]}.{text}" for name in names for text in _TEXTS)  # noqa: PTH122
-    return [*names, *(n for n in beside if os.path.isfile(os.path.join(folder, n)))]  # noqa: PTH113, PTH118
+    texts = (f"{os.path.splitext(name)[0]}.{text}" for name in names for text in _TEXTS)  # noqa: PTH122
+    folders = {os.path.dirname(name) for name in names}  # noqa: PTH120
+    registries = (os.path.join(folder_name, REGISTRY) for folder_name in sorted(folders))  # noqa: PTH118
+    beside = dict.fromkeys((*registries, *texts))
+    return names, [n for n in beside if os.path.isfile(os.path.join(folder, n))]  # noqa: PTH113, PTH118
 
 
-def _remote_names(url: str) -> list[str]:
+def _remote_names(url: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
+    """Return the same of a folder at a URL."""
     if is_web(url):
         raise ShardError("a web server's folder cannot be listed; put the pictures into a tar")
     system = file_system(url)
     try:
         start = len(system._strip_protocol(url).rstrip("/")) + 1
-        return sorted(path[start:] for path in system.find(url))
+        names = sorted(path[start:] for path in system.find(url))
     except Exception as error:  # each file system has exceptions of its own
         raise ShardError(f"it cannot be listed: {reason(error)}") from error
+    pictures = [name for name in names if f".{_extension(name)}" in PICTURE_SUFFIXES]
+    keys = {os.path.splitext(name)[0] for name in pictures}  # noqa: PTH122
+    others = []
+    for name in names:
+        key, extension = os.path.splitext(name)[0], _extension(name)  # noqa: PTH122
+        if (key in keys and extension in _TEXTS) or name.rpartition("/")[2] == REGISTRY:
+            others.append(name)
+        elif f".{extension}" not in PICTURE_SUFFIXES:
+            passed_over[suffix_kind(PurePosixPath(name)) or "file that is no picture"] += 1
+    return pictures, others
 
 
-def _grouped(files: Iterable[tuple[str, str, str, Content]]) -> Iterator[Sample]:
-    """Yield a sample for each key of (key, extension, name, content), in order of appearance."""
+def _grouped(
+    files: Iterable[tuple[str, str, str, Content]], passed_over: Counter[str]
+) -> Iterator[Sample]:
+    """Yield a sample for each key of (key, kind or extension, name, content), in their order.
+
+    Captions that decoder.caption wrote, and nobody changed, are left out.
+    """
     groups: dict[str, dict[str, tuple[str, Content]]] = {}
+    generated: dict[str, dict[str, str]] = {}
     for key, extension, name, content in files:
-        file = name.rpartition("/")[2]
+        folder, _, file = name.rpartition("/")
+        if file == REGISTRY:
+            generated[folder] = _registered(name, content)
+            continue
         if not key or (file.startswith("__") and file.partition(".")[0].endswith("__")):
-            continue  # webdataset passes over these too
+            if not file.startswith((".", "__")):  # webdataset passes over these too
+                passed_over["file without a suffix"] += 1
+            continue
         group = groups.setdefault(key, {})
         kind = "picture" if f".{extension}" in PICTURE_SUFFIXES else extension
         if kind in group:
@@ -275,23 +309,42 @@ def _grouped(files: Iterable[tuple[str, str, str, Content]]) -> Iterator[Sample]
         for kind in _TEXTS:
             if kind not in group:
                 continue
-            text = _text(*group[kind])
-            left -= len(text)
+            name, content = group[kind]
+            data = _bytes(name, content)
+            left -= len(data)
             if left < 0:
                 raise ShardError(f"more than {MAX_TEXTS_BYTES:,} bytes of captions")
-            captions += _captions(kind, group[kind][0], text)
+            folder, _, file = name.rpartition("/")
+            if generated.get(folder, {}).get(file) == hashlib.sha256(data).hexdigest():
+                passed_over["text file that decoder.caption wrote"] += 1
+                continue
+            captions += _captions(kind, name, _text(name, data))
         yield Sample(key, group["picture"][0], list(dict.fromkeys(captions)), group["picture"][1])
 
 
-def _text(name: str, content: Content) -> str:
+def _registered(name: str, content: Content) -> dict[str, str]:
+    try:
+        return registered(_bytes(name, content))
+    except ValueError as error:
+        raise ShardError(
+            f"{name!r} records which text files are generated, and is damaged ({error})"
+        ) from error
+
+
+def _bytes(name: str, content: Content) -> bytes:
     if content.bytes is not None and content.bytes > _MAX_TEXT_BYTES:
         raise ShardError(f"{name!r} has more than {_MAX_TEXT_BYTES:,} bytes")
     try:
-        return _content(content, _MAX_TEXT_BYTES).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ShardError(f"{name!r} is not UTF-8 ({error.reason})") from error
+        return _content(content, _MAX_TEXT_BYTES)
     except (RemoteError, OSError) as error:
         raise ShardError(f"{name!r} cannot be read: {error}") from error
+
+
+def _text(name: str, data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ShardError(f"{name!r} is not UTF-8 ({error.reason})") from error
 
 
 def _captions(kind: str, name: str, text: str) -> list[str]:
@@ -302,7 +355,7 @@ def _captions(kind: str, name: str, text: str) -> list[str]:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ShardError(f"{name!r}: expected a JSON object, found {type(value).__name__}")
-        found = value.get("caption", value.get("captions"))
+        found = value.get("captions") if value.get("caption") is None else value["caption"]
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{name!r} is not JSON ({error})") from error
     return caption_texts(found, name)

@@ -27,6 +27,7 @@ from features.errors import UserError, first_few
 from features.estimate import estimate
 from features.extraction import calibrate, extract, versions
 from features.files import read_json, write_json
+from features.folders import passed_over_note
 from features.locks import locked
 from features.parts import PartWriter
 from features.row_format import RowFormat
@@ -130,7 +131,8 @@ def extract_shard(
         ShardError: the shard is broken, or none of its pictures can be read.
         UserError: the backbone computes other features here, or the disk is full.
     """
-    pictures = samples(shard, folder)
+    passed_over: Counter[str] = Counter()
+    pictures = samples(shard, folder, passed_over=passed_over)
     backbone = load()
     own = {**backbone.description, "dtype": row_format.description["dtype"]}
     if differing := differences(row_format.description, own):
@@ -161,6 +163,8 @@ def extract_shard(
     return {
         "pictures": len(pictures),
         "failed": len(failures),
+        "captions": sum(len(sample.captions) for sample in pictures),
+        "passed_over": dict(passed_over),
         "backend": backbone.backend,
     }
 
@@ -277,6 +281,7 @@ def _report(outcomes: Sequence[Outcome], done_before: int, seconds: float) -> in
         "broken": len(broken),
         "pictures": pictures,
         "failed": sum(facts["failed"] for facts in made),
+        "captions": sum(facts["captions"] for facts in made),
         "bytes": sum(file["bytes"] for facts in made for file in facts["files"].values()),
         "seconds": round(seconds, 3),
         "images_per_second": round(pictures / seconds, 2),
@@ -284,7 +289,11 @@ def _report(outcomes: Sequence[Outcome], done_before: int, seconds: float) -> in
     note = f"; broken shards, listed above: {len(broken):,}" if broken else ""
     print(
         f"extract: {report['made']:,} shards made of {pictures:,} pictures, "
-        f"{report['failed']:,} of which could not be read{note}"
+        f"{report['failed']:,} of which could not be read, with {report['captions']:,} "
+        f"captions{note}"
     )
+    passed_over: Counter[str] = sum((Counter(facts["passed_over"]) for facts in made), Counter())
+    if passed_over:
+        print(f"extract: passed over in these shards: {passed_over_note(passed_over)}")
     print(json.dumps(report))
     return 1 if broken else 0

@@ -12,6 +12,8 @@ from decoder.generation.options import GenerateOptions
 from features.errors import require
 from pipeline.presets import check_name
 
+PICTURES = 50  # captioned at once by default; the CNN needs memory for them too
+
 
 @dataclass(frozen=True)
 class CaptionOptions:

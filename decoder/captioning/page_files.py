@@ -19,7 +19,7 @@ from decoder.captioning.sidecars import Kind as SidecarKind
 from decoder.captioning.sidecars import Text, write_given
 from decoder.captioning.writer import hedge
 from features.errors import UserError, require
-from pipeline.readers.beside import REGISTRY
+from features.generated_texts import REGISTRY
 from pipeline.text import CONTROL
 
 KINDS = ("csv", *get_args(SidecarKind))

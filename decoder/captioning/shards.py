@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from decoder.captioning.captioner import Runs
-from decoder.captioning.options import CaptionOptions
-from decoder.captioning.writer import PICTURES, CaptionWriter
+from decoder.captioning.options import PICTURES, CaptionOptions
+from decoder.captioning.writer import CaptionWriter
 from decoder.generation.options import GenerateOptions
 from features.content import EmptyPicture
 from features.devices import choose_device
 from features.distributed import own_device
+from features.folders import passed_over_note
 from features.images import PictureError
 from features.shard_lists import parse_columns
 from features.shard_outputs import Outcome, Outputs, make_shards
@@ -87,7 +88,7 @@ def caption_shard(
     shard: Shard,
     folder: Path,
     *,
-    samples: Callable[[Shard, Path], list[Sample]],
+    samples: Callable[..., list[Sample]],
     load: Callable[[], CaptionWriter],
 ) -> dict[str, Any]:
     """Write the captions of a shard to SHARD.jsonl in a folder, and return figures of them.
@@ -102,7 +103,8 @@ def caption_shard(
         ShardError: the shard is broken, or none of its pictures can be read.
         UserError: a run is broken.
     """
-    pictures = samples(shard, folder)
+    passed_over: Counter[str] = Counter()
+    pictures = samples(shard, folder, passed_over=passed_over)
     writer = load()
     failed, first = 0, ""
     with (folder / f"{shard.name}.jsonl").open("w", encoding="utf-8") as lines:
@@ -114,7 +116,7 @@ def caption_shard(
             lines.write(json.dumps(line | writer.as_json(result), ensure_ascii=False) + "\n")
     if failed == len(pictures):
         raise ShardError(f"none of its {failed:,} pictures can be read: {first}")
-    return {"pictures": len(pictures), "failed": failed}
+    return {"pictures": len(pictures), "failed": failed, "passed_over": dict(passed_over)}
 
 
 @lru_cache(maxsize=1)  # once in a process, whatever the number of its shards
@@ -150,4 +152,7 @@ def _report(outcomes: Sequence[Outcome]) -> int:
         f"caption: {len(made):,} shards made of {sum(facts['pictures'] for facts in made):,} "
         f"pictures, {sum(facts['failed'] for facts in made):,} of which could not be read{note}"
     )
+    passed_over: Counter[str] = sum((Counter(facts["passed_over"]) for facts in made), Counter())
+    if passed_over:
+        print(f"caption: passed over in these shards: {passed_over_note(passed_over)}")
     return 1 if counts["broken"] else 0

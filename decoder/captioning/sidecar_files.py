@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from features.files import replacing
-from pipeline.readers.beside import REGISTRY
+from features.generated_texts import REGISTRY, registered
 
 
 class LeftAloneError(Exception):
@@ -91,14 +91,13 @@ def read_registry(folder: Path) -> dict[str, str]:
     data = read(folder / REGISTRY)
     if data is None:
         return {}
-    with suppress(ValueError, RecursionError):
-        content = json.loads(data)
-        if isinstance(content, dict) and all(isinstance(one, str) for one in content.values()):
-            return content
-    raise LeftAloneError(
-        f"{folder / REGISTRY} is damaged; it records which text files are generated: restore it, "
-        "or delete it and those files"
-    )
+    try:
+        return registered(data)
+    except ValueError as error:
+        raise LeftAloneError(
+            f"{folder / REGISTRY} is damaged; it records which text files are generated: restore "
+            "it, or delete it and those files"
+        ) from error
 
 
 def write_registry(folder: Path, digests: Mapping[str, str]) -> None:

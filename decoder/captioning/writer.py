@@ -32,8 +32,6 @@ Picture = str | Path | bytes | Image.Image
 
 T = TypeVar("T")
 
-PICTURES = 50  # captioned at once by default; the CNN needs memory for them too
-
 
 @dataclass(frozen=True)
 class Caption:

@@ -53,7 +53,7 @@ def shuffled(
         seed: of the epoch.
         begin: the first image, by its place in the permutation of the shards.
         end: the place after the last image.
-        skipped: leave out so many of the first images.
+        skipped: number of first images to leave out.
 
     Yields:
         int64 [2, n], the index of each image among those of all shards, and its view.

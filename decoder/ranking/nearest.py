@@ -3,8 +3,8 @@
 Up to `EXACT` items, the cosine of every item is computed. Above, a graph of the items (HNSW, Malkov
 and Yashunin 2018) names candidates, and only their cosines are computed, so scores are exact either
 way. The graph is usearch's, with the vectors in 8 bits; it lies in a file that is memory-mapped.
-usearch was chosen over faiss because it brings no OpenMP of its own: faiss beside torch crashes on
-macOS. Recall and times are in decoder/README.md.
+usearch was chosen over faiss because it brings no OpenMP of its own; users of faiss report crashes
+beside torch on macOS. Recall and times are in decoder/README.md.
 
 Shape suffixes: Q queries, K results of each, N items, D size of the embedding.
 """
@@ -82,7 +82,7 @@ def _best(first: Nearest | None, second: Nearest, count: int) -> Nearest:
 
 
 def pays(items: int) -> bool:
-    """Whether to make an index of so many items; if it cannot be made, this says how to get it."""
+    """Whether to make an index of this number of items; warn if a package is missing for it."""
     if items <= EXACT:
         return False
     if not is_installed("usearch"):

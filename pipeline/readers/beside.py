@@ -10,15 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from features.errors import UserError, first_few
+from features.errors import UserError, first_few, unreadable
+from features.generated_texts import REGISTRY, registered
 from pipeline.readers.cells import captions_in, is_missing
 from pipeline.readers.files import read_json, read_text
-
-# decoder.caption --sidecar txt records here which text files of the folder it wrote, as an object
-# of their names and the SHA-256 of their contents.
-REGISTRY = ".captions-generated.json"
 
 
 def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -115,7 +111,7 @@ class _Registry:
     """The text files that decoder.caption wrote, read once for each folder."""
 
     def __init__(self) -> None:
-        self._digests: dict[Path, dict[str, Any]] = {}
+        self._digests: dict[Path, dict[str, str]] = {}
 
     def has(self, path: Path) -> bool:
         """Whether decoder.caption wrote the file with the content that it has."""
@@ -131,16 +127,18 @@ class _Registry:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
 
     @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
+    def _read(path: Path) -> dict[str, str]:
         if not path.exists():
             return {}
-        content = read_json(path)
-        if not isinstance(content, dict):
+        try:
+            return registered(path.read_bytes())
+        except OSError as error:
+            raise unreadable(path, error) from error
+        except ValueError as error:
             raise UserError(
-                f"{path}: expected the names of generated text files, found {content!r:.60}; "
-                "without it they cannot be told from captions that people wrote"
-            )
-        return content
+                f"{path} records which text files are generated, and is damaged ({error}); without "
+                "it they cannot be told from captions that people wrote"
+            ) from error
 
 
 def _without_picture(root: Path, owners: Counter[str]) -> list[Path]:

@@ -93,7 +93,7 @@ def test_a_broken_shard_does_not_stop_the_others(outputs: Outputs, shards: list[
     assert run(shards, outputs, Maker()) == ["made", "done"]
 
 
-@pytest.mark.parametrize("missing", ["0.h5", "0.jsonl", "0.json"])
+@pytest.mark.parametrize("missing", ["0.h5", "0.jsonl"])
 def test_a_half_published_shard_is_made_again(
     missing: str, outputs: Outputs, shards: list[Shard]
 ) -> None:
@@ -105,6 +105,19 @@ def test_a_half_published_shard_is_made_again(
     outputs.place.write(missing, b"{")
     assert run(shards, outputs, make) == ["made", "done"]
     assert content(outputs, "0.h5") == "0.tar 3.h5"
+
+
+@pytest.mark.parametrize("name", ["0.json", "0.jsonl", "0.h5"])
+@pytest.mark.parametrize("force", [False, True])
+def test_a_file_of_another_program_is_never_replaced(
+    name: str, force: bool, outputs: Outputs, shards: list[Shard]
+) -> None:
+    outputs.place.write(name, b'{"photos": 3}')
+    broken, made = make_shards(shards, outputs, Maker(), "test", force)
+    assert (broken.state, made.state) == ("broken", "made")
+    assert name in broken.reason
+    assert "was not written by this project" in broken.reason
+    assert content(outputs, name) == '{"photos": 3}'
 
 
 def test_a_kill_between_any_two_steps_of_publishing_leaves_no_mixture(

@@ -1,6 +1,7 @@
 """Shards are named and read rightly, or refused by name in bounded time and memory."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -8,6 +9,7 @@ import resource
 import tarfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import pytest
 from pyarrow import parquet
 
 from features.errors import UserError
+from features.generated_texts import REGISTRY
 from features.images import PictureError
 from features.shard_lists import parse_columns
 from features.shard_samples import ShardError, id_of_key, read_sample, samples_of
@@ -29,6 +32,37 @@ def read(path: Path, folder: Path | None = None, **options) -> dict[str, list[st
     copies = path.parent / "copies"
     copies.mkdir(exist_ok=True)
     return {s.key: s.captions for s in samples_of(found, folder or copies, **options)}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_captions_that_a_captioner_wrote_are_not_learnt_and_what_is_left_out_is_counted(
+    packed: bool, tmp_path: Path
+) -> None:
+    folder = tmp_path / "album"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(jpeg())
+    (folder / "a.txt").write_text("A dog.\n")
+    (folder / "b.txt").write_text("A cat of a person.\n")
+    digests = {
+        n: hashlib.sha256(t).hexdigest() for n, t in [("a.txt", b"A dog.\n"), ("b.txt", b"")]
+    }
+    (folder / REGISTRY).write_text(json.dumps(digests))
+    (folder / ("README" if packed else "c.cr2")).write_bytes(b"raw")
+    path = folder
+    if packed:
+        path = tmp_path / "album.tar"
+        with tarfile.open(path, "w") as archive:
+            for file in sorted(folder.iterdir()):
+                archive.add(file, file.name)
+    passed_over: Counter[str] = Counter()
+    found = read(path, tmp_path, passed_over=passed_over)
+    assert found == {"a": [], "b": ["A cat of a person."]}
+    assert passed_over["text file that decoder.caption wrote"] == 1
+    assert passed_over.total() == 2
+    (folder / REGISTRY).write_text("[]")
+    with pytest.raises(ShardError, match="records which text files are generated, and is damaged"):
+        read(folder, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from decoder.captioning import page_files
 from decoder.captioning.confidence import in_words
 from decoder.captioning.xmp import Xmp
 from features.errors import UserError
-from pipeline.readers.beside import REGISTRY
+from features.generated_texts import REGISTRY
 
 
 def sent(name: str, text: str, corrected: bool = False, unsure: bool = False) -> dict:
