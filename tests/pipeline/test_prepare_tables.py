@@ -298,7 +298,7 @@ def test_text_files_that_decoder_caption_wrote_are_never_learnt_from(
     assert outcome.texts == TWO
     assert "2 text files were written by decoder.caption, left out: c.txt, d.jpg.txt" in outcome.out
     (root / ".captions-generated.json").write_text("[]")
-    assert "expected the names of generated text files" in prepare("folder").err
+    assert "expected an object of names and hashes" in prepare("folder").err
     (root / ".captions-generated.json").unlink()  # as version 0.2 left the folder
     refused = prepare("folder")
     assert refused.status == 2
