@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from evaluation.bootstrap import resample
 from evaluation.gallery import evenly_spaced
 from evaluation.references import captions_of
-from evaluation.toolkit import Captions, score_tokens, tokenize
+from evaluation.toolkit import Captions, score_tokens, tokenize_together
 from features.errors import UserError
 from features.files import read_json, write_json
 from features.store_set import Store
@@ -30,6 +30,8 @@ _CAPTIONS = 5  # for the agreement of people; COCO, Flickr8k and Flickr30k have 
 _MOST_IMAGES = 5000  # METEOR takes a minute for these
 _MOST_NEIGHBOURS = 100_000
 _ROWS = 1024  # rows of the store read at a time
+# References and a candidate for each of them.
+_Part = tuple[Captions, dict[int, str]]
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def baselines_of(
     if stamp.holds():
         with suppress(UserError, KeyError, TypeError, ValueError, AttributeError):
             return _parse(read_json(path, "")), []
-    groups: dict[str, list[tuple[Captions, dict[int, str]]]] = {}
+    groups: dict[str, list[_Part]] = {}
     reasons = []
     references = {image: references[image] for image in images}
     try:
@@ -94,7 +96,7 @@ def baselines_of(
         return {}, reasons
     print(f"report: scoring the baselines of the {split} split, which is done once")
     try:
-        found = {name: _score(parts) for name, parts in groups.items()}
+        found = _score(groups)
     except UserError as error:
         return {}, [*reasons, str(error)]
     with suppress(UserError):  # a work directory that cannot be written: scored again next time
@@ -157,7 +159,7 @@ def _nearest(
     return {image: texts[row] for image, row in zip(wanted, found.tolist(), strict=True)}
 
 
-def _leave_one_out(references: Captions) -> list[tuple[Captions, dict[int, str]]]:
+def _leave_one_out(references: Captions) -> list[_Part]:
     """Return five pairs of references and candidates, where each caption is a candidate once."""
     five = {i: list(c[:_CAPTIONS]) for i, c in references.items() if len(c) >= _CAPTIONS}
     if len(five) < 2:  # CIDEr needs two
@@ -171,39 +173,47 @@ def _leave_one_out(references: Captions) -> list[tuple[Captions, dict[int, str]]
     ]
 
 
-def _score(parts: Sequence[tuple[Captions, Mapping[int, str]]]) -> Baseline:
-    """Score references and candidates of the same images; return the means over `parts`.
+def _score(groups: Mapping[str, Sequence[_Part]]) -> dict[str, Baseline]:
+    """Score references and candidates of the same images; return the means over a group's parts.
 
-    All parts are scored together, so that METEOR starts once; CIDEr, whose document frequencies
-    come from the references, part by part.
+    All parts are scored together, so that Java starts twice in all; CIDEr, whose document
+    frequencies come from the references, part by part.
 
     Raises:
         UserError: there is no Java, or a Java program failed.
     """
-    size = len(parts[0][1])
-    candidates: dict[int, list[str]] = {}
+    written: dict[int, list[str]] = {}
     references: dict[int, Sequence[str]] = {}
-    for captions, written in parts:
-        for image, text in written.items():
-            references[len(candidates)] = captions[image]
-            candidates[len(candidates)] = [text]
-    reference_tokens = tokenize(references)
-    tokens = {i: texts[0] for i, texts in tokenize(candidates).items()}
+    places: dict[str, list[range]] = {}  # of the captions of each part
+    for name, parts in groups.items():
+        places[name] = []
+        for captions, candidates in parts:
+            start = len(written)
+            for image, text in candidates.items():
+                references[len(written)] = captions[image]
+                written[len(written)] = [text]
+            places[name].append(range(start, len(written)))
+    written_tokens, reference_tokens = tokenize_together([written, references])
+    tokens = {i: texts[0] for i, texts in written_tokens.items()}
     scores = score_tokens(reference_tokens, tokens, METRICS)
-    members = np.repeat(np.eye(len(parts), dtype=np.int64), size, axis=1)
-    values = resample(scores.per_image, scores.statistics, members)
-    values["CIDEr"] = np.array(
-        [
-            score_tokens(
-                {i: reference_tokens[i] for i in range(start, start + size)},
-                {i: tokens[i] for i in range(start, start + size)},
-                ("CIDEr",),
-            ).corpus["CIDEr"]
-            for start in range(0, len(tokens), size)
-        ]
+    baselines = {}
+    for name, of_parts in places.items():
+        members = np.zeros((len(of_parts), len(tokens)), np.int64)
+        for row, place in enumerate(of_parts):
+            members[row, place.start : place.stop] = 1
+        values = resample(scores.per_image, scores.statistics, members)
+        values["CIDEr"] = np.array([_cider(reference_tokens, tokens, place) for place in of_parts])
+        means = {metric: float(np.mean(column)) for metric, column in values.items()}
+        known = {metric: mean for metric, mean in means.items() if np.isfinite(mean)}
+        baselines[name] = Baseline(known, len(of_parts[0]))
+    return baselines
+
+
+def _cider(references: Captions, candidates: Mapping[int, str], place: range) -> float:
+    scores = score_tokens(
+        {i: references[i] for i in place}, {i: candidates[i] for i in place}, ("CIDEr",)
     )
-    means = {name: float(np.mean(column)) for name, column in values.items()}
-    return Baseline({name: mean for name, mean in means.items() if np.isfinite(mean)}, size)
+    return scores.corpus["CIDEr"]
 
 
 def _parse(content: Any) -> dict[str, Baseline]:

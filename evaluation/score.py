@@ -17,7 +17,7 @@ from evaluation.results import read
 from evaluation.scores import Scores
 from evaluation.scores import load as load_scores
 from evaluation.table import compare
-from evaluation.toolkit import METRICS, Captions, score_tokens, tokenize, versions
+from evaluation.toolkit import METRICS, Captions, score_tokens, tokenize_together, versions
 from evaluation.validation import tokenize_without_java
 from features.files import write_json
 from pipeline.command import run
@@ -53,8 +53,8 @@ def score_captions(options: ScoreOptions) -> None:
         print(_as_table(load_scores(out)))
         return
     metrics = (*METRICS, "SPICE") if options.spice else METRICS
-    written = tokenize({image: [text] for image, text in results.items()}, options.time_limit)
-    tokens = tokenize(references, options.time_limit)
+    captions = {image: [text] for image, text in results.items()}
+    written, tokens = tokenize_together([captions, references], options.time_limit)
     candidates = {image: texts[0] for image, texts in written.items()}
     scores = score_tokens(tokens, candidates, metrics, options.time_limit)
     bounds = intervals(

@@ -61,9 +61,21 @@ def tokenize(captions: Captions, time_limit: float = TIME_LIMIT) -> dict[int, li
     Raises:
         UserError: there is no Java, or the tokenizer failed or took more than `time_limit` seconds.
     """
+    return tokenize_together([captions], time_limit)[0]
+
+
+def tokenize_together(
+    several: Sequence[Captions], time_limit: float = TIME_LIMIT
+) -> list[dict[int, list[str]]]:
+    """Tokenize several sets of captions and start Java only once; otherwise like `tokenize`."""
     from pycocoevalcap.tokenizer import ptbtokenizer
 
-    lines = [one_line(caption) for texts in captions.values() for caption in texts]
+    lines = [
+        one_line(caption)
+        for captions in several
+        for texts in captions.values()
+        for caption in texts
+    ]
     with tempfile.TemporaryDirectory(prefix="captions-") as temporary:
         file = Path(temporary, "captions.txt")
         # The full stop added at the end keeps the lines of empty captions before it.
@@ -86,7 +98,10 @@ def tokenize(captions: Captions, time_limit: float = TIME_LIMIT) -> dict[int, li
     words = (
         " ".join(w for w in line.rstrip().split(" ") if w not in dropped) for line in tokenized
     )
-    return {image: [next(words) for _ in texts] for image, texts in captions.items()}
+    return [
+        {image: [next(words) for _ in texts] for image, texts in captions.items()}
+        for captions in several
+    ]
 
 
 def one_line(caption: str) -> str:
@@ -116,9 +131,10 @@ def score(
             Java, or a Java program failed or took too long.
     """
     _check_ids(references, candidates)
-    tokens = tokenize({image: [text] for image, text in candidates.items()}, time_limit)
+    written = {image: [text] for image, text in candidates.items()}
+    tokens, reference_tokens = tokenize_together([written, references], time_limit)
     return score_tokens(
-        tokenize(references, time_limit),
+        reference_tokens,
         {image: texts[0] for image, texts in tokens.items()},
         metrics,
         time_limit,

@@ -12,7 +12,6 @@ from decoder import caption
 from evaluation import score
 from pipeline import extract
 from pipeline.work import RunFolder
-from tests.conftest import replace_meteor
 
 
 def test_your_own_pictures_are_captioned_and_broken_ones_reported(captioner, tmp_path, capsys):
@@ -182,8 +181,7 @@ def test_a_truncated_checkpoint_is_refused(captioner, work, capsys):
     assert "not a complete safetensors file" in capsys.readouterr().err
 
 
-def test_a_split_has_the_scores_that_the_training_measured(captioner, tmp_path, monkeypatch):
-    replace_meteor(monkeypatch)
+def test_a_split_has_the_scores_that_the_training_measured(captioner, tmp_path):
     run, out = RunFolder(captioner / "runs" / "captioner"), tmp_path / "captions_val.json"
     stage = ["--run", str(run.path), "--split", "val", "--beam", "2", "--out", str(out)]
     assert caption.main(stage) == 0

@@ -25,7 +25,6 @@ from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import decoder_files
 from evaluation import score
 from pipeline.work import RunFolder
-from tests.conftest import replace_meteor
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 
 
@@ -36,9 +35,7 @@ def run(captioner: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = work / "runs" / "captioner"
     assert caption.main(["--run", str(run), "--split", "val", "--force"]) == 0
     files = ["--captions", str(work / "captions.json"), "--results", str(run / "captions_val.json")]
-    with pytest.MonkeyPatch.context() as patch:
-        replace_meteor(patch)
-        assert score.main(files) == 0
+    assert score.main(files) == 0
     return run
 
 
@@ -240,7 +237,6 @@ def test_the_card_leaves_out_scores_of_other_weights(run, tmp_path, capsys):
 def test_scores_of_a_reranking_captioner_are_those_of_its_own_captions(
     run, tmp_path, capsys, monkeypatch
 ):
-    replace_meteor(monkeypatch)
     monkeypatch.setattr(calibration, "LEAST", 2)  # of the few validation images here
     work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
     source, out = work / "runs" / "captioner", tmp_path / "out"

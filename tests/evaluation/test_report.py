@@ -425,7 +425,7 @@ def test_baselines_are_scored_by_the_toolkit_and_only_once(compared, capsys, mon
     def no_java(*_: object) -> None:
         raise AssertionError("the baselines are scored again")
 
-    monkeypatch.setattr(baselines, "tokenize", no_java)
+    monkeypatch.setattr(baselines, "tokenize_together", no_java)
     assert main(["--run", str(compared), "--force"]) == 0
     assert f"{record['people']['scores']['CIDEr']:.3f}" in Page(compared / "report.html").text
 

@@ -20,7 +20,6 @@ from evaluation.outputs import retrieval_path, scores_path
 from evaluation.score import main
 from features.errors import UserError
 from pipeline import captions
-from tests.conftest import replace_meteor
 
 METRICS = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "METEOR", "ROUGE_L", "CIDEr"]
 
@@ -172,8 +171,7 @@ def test_without_its_models_spice_says_what_it_needs_and_downloads_nothing(
         assert fact in error
 
 
-def test_one_image_has_no_cider(work, write_results, monkeypatch, capsys):
-    replace_meteor(monkeypatch)
+def test_one_image_has_no_cider(work, write_results, capsys):
     results = write_results({13: "a green ball"})
     assert score(work, results, "--partial", "--out", str(work / "one.json")) == 0
     record = json.loads((work / "one.json").read_text())
@@ -273,7 +271,7 @@ def test_scores_of_other_results_or_references_are_never_overwritten(
     def begin(*_: object) -> None:
         raise UserError("the scoring begins")
 
-    monkeypatch.setattr("evaluation.score.tokenize", begin)
+    monkeypatch.setattr("evaluation.score.tokenize_together", begin)
     folder = work / "runs" / "first"
     own = write_results(written, "model_a.json")
     scores = folder / "scores_model_a_val.json"
@@ -327,10 +325,7 @@ def coco(work: Path, name: str = "captions_val2014.json", **changed) -> Path:
     return path
 
 
-def test_results_are_scored_against_any_coco_captions_file(
-    work, write_results, written, monkeypatch, capsys
-):
-    replace_meteor(monkeypatch)
+def test_results_are_scored_against_any_coco_captions_file(work, write_results, written, capsys):
     results = write_results({i: text for i, text in written.items() if i < 6}, "results.json")
     file = coco(work)
     content = json.loads(file.read_text())

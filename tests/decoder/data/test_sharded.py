@@ -21,7 +21,7 @@ from pipeline.caption_database import open_database
 from pipeline.doctor.workdir import check_work_directory
 from pipeline.vocabulary import EOS
 from pipeline.work import WorkFolder
-from tests.conftest import MakeOnce, replace_meteor
+from tests.conftest import MakeOnce
 from tests.decoder.conftest import BOTH_PHASES, SMALL, hide_java
 from tests.decoder.training import ranked
 from tests.decoder.training.processes import End, run, unlike
@@ -134,9 +134,8 @@ def test_two_processes_divide_the_shards_and_train(sharded, tmp_path):
 
 
 def test_a_run_over_shards_is_captioned_scored_reported_exported_and_examined(
-    sharded, tmp_path, monkeypatch, capsys
+    sharded, tmp_path, capsys
 ):
-    replace_meteor(monkeypatch)
     work = WorkFolder(Path(shutil.copytree(sharded, tmp_path / "work")))
     small = work.run("small")
     assert caption.main(["--run", str(small.path), "--split", "val"]) == 0
