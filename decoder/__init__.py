@@ -19,7 +19,7 @@ def load(
     run: "str | Path | None" = None,
     generate: "GenerateOptions | None" = None,
     *,
-    unsure: float = 0.4,
+    unsure: float = 0.6,
     neutral: bool = False,
     batch_size: int = 50,
     seed: int = 1,

@@ -86,7 +86,7 @@ class CaptionOptions:
     sidecar: Literal["txt", "stem-txt", "xmp"] | None = None
     """Write each caption beside its picture: txt into photo.jpg.txt, stem-txt into photo.txt, xmp
     as the description in photo.xmp or photo.jpg.xmp."""
-    unsure: float = 0.4
+    unsure: float = 0.6
     """Mark a caption as unsure if it is good with a probability below this; needs an exported
     captioner."""
     neutral: Literal["auto", "yes", "no"] = "auto"
@@ -237,7 +237,7 @@ class DemoOptions:
     """Largest picture that is accepted, in megabytes."""
     max_queue: int = 50
     """Number of pictures and searches that may wait; further ones are refused as busy."""
-    unsure: float = 0.4
+    unsure: float = 0.6
     """Mark a caption as unsure if it is good with a probability below this."""
     device: str = "auto"
     """cpu or cuda; auto uses a GPU if there is one."""
