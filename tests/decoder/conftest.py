@@ -54,19 +54,18 @@ def hide_java(patch: pytest.MonkeyPatch) -> None:
 
 def _train(folder: Path, shapes: Path, run: str, options: list[str]) -> None:
     shutil.copytree(shapes, folder)
-    assert train.main(["--work", str(folder), "--run", run, *options]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        hide_java(patch)
+        assert train.main(["--work", str(folder), "--run", run, *options]) == 0
 
 
 @pytest.fixture(scope="session")
 def trained(extracted_shapes: Path, make_once: MakeOnce) -> Path:
     """A work directory with the run "small" of both phases, never interrupted; read-only."""
 
-    def make(folder: Path) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            hide_java(patch)
-            _train(folder, extracted_shapes, "small", BOTH_PHASES)
-
-    return make_once("trained", make)
+    return make_once(
+        "trained", lambda folder: _train(folder, extracted_shapes, "small", BOTH_PHASES)
+    )
 
 
 @pytest.fixture(scope="session")
