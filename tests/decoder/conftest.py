@@ -1,5 +1,6 @@
 """A small batch for tests of models, objectives and search; small runs for tests of commands."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -8,9 +9,13 @@ import torch
 
 from decoder import train
 from decoder.data.batches import Batch, Features, pad
+from decoder.ranking import embedding_file
 from evaluation import java
 from features.errors import UserError
+from features.store import fingerprint
+from pipeline import vocabulary
 from pipeline.vocabulary import EOS, UNK
+from pipeline.work import WorkFolder
 from tests.conftest import MakeOnce
 
 WORDS, CHANNELS, REGIONS = 20, 24, 9
@@ -70,10 +75,19 @@ def trained(extracted_shapes: Path, make_once: MakeOnce) -> Path:
 
 @pytest.fixture(scope="session")
 def captioner(extracted_shapes: Path, make_once: MakeOnce) -> Path:
-    """A work directory with the run "captioner", whose captions differ; read-only."""
-    options = [*SMALL, "--hidden", "128", "--batch-size", "1", "--xe.epochs", "8", "--dropout", "0"]
+    """A work directory with the run "captioner", whose captions differ; read-only.
+
+    Its joint embedding is trained, too.
+    """
+    options = [*SMALL, "--hidden", "128", "--batch-size", "1", "--xe.epochs", "5", "--dropout", "0"]
     options += ["--xe.learning-rate", "0.003", "--xe.label-smoothing", "0", "--average", "0.9"]
     options += ["--rl.epochs", "0"]
-    return make_once(
-        "captioner", lambda folder: _train(folder, extracted_shapes, "captioner", options)
-    )
+
+    def make(folder: Path) -> None:
+        _train(folder, extracted_shapes, "captioner", options)
+        run = WorkFolder(folder).run("captioner")
+        description = json.loads(run.config.read_text())["features"]
+        words = vocabulary.load(run.vocabulary)
+        embedding_file.load_or_train(run, run.work, words, fingerprint(description))
+
+    return make_once("captioner", make)

@@ -224,7 +224,7 @@ def test_a_correction_is_saved_in_a_table_that_the_command_line_keeps(
     shutil.move(table, tmp_path)
     run = str(captioner / "runs" / "captioner")
     listing = ["--out", str(tmp_path / "captions.csv"), str(tmp_path)]
-    assert caption.main(["--run", run, "--unsure", "0.4", *listing]) == 0
+    assert caption.main(["--run", run, *listing]) == 0
     assert "0 captions added" in capsys.readouterr().out
     first = (tmp_path / "captions.csv").read_text().splitlines()[1]
     assert first.startswith(f'{Path(pictures[0]).name},"A text of mine, with a comma.",false,,')
