@@ -14,7 +14,7 @@ import torch
 from decoder import train
 from decoder.cider import CiderD
 from decoder.data.batches import Batch
-from decoder.data.layout import captions_in_slots
+from decoder.data.layout import captions_in_slots, without_waiting
 from decoder.data.readers import on_device
 from decoder.generation.constraints import constraints
 from decoder.generation.generate import beam_search
@@ -105,7 +105,7 @@ def test_a_beam_search_never_waits_and_finds_the_captions_of_the_cpu(
             model, features = model.to(device), batch.features.to(device)
             forbidden = constraints(GenerateOptions(), vocabulary, 8)
             beam_search(model, model.encode(features), 3, 8, 0.8, forbidden=forbidden)
-            with no_waiting():
+            with no_waiting(), without_waiting():  # as in a graph
                 memory = model.encode(features)
                 searched = beam_search(model, memory, 3, 8, 0.8, forbidden=forbidden)
             found.append(searched.checked())
