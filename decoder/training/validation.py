@@ -36,6 +36,9 @@ class Scores(NamedTuple):
     """The tokenizer used."""
 
 
+_NO_SCORES = Scores({}, "")
+
+
 class Validation:
     """Writes captions of the validation images, as decoder.caption does, and scores them.
 
@@ -101,24 +104,17 @@ class Validation:
             UserError: the model's scores are not finite numbers.
         """
         written = self._write_all(save_if_due)
-        if self.validator is not None and self.validator.beside:
-            return self._thread.submit(self._score, self.validator, written)
-        scores = None if self.validator is None else self._score(self.validator, written)
-        shared = broadcast(scores)
-        assert shared is not None  # the first process has the validator
-        done: Future[Scores] = Future()
-        done.set_result(shared)
-        return done
-
-    def _score(self, validator: Validator, written: list[list[str]]) -> Scores:
-        by_width = dict(zip(self.widths, zip(*written, strict=True), strict=True))
+        scores: Future[Scores] = Future()
+        if self.validator is None:  # the first process has it
+            scores.set_result(broadcast(_NO_SCORES))
+            return scores
+        self.begin()
         ids = [image.id for image in self.images.images]
-        captions = {w: dict(zip(ids, texts, strict=True)) for w, texts in by_width.items()}
-        best = captions[self.beam]
-        figures = validator.score(best, captions[1] if self.beam > 1 else None)
-        figures.setdefault("greedy_CIDEr", figures["CIDEr"])
-        figures["bad_endings"] = diagnose(best.values())["bad_endings"]
-        return Scores(figures, validator.tokenizer)
+        of_width = [dict(zip(ids, texts, strict=True)) for texts in zip(*written, strict=True)]
+        if self.validator.beside:
+            return self._thread.submit(_scored, self.validator, of_width)
+        scores.set_result(broadcast(_scored(self.validator, of_width)))
+        return scores
 
     def close(self) -> None:
         """End what works in the background."""
@@ -197,3 +193,12 @@ class Validation:
             beam_search(model, memory, width, longest, penalty, forbidden=self._forbidden)
             for width in self.widths
         ]
+
+
+def _scored(validator: Validator, of_width: list[dict[int, str]]) -> Scores:
+    """Score captions by image id, of each width; the widest search is the one that counts."""
+    best = of_width[-1]
+    figures = validator.score(best, of_width[0] if len(of_width) > 1 else None)
+    figures.setdefault("greedy_CIDEr", figures["CIDEr"])
+    figures["bad_endings"] = diagnose(best.values())["bad_endings"]
+    return Scores(figures, validator.tokenizer)

@@ -8,6 +8,7 @@ import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from threading import Event
@@ -17,7 +18,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from decoder import train
 from decoder.data.layout import static_on_cpu
@@ -82,6 +82,22 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@cache
+def name_of(operation: torch._ops.OpOverload) -> str:
+    """Return the name of an operation that asks nothing of a GPU."""
+    name: str = operation.name().removeprefix("aten::")
+    assert not {name, name.split(".")[0]} & ASKING, f"{name} asks something of the host"
+    return name
+
+
+def tensors_in(*values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(*value)
+
+
 class Watch(TorchDispatchMode):
     """Refuses operations that ask something of a GPU, and records the shapes of all others."""
 
@@ -90,14 +106,13 @@ class Watch(TorchDispatchMode):
         self.operations: list[tuple[str, list[torch.Size]]] = []
 
     def __torch_dispatch__(self, operation, types, arguments=(), named=None):
-        name = operation.name().removeprefix("aten::")
-        assert not {name, name.split(".")[0]} & ASKING, f"{name} asks something of the host"
-        tensors = [leaf for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)]
+        name, named = name_of(operation), named or {}
+        tensors = list(tensors_in(arguments, *named.values()))
         if name.startswith("index"):
             assert all(t.dtype != torch.bool for t in tensors[1:]), f"{name} counts what is true"
-        result = operation(*arguments, **(named or {}))
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.operations.append((name, [tensor.shape for tensor in (*tensors, *results)]))
+        result = operation(*arguments, **named)
+        tensors += tensors_in(result)
+        self.operations.append((name, [tensor.shape for tensor in tensors]))
         return result
 
 
