@@ -23,9 +23,6 @@ from decoder.model.cells import State
 from features.errors import UserError
 from pipeline.vocabulary import BOS, EOS, PAD
 
-# Steps after which a GPU is asked whether all captions have ended; it waits for the answer.
-_ASKING = 4
-
 
 class NotFinite(UserError):
     """The decoder's scores are NaN: its weights or the features hold infinity or NaN."""
@@ -337,12 +334,10 @@ def beam_search(
             memory, live_L, tokens_LKT = memory.select(going), live_L[going], tokens_LKT[going]
             words_LK, score_LK = words_LK[going], score_LK[going]
             length_LK, ended_LK = length_LK[going], ended_LK[going]
-    generated = (
-        Generated(tokens_LKT, score_LK) if static else Generated(tokens_IKT, log_probability_IK)
-    )
-    if groups == 1:
-        return generated
-    return _best_of_each_group_first(generated, length_penalty, groups)
+    if static:
+        tokens_IKT, log_probability_IK = tokens_LKT, score_LK
+    beams = Generated(tokens_IKT, log_probability_IK)
+    return beams if groups == 1 else _best_of_each_group_first(beams, length_penalty, groups)
 
 
 def _choose(ranked_LKC: Tensor, words_LKC: Tensor, groups: int, diversity: float) -> Tensor:
@@ -382,8 +377,8 @@ def _best_of_each_group_first(beams: Generated, length_penalty: float, groups: i
 
 
 def _all_ended(ended_LK: Tensor, t: int) -> bool:
-    """Return whether all captions are known to have ended after step `t`; asks at few steps."""
-    return t % _ASKING == _ASKING - 1 and may_wait() and bool(ended_LK.all())
+    """Return whether all captions are known to have ended; every fourth step waits to know it."""
+    return t % 4 == 3 and may_wait() and bool(ended_LK.all())
 
 
 def _expect_numbers(values: Tensor) -> None:
