@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from decoder.data.layout import is_static
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions, keep_in_memory
 from decoder.data.sharded import ShardedReader
 from decoder.data.weights import parse_weights
@@ -25,6 +26,7 @@ from decoder.training.state import TrainingState
 from decoder.training.trainer import Stopped, Trainer
 from evaluation import concerns
 from evaluation.validation import Validator
+from evaluation.validation_process import ValidatorProcess
 from features.commands import TRAIN
 from features.devices import choose_device
 from features.distributed import broadcast, own_device, process_group, rank, world_size
@@ -151,12 +153,14 @@ def new_trainer(options: TrainOptions) -> Trainer:
     used = {"train": training.images, "val": validation.images}
     record = None if trained is None else trained.record()
     config = describe(options, store, model, words, used, record)
-    validator = None
+    validator: Validator | None = None
     if first:
         if options.like is not None:
             _report_unlike(config, options.like)
         references = {image.id: [c.text for c in image.captions] for image in validation.images}
-        validator = Validator(references)
+        # Beside two cores that train, scoring would gain nothing; other processes wait for it.
+        beside = is_static(device) and world_size() == 1
+        validator = (ValidatorProcess if beside else Validator)(references)
     return Trainer(options, run, config, model, words, training, validation, validator, trained)
 
 

@@ -148,15 +148,20 @@ def score_tokens(
     time_limit: float = TIME_LIMIT,
 ) -> ToolkitScores:
     """Score captions that are already tokenized; otherwise like `score`."""
+    check_captions(references, candidates)
+    scores = ToolkitScores({}, {}, {}, {image: candidates[image] for image in references})
+    for metric in metrics:
+        _SCORERS[metric](references, candidates, time_limit, scores)
+    return scores
+
+
+def check_captions(references: Captions, candidates: Mapping[int, str]) -> None:
+    """Raise UserError if the image ids differ, or no reference has a word."""
     _check_ids(references, candidates)
     if not any(caption for captions in references.values() for caption in captions):
         raise UserError(
             "no reference caption has a word; expected reference captions to score against"
         )
-    scores = ToolkitScores({}, {}, {}, {image: candidates[image] for image in references})
-    for metric in metrics:
-        _SCORERS[metric](references, candidates, time_limit, scores)
-    return scores
 
 
 def _check_ids(references: Captions, candidates: Mapping[int, str]) -> None:

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from evaluation.toolkit import Captions, score_tokens, tokenize
+from evaluation.prepared import PreparedReferences
+from evaluation.toolkit import Captions, tokenize
 from features.errors import UserError
 from features.extras import need
 
@@ -34,6 +35,9 @@ class Validator:
     close to the official ones.
     """
 
+    beside = False
+    """Whether another process does the work, so that this one can train meanwhile."""
+
     def __init__(self, references: Captions, time_limit: float = 120.0) -> None:
         """Score against `references`, the reference captions of each validation image.
 
@@ -45,6 +49,7 @@ class Validator:
         self._time_limit = time_limit
         self._java = True
         self._references: Future[dict[int, list[str]]] | None = None
+        self._prepared: PreparedReferences | None = None
         if len(references) == 1:
             log.warning("with one validation image CIDEr is always 0; it needs two or more")
 
@@ -53,32 +58,56 @@ class Validator:
         if self._references is None:
             self._references = ThreadPoolExecutor(1).submit(self._tokenize, self._captions)
 
+    def close(self) -> None:
+        """End what works in the background."""
+
     @property
     def tokenizer(self) -> str:
         """The tokenizer of the last scores, `OFFICIAL` (the toolkit's) or `APPROXIMATE`."""
         return OFFICIAL if self._java else APPROXIMATE
 
-    def score(self, candidates: Mapping[int, str]) -> dict[str, float]:
+    def score(
+        self, candidates: Mapping[int, str], greedy: Mapping[int, str] | None = None
+    ) -> dict[str, float]:
         """Return CIDEr, ROUGE_L and Bleu_1 to Bleu_4 of one caption for each image.
 
-        CIDEr is 0 with a single image, as in the toolkit.
+        CIDEr is 0 with a single image.
+
+        Args:
+            candidates: a caption for each image.
+            greedy: other captions, of which the result has the CIDEr, as "greedy_CIDEr".
 
         Raises:
             UserError: the image ids differ from those of the references, or no reference has a
                 word.
         """
+        captions = {
+            image: [caption] if greedy is None else [caption, greedy[image]]
+            for image, caption in candidates.items()
+        }
+        tokens, references = self._with_references(captions)
+        scores = references.score({image: texts[0] for image, texts in tokens.items()})
+        if greedy is not None:
+            of_greedy = {image: texts[1] for image, texts in tokens.items()}
+            scores["greedy_CIDEr"] = references.cider(of_greedy)
+        return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
+
+    def _with_references(
+        self, captions: Captions
+    ) -> tuple[dict[int, list[str]], PreparedReferences]:
+        """Return captions and references, tokenized in the same way."""
         self.begin()
         assert self._references is not None
-        references = self._references.result()
-        tokens = self._tokenize({image: [caption] for image, caption in candidates.items()})
-        if not self._java:  # the references may have been tokenized by Java
+        references, had_java = self._references.result(), self._java
+        tokens = self._tokenize(captions)
+        if had_java and not self._java:
             references = tokenize_without_java(self._captions)
-        scores = score_tokens(
-            references,
-            {image: captions[0] for image, captions in tokens.items()},
-            metrics=("CIDEr", "Bleu", "ROUGE_L"),
-        ).corpus
-        return {name: 0.0 if math.isnan(value) else value for name, value in scores.items()}
+            self._references = Future()
+            self._references.set_result(references)
+            self._prepared = None
+        if self._prepared is None:
+            self._prepared = PreparedReferences(references)
+        return tokens, self._prepared
 
     def _tokenize(self, captions: Captions) -> dict[int, list[str]]:
         if self._java:

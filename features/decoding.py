@@ -16,7 +16,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -30,6 +29,7 @@ from PIL import Image
 from torch import Tensor
 
 from features.backbones import Backbone
+from features.child_process import command_of
 from features.errors import UserError
 from features.images import PictureError
 
@@ -37,16 +37,6 @@ _log = logging.getLogger(__name__)
 
 _TRIES = 2
 _SECONDS_TO_END = 5.0
-# Nothing of the environment or the current folder decides what the process imports, and Ctrl-C on a
-# terminal, which every process gets, is left to the one that started it.
-_SERVE = """
-import json, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)
-arguments = json.loads(sys.argv[1])
-sys.path[:] = arguments.pop("path")
-from features.decoding_process import serve
-serve(**arguments)
-"""
 
 
 class Buffer(NamedTuple):
@@ -129,8 +119,8 @@ class DecodingProcesses:
         self._shape = ((self.ahead + 2) * pictures, len(views), *backbone.size, 3)
         self._pictures = pictures
         self._cuda = backbone.device.type == "cuda"
+        self._pinned = False
         self._arguments = {
-            "path": sys.path,
             "shape": self._shape,
             "views": list(views),
             "method": backbone.description["transform"]["interpolation"].upper(),
@@ -190,10 +180,9 @@ class DecodingProcesses:
         pixels = torch.from_numpy(self._shared)
         parts = enumerate(pixels.split(self._pictures))
         self._free = [Buffer(i * self._pictures, part) for i, part in parts]
-        # So a GPU can fetch a batch while the next one is computed.
-        self._pinned = self._cuda and not torch.cuda.cudart().cudaHostRegister(
-            pixels.data_ptr(), pixels.nbytes, 0
-        )
+        if self._cuda:  # so that it can fetch a batch while the next one is computed
+            status = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.nbytes, 0)
+            self._pinned = status == 0  # an object, which is true whatever it says
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -214,9 +203,8 @@ class _Process:
         ours, theirs = socket.socketpair()
         with theirs:
             own = {"memory": memory, "connection": theirs.fileno()}
-            argument = json.dumps({**arguments, **own})
             self._process = subprocess.Popen(
-                [sys.executable, "-I", "-c", _SERVE, argument],
+                command_of("features.decoding_process", **arguments, **own),
                 pass_fds=(theirs.fileno(), memory),
                 stdin=subprocess.DEVNULL,
             )

@@ -26,6 +26,16 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: PyTorch has no such device on this machine; use cpu, or auto for "
             "a GPU if there is one"
         ) from error
+    return use(device)
+
+
+def use(device: torch.device) -> torch.device:
+    """Return `device`; if it is one of several GPUs, make it the current one of this thread.
+
+    Events, compiled kernels and NCCL go by the current GPU, whatever tensors they work on.
+    """
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     return device
 
 

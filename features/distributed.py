@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from features.devices import use
 from features.errors import UserError
 
 # One process may have to wait until the others have finished extracting.
@@ -38,7 +39,7 @@ def process_group() -> Iterator[None]:
         yield
         return
     try:
-        dist.init_process_group("gloo", timeout=_TIMEOUT)
+        dist.init_process_group(_backend(), timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"cannot reach the other processes ({error}); start all of them with torchrun"
@@ -47,6 +48,17 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _backend() -> str:
+    """Return what carries tensors between processes.
+
+    NCCL adds up tensors of GPUs without the host, but each process needs a GPU of its own. Gloo
+    copies them through the host. Objects and barriers go through gloo in either case.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+    has_own_gpu = torch.cuda.device_count() >= processes and dist.is_nccl_available()
+    return "cpu:gloo,cuda:nccl" if has_own_gpu else "gloo"
 
 
 def broadcast(value: Value) -> Value:
@@ -77,7 +89,8 @@ def own_device(device: torch.device) -> torch.device:
     """Return `device`, or this process's GPU if `device` is any GPU."""
     if device.type != "cuda" or device.index is not None or world_size() == 1:
         return device
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    number = int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    return use(torch.device("cuda", number))
 
 
 @contextmanager
@@ -85,7 +98,7 @@ def explain_lost_processes() -> Iterator[None]:
     """Turn the error of a lost connection into a UserError that explains how to continue."""
     try:
         yield
-    except RuntimeError as error:  # from gloo, when a connection closes
+    except RuntimeError as error:  # when a connection closes
         raise UserError(
             "another process of this command stopped; its message says why. What was saved is "
             "kept: to continue, run the same command again; for training, add --resume"

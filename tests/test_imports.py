@@ -19,6 +19,7 @@ ALLOWED = {
     "pipeline": ("features",),
     # Scores and reports need captions and pictures, but no model. A report reads pooled features.
     "evaluation": (
+        "features.child_process",
         "features.commands",
         "features.errors",
         "features.extras",

@@ -3,7 +3,8 @@
 A CPU spends its time on arithmetic, so nothing is computed there for words that do not exist
 (`decoder.data.batches.pack`). A GPU spends it on starting kernels, thousands a step, unless a step
 is a CUDA graph, which replays fixed shapes only. So on a GPU captions are padded, images have the
-same number of captions, captions that have ended stay, and nothing asks the host what to do next.
+same number of captions, captions that have ended stay, and nothing asks the host what to do next,
+except a search outside of graphs, which asks now and then whether all captions have ended.
 `is_static` chooses between the two, everywhere. Both run the same models and objectives.
 
 Shape suffixes: I images, B captions, S slots of a batch, each with the features of one image,
@@ -29,6 +30,7 @@ _LENGTHS, _REGIONS, _SHARE = 4, 16, 8
 _IMAGES, _CAPTIONS = 50, 2000
 
 _static_on_cpu = False
+_may_wait = True
 
 
 def is_static(device: torch.device) -> bool:
@@ -45,6 +47,22 @@ def static_on_cpu(wanted: bool = True) -> Iterator[None]:
         yield
     finally:
         _static_on_cpu = before
+
+
+def may_wait() -> bool:
+    """Return whether the host may wait for a GPU now, for example to learn that all is done."""
+    return _may_wait
+
+
+@contextmanager
+def without_waiting() -> Iterator[None]:
+    """Take every step, and ask nothing of a GPU, inside this context; for what is captured."""
+    global _may_wait
+    before, _may_wait = _may_wait, False
+    try:
+        yield
+    finally:
+        _may_wait = before
 
 
 def images_at_once(device: torch.device, captions: int) -> int:

@@ -5,7 +5,8 @@ V words that can be generated (the vocabulary from EOS on), L images that still 
 caption, C choices of a caption's next word, G groups of beams.
 
 All three compute only the images that still have an unfinished caption, and stop with the last one.
-On a GPU all images stay to the last step (see `decoder.data.layout`), with the same captions.
+On a GPU all images stay until every caption has ended, or in a CUDA graph to the last step (see
+`decoder.data.layout`), with the same captions.
 EOS is the only special word that can be generated: a decoder has no output for the others.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Features
-from decoder.data.layout import is_static
+from decoder.data.layout import is_static, may_wait
 from decoder.generation.options import GenerateOptions
 from decoder.model.cells import State
 from features.errors import UserError
@@ -189,6 +190,8 @@ def sample(
         log_probability_IK[live_L] += gained_LK.masked_fill(ended_LK, 0)
         ended_LK = ended_LK | (words_LK == EOS)
         if static:
+            if _all_ended(ended_LK, t):
+                break
             continue
         going = ~ended_LK.all(1)
         if not going.any():
@@ -312,12 +315,15 @@ def beam_search(
         tokens_LKT = tokens_LKT.gather(1, parent_LK[:, :, None].expand_as(tokens_LKT))
         tokens_LKT[:, :, t] = words_LK
         ended_LK = ended_LK.gather(1, parent_LK) | (words_LK == EOS)
+        # Nothing needs to wait for an unused beam (fewer captions than beams).
+        finished_LK = ended_LK | (score_LK == -torch.inf)
         if static:
+            if _all_ended(finished_LK, t):
+                break
             state = _of_parents(state, parent_LK)
             continue
 
-        # Nothing needs to wait for an unused beam (fewer captions than beams).
-        going = ~(ended_LK | (score_LK == -torch.inf)).all(1)
+        going = ~finished_LK.all(1)
         done = ~going if t < max_length else torch.ones_like(going)
         tokens_IKT[live_L[done]] = tokens_LKT[done]
         log_probability_IK[live_L[done]] = score_LK[done]
@@ -328,12 +334,10 @@ def beam_search(
             memory, live_L, tokens_LKT = memory.select(going), live_L[going], tokens_LKT[going]
             words_LK, score_LK = words_LK[going], score_LK[going]
             length_LK, ended_LK = length_LK[going], ended_LK[going]
-    generated = (
-        Generated(tokens_LKT, score_LK) if static else Generated(tokens_IKT, log_probability_IK)
-    )
-    if groups == 1:
-        return generated
-    return _best_of_each_group_first(generated, length_penalty, groups)
+    if static:
+        tokens_IKT, log_probability_IK = tokens_LKT, score_LK
+    beams = Generated(tokens_IKT, log_probability_IK)
+    return beams if groups == 1 else _best_of_each_group_first(beams, length_penalty, groups)
 
 
 def _choose(ranked_LKC: Tensor, words_LKC: Tensor, groups: int, diversity: float) -> Tensor:
@@ -370,6 +374,11 @@ def _best_of_each_group_first(beams: Generated, length_penalty: float, groups: i
     group_IGK = ranked_IGK.argsort(dim=1, descending=True, stable=True)
     order_IGK = group_IGK * ranked_IGK.shape[2] + beam_IGK.gather(1, group_IGK)
     return beams.reordered(order_IGK.transpose(1, 2).flatten(1))
+
+
+def _all_ended(ended_LK: Tensor, t: int) -> bool:
+    """Return whether all captions are known to have ended; every fourth step waits to know it."""
+    return t % 4 == 3 and may_wait() and bool(ended_LK.all())
 
 
 def _expect_numbers(values: Tensor) -> None:

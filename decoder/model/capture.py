@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from decoder.data.layout import without_waiting
 from features.errors import first_line
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class Graphs:
             self._set_random_state(random)
 
         try:
-            with self._own_stream():
+            with self._own_stream(), _of_any_mode():
                 graph = self._captured(function, inputs, changed, start_again)
         except RuntimeError as error:  # torch's and CUDA's errors of any kind
             log.warning(
@@ -120,17 +121,22 @@ class Graphs:
         """
         assert self._record is not None
         fixed = [tensor.clone() for tensor in inputs]
+
+        def computed() -> tuple[Tensor, ...]:
+            with without_waiting():
+                return function(*fixed)
+
         for turn in range(_WARM_UPS):
             start_again()
             with self._no_waiting(turn == _WARM_UPS - 1):
-                results = function(*fixed)
+                results = computed()
         expected = [tensor.clone() for tensor in (*results, *changed)]
         # Graphs share their memory, but their results must outlast the replay of another.
         outputs = tuple(torch.empty_like(tensor) for tensor in results)
         del results
 
         def work() -> None:
-            for output, result in zip(outputs, function(*fixed), strict=True):
+            for output, result in zip(outputs, computed(), strict=True):
                 output.copy_(result)
 
         start_again()
@@ -182,6 +188,18 @@ class Graphs:
             torch.cuda.set_rng_state(state, self._device)
         else:
             torch.set_rng_state(state)
+
+
+@contextmanager
+def _of_any_mode() -> Iterator[None]:
+    """Create tensors that may be changed in any mode, though gradients stay off where they are.
+
+    The first graph creates tensors of torch's random generator, which later graphs change. Created
+    in inference mode, they could not be changed outside of it.
+    """
+    gradients = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+        yield
 
 
 class _CudaGraphs:

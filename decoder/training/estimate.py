@@ -87,8 +87,8 @@ def _seconds_per_validation(validation: Validation) -> float:
     captions = {image.id: image.captions[0].text for image in images.images}
     started = time.perf_counter()
     assert validation.validator is not None  # there is one process
-    for _ in validation.widths:
-        validation.validator.score(captions)
+    validation.validator.score(captions, captions if validation.beam > 1 else None)
+    validation.validator.close()
     return searching + time.perf_counter() - started
 
 

@@ -7,7 +7,6 @@ Under torchrun every process takes the same steps on its share of each batch and
 import logging
 import math
 import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -23,19 +22,20 @@ from decoder.data.readers import SplitReader, TrainingReader, on_device
 from decoder.generation.generate import NotFinite
 from decoder.model.capture import Graphs
 from decoder.model.decoders import Decoder
-from decoder.runs import checkpoints
-from decoder.training import distributed, events
+from decoder.training import distributed
+from decoder.training.epochs import Epochs
 from decoder.training.figures import Figures
 from decoder.training.graphs import FixedSteps
 from decoder.training.initialisation import initialise
 from decoder.training.objectives import Loss
 from decoder.training.options import TrainOptions, cross_entropy_epochs
-from decoder.training.phases import TITLES, CrossEntropyPhase, Phase, ReinforcePhase
+from decoder.training.phases import CrossEntropyPhase, Phase, ReinforcePhase
 from decoder.training.state import TrainingState
 from decoder.training.transfer import Trained, transfer
 from decoder.training.validation import Validation
-from evaluation.validation import OFFICIAL, Validator
-from features.distributed import broadcast, rank, world_size
+from evaluation.validation import Validator
+from features.distributed import rank, world_size
+from features.errors import UserError
 from features.progress import is_quiet
 from pipeline.vocabulary import SPECIAL, Vocabulary
 from pipeline.work import RunFolder
@@ -107,6 +107,8 @@ class Trainer:
         self.validation = Validation(
             self.state, images, validator, vocabulary, options.beam, options.length_penalty, graphs
         )
+        names = [phase.name for phase in self.phases]
+        self.epochs = Epochs(self.state, self.validation, frozenset(names[:-1]))
         self._unread: deque[Figures] = deque()
         self._stop_requested = self._stopping = False
 
@@ -134,11 +136,17 @@ class Trainer:
             UserError: the loss is not finite, or the disk is full.
         """
         current = [phase.name for phase in self.phases].index(self.state.progress.phase)
-        with _signals_call(self._request_stop):
-            for phase in self.phases[current:]:
-                if phase.name != self.state.progress.phase:
-                    self.state.start_phase(phase.name)
-                self._run_phase(phase)
+        try:
+            with _signals_call(self._request_stop):
+                for phase in self.phases[current:]:
+                    if phase.name != self.state.progress.phase:
+                        self.state.start_phase(phase.name)
+                    self._run_phase(phase)
+        except UserError:
+            self.epochs.complete()  # or an epoch before the error would never be recorded
+            raise
+        finally:
+            self.validation.close()
 
     def _run_phase(self, phase: Phase) -> None:
         progress = self.state.progress
@@ -264,12 +272,13 @@ class Trainer:
         return text
 
     def _finish_epoch(self, phase: Phase, bar: tqdm) -> None:
-        """Validate, keep the best weights, and write the epoch's line of metrics."""
+        """Validate, and record the epoch; its scores may follow while the next one trains."""
         state, progress = self.state, self.state.progress
         batches = self.training.batches_per_epoch
         self.read_figures()
-        state.save()  # validation takes a while and may be killed
-        scores, tokenizer = self.validation.run(self._save_if_due)
+        if not self.epochs.complete():
+            state.save()  # validation takes a while and may be killed
+        scores = self.validation.run(self._save_if_due)
         line = {
             "phase": phase.name,
             "epoch": progress.epoch + 1,
@@ -278,45 +287,22 @@ class Trainer:
             "learning_rate": self._learning_rate(phase, progress.step - 1),
             "seconds": round(progress.seconds, 2),
             "captions_per_second": round(progress.captions / max(progress.seconds, 1e-9), 1),
-            "tokenizer": tokenizer,
-            "val": scores,
         }
-        progress.metrics.append(line)
-        with state.naming_last_good():
-            self._keep_if_best(phase, scores["CIDEr"])
-            if rank() == 0:
-                events.write(state.run.tensorboard, len(progress.metrics), _scalars(line))
         progress.finish_epoch()
-        state.save()  # last: after a kill before this, all of the above is repeated
-        if rank() == 0 and not is_quiet():
-            bar.write(_as_text(line), file=sys.stderr)
-        broadcast(None)  # the other processes wait until the best weights are written
-
-    def _keep_if_best(self, phase: Phase, cider: float) -> None:
-        """Save the averaged weights if no earlier ones had a better validation CIDEr."""
-        progress, run = self.state.progress, self.state.run
-        gain = cider > progress.best_of_phase
-        progress.epochs_without_gain = 0 if gain else progress.epochs_without_gain + 1
-        # At equal scores the later weights: with a single validation image CIDEr is always 0.
-        if cider >= progress.best_of_phase:
-            progress.best_of_phase = cider
-            if phase is not self.phases[-1] and rank() == 0:  # the next phase starts from them
-                checkpoints.save(run.best_xe, self.state.average)
-        if cider >= progress.best:
-            progress.best = cider
-            if rank() == 0:
-                checkpoints.save(run.best, self.state.average)
+        self.epochs.add(phase, line, scores, bar)
 
     def _save_if_due(self) -> None:
-        """Save the state if --save-minutes have passed.
+        """Save the state if --save-minutes have passed or an epoch's scores have arrived.
 
         Raises:
             Stopped: this process or, after a step, any of them was asked to stop.
         """
         stops = self._stopping if world_size() > 1 else self._stop_requested
-        if self.state.minutes_since_saved() >= self.options.save_minutes or stops:
+        due = self.state.minutes_since_saved() >= self.options.save_minutes
+        if due or stops or self.epochs.has_scores:
             self.read_figures()
-            self.state.save()
+            if not self.epochs.complete():
+                self.state.save()
         if stops:
             raise Stopped
 
@@ -358,22 +344,3 @@ def _mix(*numbers: int) -> int:
     for number in numbers:
         mixed = (mixed * 1_000_003 + number) % 2**63
     return mixed
-
-
-def _scalars(line: dict[str, Any]) -> dict[str, float]:
-    """Return the figures of a line of metrics for TensorBoard."""
-    scalars = {name: line[name] for name in ("loss", "reward", "learning_rate")}
-    scalars |= {f"val/{name}": value for name, value in line["val"].items()}
-    return {f"{line['phase']}/{k}": v for k, v in scalars.items() if v is not None}
-
-
-def _as_text(line: dict[str, Any]) -> str:
-    """Return a line of metrics for the terminal."""
-    scores = ", ".join(f"{name} {value:.3f}" for name, value in line["val"].items())
-    reward = "" if line["reward"] is None else f", reward {line['reward']:.3f}"
-    tokenizer = line["tokenizer"]
-    note = "" if tokenizer == OFFICIAL else f" ({tokenizer}, not the official ones)"
-    return (
-        f"{TITLES[line['phase']]} epoch {line['epoch']}: loss {line['loss']:.4f}{reward}, "
-        f"{line['captions_per_second']:.0f} captions/s; validation {scores}{note}"
-    )

@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +24,19 @@ from evaluation.validation import Validator
 from features.distributed import broadcast, rank, world_size
 from pipeline.captions import Image
 from pipeline.vocabulary import Vocabulary
+
+
+class Scores(NamedTuple):
+    """Scores of an epoch's validation captions."""
+
+    figures: dict[str, float]
+    """Those of `Validator.score` for the captions of the beam search, with the CIDEr of the greedy
+    captions as "greedy_CIDEr", and the share of bad endings."""
+    tokenizer: str
+    """The tokenizer used."""
+
+
+_NO_SCORES = Scores({}, "")
 
 
 class Validation:
@@ -55,7 +70,10 @@ class Validation:
         self.widths = sorted({1, beam})  # 1 is greedy
         self._length_penalty = length_penalty
         self._graphs = graphs
-        self._averaged: Decoder | None = None
+        self.averaged: Decoder | None = None
+        """The model with the averaged weights that were validated last, in evaluation mode. It is
+        always the same copy, so that a CUDA graph finds its weights."""
+        self._thread = ThreadPoolExecutor(1)  # waits for scores; it starts when it is used
         self._forbidden = constraints(GenerateOptions(), vocabulary, vocabulary.max_length)
 
     @property
@@ -73,33 +91,35 @@ class Validation:
         if self.validator is not None:
             self.validator.begin()
 
-    def run(self, save_if_due: Callable[[], None]) -> tuple[dict[str, float], str]:
-        """Score the captions that the averaged weights write.
+    def run(self, save_if_due: Callable[[], None]) -> Future[Scores]:
+        """Write the captions of the averaged weights, and score them.
+
+        Where the validator works `beside` this process, the scores follow later. Meanwhile
+        `averaged` holds the weights that they are of.
 
         Args:
             save_if_due: called after every batch, when the state has its captions.
-
-        Returns:
-            The scores and the share of bad endings of the beam search's captions, with the CIDEr of
-            the greedy captions as "greedy_CIDEr"; and the tokenizer used.
 
         Raises:
             UserError: the model's scores are not finite numbers.
         """
         written = self._write_all(save_if_due)
-        result: tuple[dict[str, float], str] | None = None
+        scores: Future[Scores] = Future()
+        if self.validator is None:  # the first process has it
+            scores.set_result(broadcast(_NO_SCORES))
+            return scores
+        self.begin()
+        ids = [image.id for image in self.images.images]
+        of_width = [dict(zip(ids, texts, strict=True)) for texts in zip(*written, strict=True)]
+        if self.validator.beside:
+            return self._thread.submit(_scored, self.validator, of_width)
+        scores.set_result(broadcast(_scored(self.validator, of_width)))
+        return scores
+
+    def close(self) -> None:
+        """End what works in the background."""
         if self.validator is not None:
-            by_width = dict(zip(self.widths, zip(*written, strict=True), strict=True))
-            ids = [image.id for image in self.images.images]
-            captions = {w: dict(zip(ids, texts, strict=True)) for w, texts in by_width.items()}
-            of_width = {width: self.validator.score(captions[width]) for width in self.widths}
-            scores = dict(of_width[self.beam])
-            scores["greedy_CIDEr"] = of_width[1]["CIDEr"]
-            scores["bad_endings"] = diagnose(captions[self.beam].values())["bad_endings"]
-            result = scores, self.validator.tokenizer
-        shared = broadcast(result)
-        assert shared is not None  # the first process has the validator
-        return shared
+            self.validator.close()
 
     def _write_all(self, save_if_due: Callable[[], None]) -> list[list[str]]:
         """Return the captions of all validation images; each process writes its share of them."""
@@ -123,14 +143,11 @@ class Validation:
         return [captions for share in distributed.gather(shares) for captions in share]
 
     def averaged_model(self) -> Decoder:
-        """Return a copy of the model with the averaged weights, in evaluation mode.
-
-        It is always the same copy, so that a CUDA graph finds its weights.
-        """
-        if self._averaged is None:
-            self._averaged = copy.deepcopy(self.state.model)
-        self._averaged.load_state_dict(self.state.average)
-        return self._averaged.eval()
+        """Return `averaged`, with the present averaged weights."""
+        if self.averaged is None:
+            self.averaged = copy.deepcopy(self.state.model)
+        self.averaged.load_state_dict(self.state.average)
+        return self.averaged.eval()
 
     @torch.inference_mode()
     def write_captions(
@@ -176,3 +193,12 @@ class Validation:
             beam_search(model, memory, width, longest, penalty, forbidden=self._forbidden)
             for width in self.widths
         ]
+
+
+def _scored(validator: Validator, of_width: list[dict[int, str]]) -> Scores:
+    """Score captions by image id, of each width; the widest search is the one that counts."""
+    best = of_width[-1]
+    figures = validator.score(best, of_width[0] if len(of_width) > 1 else None)
+    figures.setdefault("greedy_CIDEr", figures["CIDEr"])
+    figures["bad_endings"] = diagnose(best.values())["bad_endings"]
+    return Scores(figures, validator.tokenizer)

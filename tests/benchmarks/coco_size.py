@@ -218,11 +218,12 @@ def _validation_seconds(trainer: Trainer, share: float) -> tuple[float, float]:
     # References stand in for captions of realistic length.
     texts = {image.id: image.captions[0].text for image in images.images}
     assert validation.validator is not None
-    validation.validator.score(texts)  # starts Java, and tokenizes the references
+    validation.validator.score(texts)  # starts Java, and counts the references
     started = time.perf_counter()
-    for _ in validation.widths:
-        validation.validator.score(texts)
-    return writing, time.perf_counter() - started
+    validation.validator.score(texts, greedy=texts)
+    scoring = time.perf_counter() - started
+    validation.close()
+    return writing, scoring
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import tyro
 TAIL = 6000  # characters kept of the output of a part
 
 _TESTS = ("tests/decoder/test_cuda.py", "tests/decoder/test_static.py")
+_PROCESSES = "tests/decoder/training/test_distributed.py"
 
 
 class Part(NamedTuple):
@@ -85,7 +86,8 @@ def _parts(device: str, peer: Path | None, pictures: Path | None) -> dict[str, P
     def training(precision: str, *more: str) -> list[str]:
         sizes = ["--images", "2", "--hidden", "16"] if tiny else ["--images", "10", "50", "100"]
         rows = ["--models", "updown", "--cells", "lstm", "--phases", "xe", "rl", "beam"]
-        rounds = ["--rounds", "1" if tiny else "5", "--device", device]
+        # A process that has to be killed prints no figures.
+        rounds = ["--rounds", "1" if tiny else "5", "--limit", "50", "--device", device]
         return benchmark("training", *rows, *sizes, *rounds, "--precision", precision, *more)
 
     def coco(precision: str) -> list[str]:
@@ -94,18 +96,22 @@ def _parts(device: str, peer: Path | None, pictures: Path | None) -> dict[str, P
         share = ["--share", "0.02", *small] if tiny else ["--share", "0.005"]
         return benchmark("coco_size", "--device", device, "--precision", precision, *share)
 
-    tests = _TESTS[1:] if tiny else _TESTS
+    def tests(*chosen: str) -> list[str]:
+        return [sys.executable, "-m", "pytest", "-q", "-x", *chosen]
+
+    # The most important first, since not all may have their time.
     found = {
-        "tests": Part(90, [sys.executable, "-m", "pytest", "-q", "-x", *tests]),
-        "training float32": Part(60, training("float32", "--json", "--profile")),
-        "training tf32": Part(60, training("tf32", "--json", "--profile")),
-        "training bfloat16": Part(60, training("bfloat16", "--json")),
+        "tests": Part(90, tests(*(_TESTS[1:] if tiny else _TESTS))),
+        "processes": Part(40, tests(_PROCESSES, "-k", "static" if tiny else "cuda")),
+        "training tf32": Part(90, training("tf32", "--json", "--profile")),
+        "training float32": Part(90, training("float32", "--json", "--profile")),
     }
     if peer is not None:
         sizes = ["--images", "2", "--rounds", "1"] if tiny else ["--rounds", "3"]
         command = benchmark("peer", "--clone", str(peer), "--device", device, *sizes)
         found["peer"] = Part(120, [*command, "--precision", "tf32"])
     found["coco tf32"] = Part(180, coco("tf32"))
+    found["training bfloat16"] = Part(90, training("bfloat16", "--json"))
     if pictures is not None:
         small = (
             ["--images", "8", "--rounds", "1"] if tiny else ["--images", "2000", "--rounds", "3"]

@@ -4,6 +4,7 @@ Workloads take turns, so that whatever else the machine does slows all of them a
 """
 
 import ctypes
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -72,8 +73,9 @@ def time_interleaved(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
     device: torch.device = _CPU,
+    deadline: float = math.inf,
 ) -> tuple[list[Timing], float]:
-    """Run every workload once a round.
+    """Run every workload once a round, at least once, and no further round after the deadline.
 
     Returns:
         The measurements of each workload, and the peak rate: the median rate of a large float32
@@ -93,6 +95,8 @@ def time_interleaved(
     peaks = [peak_rate()]
     timings = [Timing(workload) for workload in workloads]
     for turn in range(rounds + 1):  # the first round allocates memory and prepares the reward
+        if turn > 1 and time.monotonic() > deadline:
+            break
         for timing in timings:
             before = peak_rate()
             resident = _reset_peak_memory(device)

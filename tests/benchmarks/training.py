@@ -13,6 +13,7 @@ kernels ran.
 """
 
 import json
+import math
 import tempfile
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def main(
     cpu_time: bool = False,
     json: bool = False,
     profile: bool = False,
+    limit: float = math.inf,
 ) -> None:
     """Print a table of rates.
 
@@ -62,7 +64,9 @@ def main(
             only for one thread.
         json: print JSON instead of the table.
         profile: also print the share of each torch operation.
+        limit: seconds after which no further round and no further profile begins.
     """
+    deadline = time.monotonic() + limit
     clock = time.process_time if cpu_time else time.perf_counter
     with tempfile.TemporaryDirectory() as temporary:
         scratch = Path(temporary)
@@ -88,7 +92,7 @@ def main(
                 precision=precision,
             )
         ]
-        timings, peak = time_interleaved(workloads, rounds, clock, torch.device(device))
+        timings, peak = time_interleaved(workloads, rounds, clock, torch.device(device), deadline)
         results: dict[str, Any] = {
             "threads": torch.get_num_threads(),
             "peak_gflops": peak / 1e9,
@@ -97,7 +101,7 @@ def main(
                 for _ in range(rounds if "start" in phases else 0)
             ],
             "rows": [_row(timing) for timing in timings],
-            "profiles": _profiles(timings) if profile else [],
+            "profiles": _profiles(timings, deadline) if profile else [],
         }
     _print_json(results) if json else _print_tables(results)
 
@@ -117,12 +121,15 @@ def _row(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _profiles(timings: list[Timing]) -> list[dict[str, float]]:
-    return [
-        profile(timing.workload)
-        | ({"GPU busy": busy} if (busy := kernel_share(timing.workload)) else {})
-        for timing in timings
-    ]
+def _profiles(timings: list[Timing], deadline: float) -> list[dict[str, float]]:
+    """Return the profiles of the first workloads, those that begin before the deadline."""
+    profiles = []
+    for timing in timings:
+        if time.monotonic() > deadline:
+            break
+        busy = kernel_share(timing.workload)
+        profiles.append(profile(timing.workload) | ({"GPU busy": busy} if busy else {}))
+    return profiles
 
 
 def _print_json(results: dict[str, Any]) -> None:

@@ -14,12 +14,13 @@ import torch
 from decoder import train
 from decoder.cider import CiderD
 from decoder.data.batches import Batch
-from decoder.data.layout import captions_in_slots
+from decoder.data.layout import captions_in_slots, without_waiting
 from decoder.data.readers import on_device
 from decoder.generation.constraints import constraints
 from decoder.generation.generate import beam_search
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
+from decoder.model.capture import Graphs
 from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
 from decoder.runs import checkpoints
@@ -105,10 +106,12 @@ def test_a_beam_search_never_waits_and_finds_the_captions_of_the_cpu(
             model, features = model.to(device), batch.features.to(device)
             forbidden = constraints(GenerateOptions(), vocabulary, 8)
             beam_search(model, model.encode(features), 3, 8, 0.8, forbidden=forbidden)
-            with no_waiting():
+            with no_waiting(), without_waiting():  # as in a graph
                 memory = model.encode(features)
                 searched = beam_search(model, memory, 3, 8, 0.8, forbidden=forbidden)
             found.append(searched.checked())
+        again = beam_search(model, memory, 3, 8, 0.8, forbidden=forbidden)  # may stop early
+    assert torch.equal(again.tokens_IKT, found[1].tokens_IKT)
     assert torch.equal(found[1].tokens_IKT[:, 0].cpu(), found[0].tokens_IKT[:, 0])
     scores = [search.log_probability_IK.cpu() for search in found]
     torch.testing.assert_close(scores[1], scores[0], rtol=1e-4, atol=1e-4)
@@ -197,6 +200,19 @@ def test_a_replay_follows_the_seed(extracted_shapes: Path) -> None:
             loss = trainer.fixed.gradients(phase, batch, 0).loss
             found.append(loss.item())
         assert found[0] == found[1] == found[2] != found[3], phase.name
+
+
+def test_a_graph_of_a_search_leaves_random_numbers_to_later_graphs(caplog) -> None:
+    """A run that is resumed in validation captures that first, in inference mode."""
+    graphs, ones = Graphs(torch.device("cuda")), torch.ones(3, device="cuda")
+    with torch.inference_mode():
+        graphs.run("search", lambda ones: (2 * ones,), [ones])
+    drawn = [graphs.run("draw", lambda ones: (ones.bernoulli(0.5),), [ones]) for _ in range(2)]
+    with torch.inference_mode():
+        (twice,) = graphs.run("search", lambda ones: (2 * ones,), [ones])
+    assert twice.tolist() == [2, 2, 2]
+    assert len(drawn) == 2
+    assert "without CUDA graphs" not in caplog.text
 
 
 def test_a_run_is_stopped_and_resumed(work: Path, monkeypatch) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from decoder.data.layout import (
     images_in_slots,
     padded,
     static_on_cpu,
+    without_waiting,
 )
 from decoder.generation.constraints import constraints, no_repeated_phrase
 from decoder.generation.generate import NotFinite, draw_words, generate
@@ -211,6 +213,26 @@ def test_a_beam_in_which_all_stay_is_equal(name, batch: Batch) -> None:
         lengths_I = (expected.tokens_IKT != PAD).sum(2).amax(1)
         varying += int(lengths_I.min() < lengths_I.max())
     assert varying > 3, "the cases are too easy: no image leaves before another"
+
+
+@pytest.mark.parametrize("options", [{"beam": 3}, {"beam": 1}, {"sample": True, "samples": 2}])
+def test_outside_of_graphs_a_search_stops_soon_after_its_last_caption(
+    options, static, batch: Batch, monkeypatch
+) -> None:
+    model, chosen = build("updown").eval(), GenerateOptions(**options)
+    with torch.no_grad():
+        model.output.bias[0] = 9.0  # of EOS
+    taken, next_word = [], Decoder.next_word
+    monkeypatch.setattr(Decoder, "next_word", lambda *given: taken.append(0) or next_word(*given))
+    found = []
+    for context, steps in ((without_waiting(), 12), (nullcontext(), 4)):
+        taken.clear()
+        torch.manual_seed(0)
+        with context:
+            found.append(generate(model, batch.features, chosen, 11 + chosen.sample))
+        assert len(taken) == steps
+    assert torch.equal(found[0].tokens_IKT, found[1].tokens_IKT)
+    assert torch.equal(found[0].log_probability_IK, found[1].log_probability_IK)
 
 
 def test_a_search_with_scores_that_are_nan_is_refused_at_its_end(static, batch: Batch) -> None:

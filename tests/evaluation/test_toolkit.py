@@ -1,12 +1,16 @@
 """The toolkit behind one function, the intervals, the diagnostics, and validation scores."""
 
+from random import Random
+
 import numpy as np
 import pytest
 
 from evaluation import bootstrap
 from evaluation.diagnostics import diagnose
+from evaluation.prepared import PreparedReferences
 from evaluation.toolkit import score, score_tokens, tokenize
 from evaluation.validation import Validator, tokenize_without_java
+from evaluation.validation_process import ValidatorProcess
 from features.errors import UserError
 from tests.pictures import read_flickr8k
 
@@ -146,6 +150,40 @@ def test_validation_continues_when_java_fails_and_warns_once(fake_java, caplog):
     warnings = [r.message for r in caplog.records if "without the official tokenizer" in r.message]
     assert len(warnings) == 2  # one for each validator
     assert "broken" in warnings[0]
+
+
+def test_another_process_gives_the_same_scores_and_its_end_stops_nothing(caplog):
+    greedy = {1: "the bone", 2: "two cats", 3: "a cat"}
+    validator = Validator(REFERENCES)
+    expected = validator.score(CANDIDATES, greedy)
+    assert expected["greedy_CIDEr"] == validator.score(greedy)["CIDEr"] > 0
+    beside = ValidatorProcess(REFERENCES)
+    with pytest.raises(UserError, match="2 images have references but no caption: 1, 3"):
+        beside.score({2: "two cats"})
+    assert beside.score(CANDIDATES, greedy) == expected
+    assert "warning" not in caplog.text.lower()
+    assert beside._process is not None
+    beside._process.result().kill()
+    beside._java = False  # from here on, to save time
+    assert beside.score(CANDIDATES, greedy) == expected
+    assert "their process ended with status -9" in caplog.text
+    beside.close()
+
+
+def test_references_counted_once_give_the_last_digit_of_the_toolkits_scores():
+    random = Random(3)
+    words = ["a", "a", "a", "the", "dog", "dog", "cat", "runs", "on", "in", "red", "big"]
+    captions = {n: [_some(words, random) for _ in range(1 + n % 5)] for n in range(60)}
+    prepared = PreparedReferences(captions)
+    for _ in range(2):
+        candidates = {n: _some(words, random) for n in captions}
+        wanted = score_tokens(captions, candidates, ("CIDEr", "Bleu", "ROUGE_L")).corpus
+        assert prepared.score(candidates) == wanted
+        assert prepared.cider(candidates) == wanted["CIDEr"] > 0.1
+
+
+def _some(words: list[str], random: Random) -> str:
+    return " ".join(random.choices(words, k=random.randrange(12)))
 
 
 def test_validation_on_one_image_warns_and_gives_a_number(caplog):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from features import decoding, extraction
+from features import child_process, decoding, extraction
 from features.backbones import Backbone
 from features.errors import UserError, is_about_access
 from features.extraction import calibrate, extract
@@ -334,7 +334,7 @@ def test_an_interrupt_ends_all_processes_and_keeps_what_was_computed(tmp_path: P
 def test_an_error_of_the_decoding_program_is_not_blamed_on_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(decoding, "_SERVE", "raise SystemExit('cannot start')")
+    monkeypatch.setattr(child_process, "_SERVE", "raise SystemExit('cannot start')")
     pictures = painted(tmp_path, 2)
     with pytest.raises(RuntimeError, match="status 1"):
         extract(backbone_of("eager"), pictures, Memory(), ["whole"], BATCH, WORKERS, processes=True)

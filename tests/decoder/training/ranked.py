@@ -4,7 +4,6 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
-from contextlib import nullcontext
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from decoder.data.batches import Batch
 from decoder.data.layout import captions_in_slots, static_on_cpu
 from decoder.training import distributed
 from decoder.training.objectives import cross_entropy
-from features.distributed import process_group, world_size
+from features.distributed import own_device, process_group, world_size
 from tests.decoder.model.test_decoders import build
 from tests.decoder.training.processes import _run
 
@@ -56,15 +55,22 @@ def train(arguments: list[str], output: Path, rank: int) -> None:
     _run(arguments, output.with_suffix(f".rank{rank}"), None, False, None, "", None)
 
 
-def gradients(name: str, batch: Batch, file: Path, static: bool, rank: int) -> None:
+def gradients(name: str, batch: Batch, file: Path, where: str, rank: int) -> None:
     """Save the gradients and figures of this rank after a step on the batch's images.
 
-    With `static` shapes are fixed, as on a GPU.
+    Args:
+        name: of the model.
+        batch: of all ranks.
+        file: FILE.rank<n> is written.
+        where: "cpu"; "static", in fixed shapes on the CPU; or "cuda".
+        rank: of this process.
     """
     torch.set_num_threads(1)
-    model = build(name)
-    with process_group(), static_on_cpu() if static else nullcontext():
-        own = share_of(batch, rank, world_size())
+    static = where != "cpu"
+    with process_group(), static_on_cpu(static):
+        device = own_device(torch.device("cuda" if where == "cuda" else "cpu"))
+        model = build(name).to(device)
+        own = share_of(batch, rank, world_size()).to(device)
         if static:
             own = captions_in_slots(own, images=2, each=2, longest=9)
         result = cross_entropy(model, own)
@@ -73,9 +79,10 @@ def gradients(name: str, batch: Batch, file: Path, static: bool, rank: int) -> N
         distributed.share(result).backward()
         parameters = list(model.parameters())
         result, stops = distributed.sum_over_processes(result, parameters, stop=rank == 1)
-    found = {name: p.grad for name, p in model.named_parameters()}
-    found |= {"loss": result.loss, "captions": result.captions, "stops": stops}
-    torch.save(found, file.with_suffix(f".rank{rank}"))
+        found = {name: p.grad for name, p in model.named_parameters()}
+        found |= {"loss": result.loss, "captions": result.captions, "stops": stops}
+        saved = {name: None if value is None else value.cpu() for name, value in found.items()}
+    torch.save(saved, file.with_suffix(f".rank{rank}"))
 
 
 def share_of(batch: Batch, rank: int, world: int) -> Batch:

@@ -19,29 +19,35 @@ from tests.decoder.model.test_decoders import build
 from tests.decoder.training import ranked
 from tests.decoder.training.processes import unlike, wait_until
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+
 # Without dropout, which differs between processes, they compute the same as one process.
 SAME = [*SMALL, "--dropout", "0", "--xe.epochs", "1"]
 BOTH = [*SMALL, "--xe.epochs", "2", "--rl.epochs", "1", "--rl.samples", "2"]
 
 
-@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("where", ["cpu", "static", pytest.param("cuda", marks=NEEDS_GPU)])
 @pytest.mark.parametrize("images", [4, 1])
 def test_gradients_are_those_of_one_process_on_the_whole_batch(
-    images: int, static: bool, batch: Batch, tmp_path: Path
+    images: int, where: str, batch: Batch, tmp_path: Path
 ) -> None:
-    """The ranks have different numbers of words; with one image the second rank has none."""
+    """The ranks have different numbers of words; with one image the second rank has none.
+
+    They share a GPU, with gloo, or have one each, with NCCL.
+    """
     mine = batch.image_B < images
     features = batch.features.each(lambda tensor: tensor[:images])
     chosen = Batch(batch.image_ids[:images], features, batch.tokens_BT[mine], batch.image_B[mine])
     model = build("updown")
     expected = cross_entropy(model, chosen)
     expected.loss.backward()
-    processes = ranked.start(ranked.gradients, 2, "updown", chosen, tmp_path / "found", static)
+    processes = ranked.start(ranked.gradients, 2, "updown", chosen, tmp_path / "found", where)
     assert ranked.end(processes) == [0, 0]
     for rank in (0, 1):
         found = torch.load(tmp_path / f"found.rank{rank}", weights_only=True)
+        rtol = 1e-4 if where == "cuda" else 1e-5
         for name, parameter in model.named_parameters():
-            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[name], parameter.grad, rtol=rtol, atol=rtol / 10)
         torch.testing.assert_close(found["loss"], expected.loss)
         assert int(found["captions"]) == len(chosen.tokens_BT)
         assert found["stops"], "one process was asked to stop, so all must stop"

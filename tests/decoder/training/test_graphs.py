@@ -4,27 +4,32 @@ They run on the CPU, where a graph is stood in for by the function that it would
 """
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from decoder import train
 from decoder.data.layout import static_on_cpu
 from decoder.model.capture import Graphs, Record, Work
 from decoder.model.decoders import ModelOptions
+from decoder.runs import checkpoints
 from decoder.training import trainer as trainer_module
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
+from evaluation.validation import Validator
 from features.errors import UserError
+from pipeline.work import RunFolder
 from tests.decoder.conftest import SMALL, hide_java
 from tests.decoder.training.processes import unlike
 
@@ -77,6 +82,22 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return all(torch.equal(tensor, other[name]) for name, tensor in one.items())
 
 
+@cache
+def name_of(operation: torch._ops.OpOverload) -> str:
+    """Return the name of an operation that asks nothing of a GPU."""
+    name: str = operation.name().removeprefix("aten::")
+    assert not {name, name.split(".")[0]} & ASKING, f"{name} asks something of the host"
+    return name
+
+
+def tensors_in(*values: Any) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from tensors_in(*value)
+
+
 class Watch(TorchDispatchMode):
     """Refuses operations that ask something of a GPU, and records the shapes of all others."""
 
@@ -85,14 +106,13 @@ class Watch(TorchDispatchMode):
         self.operations: list[tuple[str, list[torch.Size]]] = []
 
     def __torch_dispatch__(self, operation, types, arguments=(), named=None):
-        name = operation.name().removeprefix("aten::")
-        assert not {name, name.split(".")[0]} & ASKING, f"{name} asks something of the host"
-        tensors = [leaf for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)]
+        name, named = name_of(operation), named or {}
+        tensors = list(tensors_in(arguments, *named.values()))
         if name.startswith("index"):
             assert all(t.dtype != torch.bool for t in tensors[1:]), f"{name} counts what is true"
-        result = operation(*arguments, **(named or {}))
-        results = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
-        self.operations.append((name, [tensor.shape for tensor in (*tensors, *results)]))
+        result = operation(*arguments, **named)
+        tensors += tensors_in(result)
+        self.operations.append((name, [tensor.shape for tensor in tensors]))
         return result
 
 
@@ -103,9 +123,13 @@ def test_a_static_step_asks_nothing(new_trainer: NewTrainer) -> None:
     def record(work: Work) -> Work:
         """Return work that is watched at every replay."""
         own: list[list[tuple[str, list[torch.Size]]]] = []
+        assert not torch.is_inference_mode_enabled(), (
+            "later graphs could not be captured outside it"
+        )
+        gradients = torch.is_grad_enabled()
 
         def replay() -> None:
-            with Watch() as watch:
+            with torch.inference_mode(False), torch.set_grad_enabled(gradients), Watch() as watch:
                 work()
             own.append(watch.operations)
             found.append(watch.operations)
@@ -214,23 +238,50 @@ def test_a_step_that_is_not_finite_changes_nothing(new_trainer: NewTrainer) -> N
     assert not same(recorded(trainer), before)
 
 
-def test_a_run_of_fixed_shapes_is_stopped_and_resumed_exactly(work: Path, monkeypatch) -> None:
-    hide_java(monkeypatch)
-    options = [*SMALL, "--model", "show_tell", "--xe.epochs", "1", "--rl.epochs", "1"]
-    arguments = ["--work", str(work), *options, "--save-minutes", "0", "--run"]
-    step, taken = Trainer.step, 0
+class Late(Validator):
+    """Scores beside the training, and only when it may."""
 
-    def step_and_stop(*given: Any) -> None:
+    beside, may = True, Event()
+
+    def score(self, *captions: Any) -> dict[str, float]:
+        assert self.may.wait(60)
+        return super().score(*captions)
+
+
+def test_late_scores_stops_and_kills_change_nothing(work: Path, monkeypatch) -> None:
+    """Against a run that waits for every score: the weights kept are those that were scored.
+
+    The others are stopped before and after a score is due, and killed between.
+    """
+    hide_java(monkeypatch)
+    options = [*SMALL, "--model", "show_tell", "--xe.epochs", "2", "--rl.epochs", "1"]
+    arguments = ["--work", str(work), *options, "--run"]
+    runs, step, taken = work / "runs", Trainer.step, 0
+    stopped, killed = (RunFolder(runs / name) for name in ("stopped", "killed"))
+
+    def step_and_stop(trainer: Trainer, *given: Any) -> None:
         nonlocal taken
-        step(*given)
+        step(trainer, *given)
         taken += 1
+        if taken == 11:  # the third step of the second epoch
+            assert not trainer.epochs.has_scores
+            shutil.copytree(stopped.path, killed.path)
+            Late.may.set()
         if taken in (3, 11):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with static_on_cpu():
+        monkeypatch.setattr(train, "ValidatorProcess", Validator)
         assert train.main([*arguments, "whole"]) == 0
+        monkeypatch.setattr(train, "ValidatorProcess", Late)
         monkeypatch.setattr(Trainer, "step", step_and_stop)
         assert train.main([*arguments, "stopped"]) == 130
         assert train.main([*arguments, "stopped", "--resume"]) == 130
+        scored = checkpoints.load(killed.state, torch.device("cpu"))[0]
+        for name, weight in checkpoints.load(stopped.best, torch.device("cpu"))[0].items():
+            assert torch.equal(weight, scored[f"average.{name}"])
+        assert not killed.best.exists()
         assert train.main([*arguments, "stopped", "--resume"]) == 0
-    assert unlike(work / "runs" / "stopped", work / "runs" / "whole") == []
+        assert train.main([*arguments, "killed", "--resume"]) == 0
+    assert unlike(stopped.path, runs / "whole") == []
+    assert unlike(killed.path, runs / "whole") == []

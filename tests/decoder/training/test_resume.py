@@ -97,8 +97,8 @@ def test_killed_in_each_part_of_its_work(
     options: list[str], training: Training, never_stopped: Path
 ) -> None:
     ends = [End("cross-entropy", 1), End("cross-entropy", 12), End("searching", 2)]
-    ends += [End("scoring", 1), End("scoring", 4), End("between the phases"), End("REINFORCE", 1)]
-    ends += [End("REINFORCE", 10), End("searching"), End("scoring", 2), End("REINFORCE", 3)]
+    ends += [End("scoring", 1), End("scoring", 2), End("between the phases"), End("REINFORCE", 1)]
+    ends += [End("REINFORCE", 10), End("searching"), End("scoring", 1), End("REINFORCE", 3)]
     for end in ends:
         assert training.run(*options, end=end) == -signal.SIGKILL, end
     assert training.run(*options) == 0, training.printed()
