@@ -107,11 +107,13 @@ def _by_id(content: list[Any], path: Path) -> dict[int, str]:
 def _listing(path: Path) -> dict[str, str]:
     """Return the captions of a listing by the name of the picture."""
     with reading(path):
-        rows = read_table(path, path.name).rows
+        table = read_table(path, path.name)
+    for remark in table.remarks:
+        print(f"score: {remark}")
     captions: list[tuple[str, str]] = []
     failed: list[str] = []
-    for row in rows:
-        cells = {column_key(column): value for column, value in row.cells.items()}
+    for row in table.rows:
+        cells = {column_key(column): _encodable(value) for column, value in row.cells.items()}
         name = next((cells[column] for column in _NAMES if column in cells), None)
         if not isinstance(name, str) or not name or "caption" not in cells:
             raise UserError(
@@ -132,6 +134,11 @@ def _listing(path: Path) -> dict[str, str]:
     if not captions:
         raise UserError(f"{path}: expected captions of pictures, found none")
     return _once(path, captions)
+
+
+def _encodable(value: Any) -> Any:
+    """Replace half surrogate pairs, which JSON can hold and UTF-8 cannot, as `read_json` does."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
 
 
 def _once(path: Path, captions: list[tuple[str, str]]) -> dict[str, str]:
