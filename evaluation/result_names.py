@@ -9,7 +9,7 @@ from evaluation.results import Results
 from features.errors import UserError, first_few
 from pipeline.readers.names import NameIndex, fold, plain_spellings
 
-_COMPARED = 20_000  # names among which a near miss is sought; more would take seconds
+_COMPARED = 20_000  # names that a wrong one is compared with; more would take seconds
 
 Images = Callable[[], Iterable[tuple[int, str]]]
 """Yields the id and file name of every image of a captions file."""
@@ -48,7 +48,7 @@ def captions_by_id(results: Results, images: Images, where: str) -> dict[int, st
                 f"score: the folders in {results.path} are not those in {where}; base names are "
                 f"compared: {name} is {file}"
             )
-    _check_known(files, images, results, where)
+    _check_known(files, index, images, results, where)
     meant = {name: [(file, i) for file in fits for i in ids[file]] for name, fits in files.items()}
     unclear = [
         f"{name} ({first_few(f'{file}, id {image}' for file, image in found)})"
@@ -84,14 +84,21 @@ def _fitting(name: str, known: Container[str], find: Callable[[str], list[str]])
 
 
 def _check_known(
-    files: Mapping[str, list[str]], images: Images, results: Results, where: str
+    files: Mapping[str, list[str]],
+    alike: NameIndex,
+    images: Images,
+    results: Results,
+    where: str,
 ) -> None:
-    """Raise UserError if a name fits no image; it suggests the most similar names."""
+    """Raise UserError if a name fits no image; it suggests the most similar names.
+
+    They are sought among those with a like base name (`alike`), then among the first of all.
+    """
     unknown = [name for name, fits in files.items() if not fits]
     if not unknown:
         return
-    index = NameIndex(name for _, name in islice(images(), _COMPARED + 1))
-    near = ((name, index.nearest(name)) for name in unknown[:5])
+    every = NameIndex(name for _, name in islice(images(), _COMPARED))
+    near = ((name, alike.nearest(name) or every.nearest(name)) for name in unknown[:5])
     hints = [f"{file!r} for {name!r}" for name, file in near if file]
     raise UserError(
         f"{results.path}: {len(unknown)} of {len(files)} pictures are not in {where}: "

@@ -60,8 +60,10 @@ def read_results(path: Path) -> Results:
             f"{str(content[wrong[0] - 1])[:200]}"
         )
     by_name = _once(path, [(entry["file_name"], entry["caption"]) for entry in content])
-    has_ids = all("image_id" in entry for entry in content)
-    return Results(path, _by_id(content, path) if has_ids else {}, by_name)
+    ids = [entry.get("image_id") for entry in content]
+    usable = all(map(is_id, ids)) and len(set(ids)) == len(ids)
+    by_id = {entry["image_id"]: entry["caption"] for entry in content} if usable else {}
+    return Results(path, by_id, by_name)
 
 
 def read(path: Path) -> dict[int, str]:
