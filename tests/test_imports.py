@@ -18,6 +18,7 @@ ALLOWED = {
     "features": (),
     "pipeline": ("features",),
     # Scores and reports need captions and pictures, but no model. A report reads pooled features.
+    # Results are tables with names of pictures, as those of data sets are.
     "evaluation": (
         "features.child_process",
         "features.commands",
@@ -30,6 +31,8 @@ ALLOWED = {
         "pipeline.caption_database",
         "pipeline.captions",
         "pipeline.command",
+        "pipeline.readers.names",
+        "pipeline.readers.tables",
         "pipeline.up_to_date",
         "pipeline.work",
     ),
