@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from decoder import search
+from decoder.captioning import search_stage
 from decoder.ranking import albums, grades, nearest
 from decoder.ranking.album_cache import AlbumCache, user_cache
 from decoder.ranking.embedding import JointEmbedding
@@ -271,7 +272,7 @@ def test_the_sheet_has_pictures_links_and_what_was_not_searched(
 ):
     (album / "a & b.jpg").write_bytes(b"\xff\xd8\xff")
     described = {album / "red.png": 'A <red> "wall".'}
-    monkeypatch.setattr(search, "_descriptions", lambda paths, run, device: described)
+    monkeypatch.setattr(search_stage, "_descriptions", lambda paths, run, device: described)
     page = tmp_path / "found.html"
     found(capsys, captioner, album, "red", "xylophonist", "--html", str(page))
     text = page.read_text()
