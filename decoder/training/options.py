@@ -8,7 +8,7 @@ import tyro
 
 from decoder.data.weights import parse_weights
 from decoder.generation.options import LENGTH_PENALTY
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from features.errors import require
 from pipeline.presets import check_name
 

@@ -15,8 +15,8 @@ from decoder.data.readers import TrainingReader, keep_in_memory
 from decoder.generation.generate import beam_search
 from decoder.model import decoders
 from decoder.model.capture import Graphs
-from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
+from decoder.model.options import ModelOptions
 from decoder.training.options import ReinforceOptions, TrainOptions
 from decoder.training.phases import ReinforcePhase
 from decoder.training.trainer import Trainer

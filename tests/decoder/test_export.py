@@ -19,7 +19,8 @@ from decoder import caption, export
 from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
-from decoder.model.decoders import MODELS, ModelOptions, build
+from decoder.model.decoders import MODELS, build
+from decoder.model.options import ModelOptions
 from decoder.sharing import calibration, front_matter
 from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import decoder_files

@@ -11,7 +11,8 @@ import torch
 
 from decoder import export, search
 from decoder.data.batches import Features, pack, pad
-from decoder.model.decoders import ModelOptions, build
+from decoder.model.decoders import build
+from decoder.model.options import ModelOptions
 from decoder.ranking import nearest
 from decoder.ranking.embedding import train_embedding
 from decoder.ranking.likelihood import log_likelihood

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from decoder import train
 from decoder.data.layout import static_on_cpu
 from decoder.model.capture import Graphs, Record, Work
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.training import trainer as trainer_module
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer

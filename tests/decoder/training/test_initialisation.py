@@ -6,7 +6,7 @@ import torch
 
 from decoder.data.readers import TrainingReader
 from decoder.model import decoders
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.training.initialisation import initialise, predictive_directions
 from features.store import FeatureStore
 from pipeline import captions as tables
