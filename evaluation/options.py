@@ -19,6 +19,9 @@ class ScoreOptions:
         "Score results on COCO as they are": (
             "--captions annotations/captions_val2014.json --results results.json"
         ),
+        "Score captions of a folder, matched by file name": (
+            "--captions work/captions.json --results captions.jsonl"
+        ),
         "Compare two runs": "--table work/runs/first work/runs/second",
         "Compare two models, each with several seeds": (
             "--table LSTM='work/runs/lstm-*' GRU='work/runs/gru-*'"
@@ -39,7 +42,8 @@ class ScoreOptions:
     captions: Path | None = None
     """The reference captions: WORK/captions.json, or any COCO captions file."""
     results: Path | None = None
-    """The captions to score, in COCO results format."""
+    """The captions to score: a list in COCO results format, by image_id or file_name, or a .csv or
+    .jsonl file of decoder.caption --out."""
     table: tuple[str, ...] = ()
     """Compare the scores of runs or scores files side by side; NAME=RUN,RUN or NAME='RUN-*' is
     one column of several seeds."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from evaluation.results import match, split_of
+from evaluation.result_names import captions_by_id
+from evaluation.results import Results, match, split_of
 from features.commands import PREPARE
 from features.errors import UserError, first_few
 from features.files import read_json
@@ -18,12 +19,14 @@ _EXPECTED = "a COCO captions file, such as captions_val2014.json or WORK/caption
 
 @dataclass(frozen=True)
 class References:
-    """The reference captions of scored images."""
+    """The reference captions of scored images, and the captions to score."""
 
     name: str
     """The split, or what names a COCO captions file: val2014 for captions_val2014.json."""
     captions: dict[int, list[str]]
     """By image id, of the images that have a result."""
+    results: dict[int, str]
+    """The caption to score of each of these images."""
     images: int
     """Number of images of the split or the file, with and without a result."""
     training: Iterable[str]
@@ -32,18 +35,15 @@ class References:
     """The data set that each of these images came from; empty if the file has no splits."""
 
 
-def choose(
-    path: Path, results: dict[int, str], results_path: Path, split: str | None, partial: bool
-) -> References:
+def choose(path: Path, results: Results, split: str | None, partial: bool) -> References:
     """Read the captions file at `path`, and choose the images to score.
 
-    These are the images in `results` (read from `results_path`). In the captions.json of a work
-    directory they must be all images of a split, unless `partial` is set.
+    These are the images in `results`. In the captions.json of a work directory they must be all
+    images of a split, unless `partial` is set.
 
     Args:
         path: a captions.json or captions.db of pipeline.prepare, or any COCO captions file.
-        results: the captions to score, by image id.
-        results_path: where they come from, for messages.
+        results: the captions to score.
         split: of the work directory; by default the one that the results belong to.
         partial: accept that images of the split have no result.
 
@@ -59,22 +59,44 @@ def choose(
         if _is_of_work_directory(content):
             table = captions.parse(content, path)
     if table is not None:
-        split = split or split_of(results, table, results_path)
-        every = captions_of(table.split(split))
-        where = f"the split {split}"
-        chosen = match(results, every, where, results_path, partial)
+        written = results.by_id
+        if results.by_name:
+            written = captions_by_id(results, table.file_names, str(path))
+        split = split or split_of(written, table, results.path)
+        images = table.split(split)
+        every = captions_of(images)
+        names = {image.id: image.file_name for image in images} if results.by_name else None
+        chosen = match(written, every, f"the split {split}", results.path, partial, names)
         train = table.split("train") if table.has_split("train") else ()
         training = (caption.text for image in train for caption in image.captions)
         sources = {image.id: image.source for image in table.with_ids(chosen)}
-        return References(split, chosen, len(every), training, sources)
+        return References(split, chosen, written, len(every), training, sources)
     every = _coco(content, path)
     if split is not None:
         raise UserError(
             f"{path} is not the captions.json of a work directory, so it has no split {split!r}; "
             "leave out --split: the images of the results are scored"
         )
-    chosen = match(results, every, str(path), results_path, partial=True)
-    return References(path.stem.removeprefix("captions_") or path.stem, chosen, len(every), [])
+    written = _by_id_of_coco(results, content, path)
+    chosen = match(written, every, str(path), results.path, partial=True)
+    name = path.stem.removeprefix("captions_") or path.stem
+    return References(name, chosen, written, len(every), [])
+
+
+def _by_id_of_coco(results: Results, content: Any, path: Path) -> dict[int, str]:
+    """Return the captions by image id, which need file names of a COCO file if they have no ids."""
+    named = [
+        (image["id"], image["file_name"])
+        for image in content.get("images") or []
+        if isinstance(image.get("file_name"), str)
+    ]
+    if not results.by_name or (not named and results.by_id):
+        return results.by_id
+    if not named:
+        raise UserError(
+            f"{path} names no image files, so {results.path} needs the image_id of each caption"
+        )
+    return captions_by_id(results, lambda: named, str(path))
 
 
 def captions_of(images: Iterable[Image]) -> dict[int, list[str]]:

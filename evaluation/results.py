@@ -1,13 +1,67 @@
-"""Captions that a model wrote, in COCO results files, and how they match a caption table."""
+"""Captions that a model wrote, by image id or by file name, and how they match a caption table."""
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from features.commands import CAPTION
 from features.errors import UserError, first_few
-from features.files import read_json
+from features.files import read_json, reading
 from pipeline.captions import CaptionTable, is_id
+from pipeline.readers.tables import column_key, read_table
+
+_LISTINGS = (".csv", ".jsonl", ".ndjson")
+_NAMES = ("file_name", "path")
+
+
+@dataclass(frozen=True)
+class Results:
+    """The captions in a file, in its order, by image id, by file name or by both."""
+
+    path: Path
+    by_id: dict[int, str] = field(default_factory=dict)
+    by_name: dict[str, str] = field(default_factory=dict)
+    """As the file spells the names. They count where both are given: the ids that pipeline.prepare
+    makes depend on which pictures there are."""
+
+
+def read_results(path: Path) -> Results:
+    """Return the captions in a COCO results file, or in a listing of `decoder.caption --out`.
+
+    The rows of a results file may have "file_name", with or without "image_id". A listing (.csv or
+    .jsonl) has the column path or file_name, and caption. Its rows of pictures without a caption
+    have the reason in the column error; they are left out, and the user hears of them.
+
+    Raises:
+        AccessError: the file cannot be read.
+        UserError: the file is missing or has another format, or a picture has two captions.
+    """
+    if path.suffix.lower() in _LISTINGS:
+        return Results(path, by_name=_listing(path))
+    content = _list(path)
+    named = [isinstance(entry, dict) and "file_name" in entry for entry in content]
+    if not any(named):
+        return Results(path, _by_id(content, path))
+    wrong = [
+        number
+        for number, entry in enumerate(content, 1)
+        if not (
+            isinstance(entry, dict)
+            and isinstance(entry.get("file_name"), str)
+            and isinstance(entry.get("caption"), str)
+        )
+    ]
+    if wrong:
+        raise UserError(
+            f'{path}: {len(wrong)} entries are not like {{"file_name": "dog.jpg", "caption": '
+            f'"a dog"}}, two texts: number {first_few(wrong)}; the first is '
+            f"{str(content[wrong[0] - 1])[:200]}"
+        )
+    by_name = _once(path, [(entry["file_name"], entry["caption"]) for entry in content])
+    has_ids = all("image_id" in entry for entry in content)
+    return Results(path, _by_id(content, path) if has_ids else {}, by_name)
 
 
 def read(path: Path) -> dict[int, str]:
@@ -17,12 +71,20 @@ def read(path: Path) -> dict[int, str]:
         UserError: the file is missing, is not JSON, is not a list of
             {"image_id": int, "caption": str}, or has two captions for an image.
     """
+    return _by_id(_list(path), path)
+
+
+def _list(path: Path) -> list[Any]:
     content = read_json(path, CAPTION)
     if not isinstance(content, list) or not content:
         found = "an empty list" if content == [] else type(content).__name__
         raise UserError(
             f'{path}: expected a list of {{"image_id": 1, "caption": "a dog"}}, found {found}'
         )
+    return content
+
+
+def _by_id(content: list[Any], path: Path) -> dict[int, str]:
     wrong = [number for number, entry in enumerate(content, 1) if not _is_result(entry)]
     if wrong:
         quoted = any(isinstance(e, dict) and type(e.get("image_id")) is str for e in content)
@@ -40,6 +102,55 @@ def read(path: Path) -> dict[int, str]:
             f"{first_few(twice)}"
         )
     return {entry["image_id"]: entry["caption"] for entry in content}
+
+
+def _listing(path: Path) -> dict[str, str]:
+    """Return the captions of a listing by the name of the picture."""
+    with reading(path):
+        table = read_table(path, path.name)
+    for remark in table.remarks:
+        print(f"score: {remark}")
+    captions: list[tuple[str, str]] = []
+    failed: list[str] = []
+    for row in table.rows:
+        cells = {column_key(column): _encodable(value) for column, value in row.cells.items()}
+        name = next((cells[column] for column in _NAMES if column in cells), None)
+        if not isinstance(name, str) or not name or "caption" not in cells:
+            raise UserError(
+                f"{path}, {row.where}: expected a picture as path or file_name and its caption, as "
+                f"{CAPTION} --out writes them, found {', '.join(row.cells)[:200] or 'nothing'}"
+            )
+        if cells.get("error"):
+            failed.append(f"{name} ({cells['error']})")
+        elif isinstance(cells["caption"], str):
+            captions.append((name, cells["caption"]))
+        else:
+            raise UserError(
+                f"{path}, {row.where}: expected the caption of {name} as a text, found "
+                f"{cells['caption']!r:.80}"
+            )
+    if failed:
+        print(f"score: {len(failed)} pictures of {path} have no caption: {first_few(failed)}")
+    if not captions:
+        raise UserError(f"{path}: expected captions of pictures, found none")
+    return _once(path, captions)
+
+
+def _encodable(value: Any) -> Any:
+    """Replace half surrogate pairs, which JSON can hold and UTF-8 cannot, as `read_json` does."""
+    return value.encode(errors="replace").decode() if isinstance(value, str) else value
+
+
+def _once(path: Path, captions: list[tuple[str, str]]) -> dict[str, str]:
+    """Return the captions by name; UserError if a name occurs twice."""
+    counts = Counter(name for name, _ in captions)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise UserError(
+            f"{path}: {len(twice)} pictures have more than one caption, expected one: "
+            f"{first_few(twice)}"
+        )
+    return dict(captions)
 
 
 def _is_result(entry: object) -> bool:
@@ -76,6 +187,7 @@ def match(
     where: str,
     path: Path,
     partial: bool,
+    names: Mapping[int, str] | None = None,
 ) -> dict[int, list[str]]:
     """Return the reference captions, by image id, of the images in `results`.
 
@@ -85,27 +197,31 @@ def match(
         where: what these images are, for messages.
         path: the file of the results.
         partial: accept results that lack images.
+        names: the file name of each image, to name it by in messages; by default its id.
 
     Raises:
         UserError: `results` has images that are not in `references` or have no reference captions,
             or, unless `partial` is set, lacks some.
     """
+    kind = "image ids" if names is None else "pictures"
+
+    def named(images: list[int]) -> str:
+        return first_few(images if names is None else (names.get(i, i) for i in images))
+
     strange = [image for image in results if image not in references]
     if strange:
         raise UserError(
-            f"{path}: {len(strange)} of {len(results)} image ids are not in {where}: "
-            f"{first_few(strange)}"
+            f"{path}: {len(strange)} of {len(results)} {kind} are not in {where}: {named(strange)}"
         )
     missing = [image for image in references if image not in results]
     if missing and not partial:
         raise UserError(
             f"{path}: {len(missing)} of the {len(references)} images of {where} have no "
-            f"caption: {first_few(missing)}; caption them, or score only the others with --partial"
+            f"caption: {named(missing)}; caption them, or score only the others with --partial"
         )
     bare = [image for image in results if not references[image]]
     if bare:
         raise UserError(
-            f"{path}: {len(bare)} images have no reference caption to score against: "
-            f"{first_few(bare)}"
+            f"{path}: {len(bare)} images have no reference caption to score against: {named(bare)}"
         )
     return {image: captions for image, captions in references.items() if image in results}

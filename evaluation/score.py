@@ -13,7 +13,7 @@ from evaluation.diagnostics import diagnose, share_of_new
 from evaluation.options import ScoreOptions
 from evaluation.outputs import check_out, scores_path
 from evaluation.references import choose
-from evaluation.results import read
+from evaluation.results import read_results
 from evaluation.scores import Scores
 from evaluation.scores import load as load_scores
 from evaluation.table import compare
@@ -40,9 +40,9 @@ def score_captions(options: ScoreOptions) -> None:
     if options.spice:
         spice.check_available()
     inputs = {"results": options.results, "captions": options.captions}
-    results = read(options.results)
-    chosen = choose(options.captions, results, options.results, options.split, options.partial)
-    references = chosen.captions
+    found = read_results(options.results)
+    chosen = choose(options.captions, found, options.split, options.partial)
+    references, results = chosen.captions, chosen.results
     out = options.out or scores_path(options.results, chosen.name)
     check_out(out, inputs, options.out is not None, "per_image")
     # The name begins so in any case: --out train.json must not replace the record of a training.

@@ -179,6 +179,15 @@ class SplitImages(Sequence[Image]):
         query = f"SELECT {_IMAGE} FROM {self.name} WHERE id IN"
         return [self._image(*entry) for entry in self._read.of_many(query, list(image_ids))]
 
+    def file_names(self) -> Iterator[tuple[int, str]]:
+        """Yield the id and the file name of each image, without reading its captions."""
+        query = f"SELECT id, file_name FROM {self.name} WHERE place >= ? AND place < ?"
+        for start in range(0, len(self), _AT_ONCE):
+            for image_id, file_name in self._read(query, (start, start + _AT_ONCE)):
+                if not (captions.is_id(image_id) and isinstance(file_name, str)):
+                    raise self._read.damaged(f"the entry of image {image_id!r:.80}")
+                yield image_id, file_name
+
     def _image(self, image_id: int, file_name: str, texts: str) -> Image:
         try:
             pairs = [(str(text), words.split(" ")) for text, words in json.loads(texts)]
@@ -293,6 +302,10 @@ class CaptionDatabase(CaptionTable):
         return [
             image for of_split in self.splits.values() for image in of_split.with_ids(image_ids)
         ]
+
+    def file_names(self) -> Iterator[tuple[int, str]]:
+        """Yield the id and the file name of every image."""
+        return chain.from_iterable(of_split.file_names() for of_split in self.splits.values())
 
     def path(self, image: Image) -> Path:
         """Return where the picture of `image` is, if its shard is unpacked beside its store."""

@@ -88,6 +88,10 @@ class CaptionTable:
         """Return the images that have one of these ids."""
         return [image for image in self.images if image.id in image_ids]
 
+    def file_names(self) -> Iterable[tuple[int, str]]:
+        """Yield the id and the file name of every image."""
+        return ((image.id, image.file_name) for image in self.images)
+
     def path(self, image: Image) -> Path:
         """Return the path of the picture of `image`."""
         return self.root / image.file_name

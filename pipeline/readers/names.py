@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -15,6 +16,72 @@ from features.kinds import PICTURE_SUFFIXES
 from pipeline.readers.records import Record
 
 _INVISIBLE = " \t\r\n\u00a0\u200b\u200e\u200f\u2060\ufeff\"'"
+
+
+class NameIndex:
+    """File names in memory, found by names that other systems spell differently."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._files: dict[str, list[str]] = defaultdict(list)  # by folded path
+        self._stems: dict[str, list[str]] = defaultdict(list)  # folded path without the suffix
+        self._base_names: dict[str, list[str]] = defaultdict(list)
+        for name in names:
+            folded = fold(name)
+            self._files[folded].append(name)
+            if PurePosixPath(folded).suffix in PICTURE_SUFFIXES:
+                self._stems[str(PurePosixPath(folded).with_suffix(""))].append(name)
+                self._base_names[PurePosixPath(folded).name].append(name)
+        # A name without its folder may also lack its suffix.
+        for stem in [stem for stem in self._stems if "/" in stem]:
+            self._base_names[stem.rpartition("/")[2]] += self._stems[stem]
+
+    def find(self, spellings: Iterable[str]) -> str | None:
+        """Return the only file that one of the spellings fits; None if that is not clear."""
+        by_stem, by_base_name = [], []
+        for spelling in spellings:
+            folded = fold(spelling)
+            if match := _only(self._files.get(folded)):
+                return match
+            if PurePosixPath(folded).suffix not in PICTURE_SUFFIXES:
+                by_stem.append(_only(self._stems.get(folded)))
+            if "/" not in spelling:
+                by_base_name.append(_only(self._base_names.get(folded)))
+        return next(filter(None, (*by_stem, *by_base_name)), None)
+
+    def with_base_name(self, name: str) -> list[str]:
+        """Return the files with the base name of `name`, in any folder; it may lack its suffix."""
+        base_name = PurePosixPath(fold(name)).name
+        # Those at the top are not among the base names without suffix.
+        return self._base_names.get(base_name) or self._stems.get(base_name) or []
+
+    def agreeing(self, name: str) -> list[str]:
+        """Return the files that a path may mean, seen from another folder.
+
+        They have its base name, and the folders that both paths have agree: `b/1.jpg` is
+        `a/b/1.jpg`, and the other way round. Of several only those are returned that agree in most
+        folders.
+        """
+        folders = [part for part in PurePosixPath(fold(name)).parts[:-1] if part != ".."]
+        by_depth: dict[int, list[str]] = defaultdict(list)
+        for file in self.with_base_name(name):
+            own = [*PurePosixPath(fold(file)).parts[:-1]]
+            depth = min(len(own), len(folders))
+            if own[len(own) - depth :] == folders[len(folders) - depth :]:
+                by_depth[depth].append(file)
+        return by_depth[max(by_depth)] if by_depth else []
+
+    def nearest(self, name: str) -> str | None:
+        """Return the file whose name is most similar to that of a missing one."""
+        folded = fold(name.strip(_INVISIBLE).replace("\\", "/"))
+        base_name = PurePosixPath(folded).name
+        if same := self._base_names.get(base_name):
+            return same[0]
+        if same := self._stems.get(str(PurePosixPath(folded).with_suffix(""))) if base_name else []:
+            return same[0]
+        if len(self._files) > 20_000:  # comparing with each takes seconds
+            return None
+        near = get_close_matches(folded, self._files, n=1, cutoff=0.8)
+        return self._files[near[0]][0] if near else None
 
 
 class PictureNames:
@@ -27,9 +94,6 @@ class PictureNames:
 
     def __init__(self, root: Path) -> None:
         self._root = root
-        self._files: dict[str, list[str]] | None = None  # by folded path
-        self._stems: dict[str, list[str]] = defaultdict(list)  # folded path without the suffix
-        self._base_names: dict[str, list[str]] = defaultdict(list)
 
     def find(self, name: str) -> str | None:
         """Return the file that `name` means, relative to the folder; None if that is not clear."""
@@ -39,40 +103,15 @@ class PictureNames:
         for spelling in spellings:
             if self._is_file(spelling):
                 return spelling
-        files = self._index()
-        by_stem, by_base_name = [], []
-        for spelling in spellings:
-            folded = _fold(spelling)
-            if match := _only(files.get(folded)):
-                return match
-            if PurePosixPath(folded).suffix not in PICTURE_SUFFIXES:
-                by_stem.append(_only(self._stems.get(folded)))
-            if "/" not in spelling:
-                by_base_name.append(_only(self._base_names.get(folded)))
-        return next(filter(None, (*by_stem, *by_base_name)), None)
+        return self._index.find(spellings)
 
     def nearest(self, name: str) -> str | None:
         """Return the file whose name is most similar to that of a missing one."""
-        files = self._index()
-        folded = _fold(name.strip(_INVISIBLE).replace("\\", "/"))
-        base_name = PurePosixPath(folded).name
-        if same := self._base_names.get(base_name):
-            return same[0]
-        if same := self._stems.get(str(PurePosixPath(folded).with_suffix(""))) if base_name else []:
-            return same[0]
-        if len(files) > 20_000:  # comparing with each takes seconds
-            return None
-        near = get_close_matches(folded, files, n=1, cutoff=0.8)
-        return files[near[0]][0] if near else None
+        return self._index.nearest(name)
 
     def _spellings(self, name: str) -> Iterator[str]:
         """Yield `name` in the plain forms that other systems' spellings of it may mean."""
-        plain = name.strip(_INVISIBLE).replace("\\", "/")
-        variants = [plain]
-        if "%" in plain:
-            variants.append(unquote(plain))
-        variants += [stripped for v in variants if (stripped := re.sub(r"#\d+$", "", v)) != v]
-        for variant in variants:
+        for variant in plain_spellings(name):
             path = PurePosixPath(variant)
             for root in (self._root, Path(os.path.realpath(self._root))):
                 if path.is_absolute() and path.is_relative_to(root.as_posix()):
@@ -83,7 +122,7 @@ class PictureNames:
             # train2017/x.jpg where the folder itself is train2017
             tail = Path(os.path.realpath(self._root)).parts
             for count in range(1, min(len(path.parts), len(tail) + 1)):
-                if [*map(_fold, tail[-count:])] == [*map(_fold, path.parts[:count])]:
+                if [*map(fold, tail[-count:])] == [*map(fold, path.parts[:count])]:
                     yield str(PurePosixPath(*path.parts[count:]))
 
     def _is_file(self, name: str) -> bool:
@@ -95,27 +134,27 @@ class PictureNames:
         path = PurePosixPath(name)
         return not path.is_absolute() and ".." not in path.parts
 
-    def _index(self) -> dict[str, list[str]]:
-        if self._files is None:
-            files = defaultdict(list)
-            for folder, folders, names in os.walk(self._root):
-                folders.sort()
-                for name in sorted(names):
-                    # A file name may hold bytes that are not UTF-8; a table cannot name it.
-                    if name.startswith(".") or not name.isprintable():
-                        continue
+    @cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex(self._walk())
+
+    def _walk(self) -> Iterator[str]:
+        for folder, folders, names in os.walk(self._root):
+            folders.sort()
+            for name in sorted(names):
+                # A file name may hold bytes that are not UTF-8; a table cannot name it.
+                if not name.startswith(".") and name.isprintable():
                     path = os.path.relpath(os.path.join(folder, name), self._root)  # noqa: PTH118
-                    path = PurePosixPath(path).as_posix()
-                    folded = _fold(path)
-                    files[folded].append(path)
-                    if PurePosixPath(folded).suffix in PICTURE_SUFFIXES:
-                        self._stems[str(PurePosixPath(folded).with_suffix(""))].append(path)
-                        self._base_names[_fold(name)].append(path)
-            # A name without its folder may also lack its suffix.
-            for stem in [stem for stem in self._stems if "/" in stem]:
-                self._base_names[stem.rpartition("/")[2]] += self._stems[stem]
-            self._files = files
-        return self._files
+                    yield PurePosixPath(path).as_posix()
+
+
+def plain_spellings(name: str) -> list[str]:
+    """Return the forms of `name` without quotes, blanks, backslashes, %20 and #1 at the end."""
+    plain = name.strip(_INVISIBLE).replace("\\", "/")
+    variants = [plain]
+    if "%" in plain:
+        variants.append(unquote(plain))
+    return variants + [short for v in variants if (short := re.sub(r"#\d+$", "", v)) != v]
 
 
 def match_names(records: Iterable[Record], root: Path) -> tuple[list[Record], list[str]]:
@@ -178,5 +217,6 @@ def _only(files: list[str] | None) -> str | None:
     return files[0] if files is not None and len(files) == 1 else None
 
 
-def _fold(name: str) -> str:
+def fold(name: str) -> str:
+    """Return the form in which names are compared, whatever their letter case and Unicode form."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())

@@ -1,10 +1,11 @@
-"""How good a captioner gets of 120 pictures, from nothing and from the included captioner.
+"""How good a captioner gets of 120 pictures, from nothing and from a trained captioner.
 
     .venv/bin/python -m tests.benchmarks.small_data EVERYDAY SCRATCH [--arms ...]
 
-EVERYDAY is a folder with captions.csv (file_name, caption, split) of photographs that the included
-captioner has not seen. Of the 300 pictures of its split val, 120 are drawn: 108 to train on and 12
-for validation. The other 180 are captioned and scored with the official toolkit.
+EVERYDAY is a folder with captions.csv (file_name, caption, split). Of the 300 pictures of its split
+val, 120 are drawn: 108 to train on and 12 for validation. The other 180 are captioned and scored
+with the official toolkit. The included captioner was chosen by these photographs, so a fair
+comparison starts from another one; evaluation/README.md has the command.
 """
 
 import csv

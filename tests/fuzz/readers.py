@@ -46,6 +46,7 @@ from decoder.training.config import arguments_like
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from evaluation import recall, results, runs, score
 from evaluation.report import render
+from evaluation.result_names import captions_by_id
 from features.files import read_json
 from features.images import read_picture
 from features.parts import PartWriter, scan
@@ -177,10 +178,24 @@ def _vocabulary(path: Path) -> None:
     words.encode(["a"])
 
 
+_NAMED = [{"file_name": f"a/{i}.jpg", "caption": f"dog {i}", "image_id": i} for i in range(3)]
+
+
 def _results(path: Path) -> None:
-    found = results.read(path)
-    np.array(list(found), dtype=np.int64)
-    "\n".join(found.values()).encode()
+    found = results.read_results(path)
+    by_id = found.by_id
+    if found.by_name:
+        by_id = captions_by_id(found, lambda: [(i, f"b/{i}.jpg") for i in range(9)], "captions")
+    np.array(list(by_id), dtype=np.int64)
+    "\n".join(by_id.values()).encode()
+
+
+def _result_lines(path: Path) -> None:
+    _results(Path(shutil.copy(path, path.with_suffix(".jsonl"))))
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> bytes:
+    return b"\n".join(json.dumps(row).encode() for row in rows)
 
 
 def _picture(path: Path) -> None:
@@ -562,7 +577,13 @@ def readers(work: Path, folder: Path) -> list[Reader]:
     return [
         Reader("captions.json", _captions, [(folder / "few.json").read_bytes()], of_json),
         Reader("vocabulary.json", _vocabulary, [(run / "vocabulary.json").read_bytes()], of_json),
-        Reader("results.json", _results, [(run / "captions_val.json").read_bytes()], of_json),
+        Reader(
+            "results.json",
+            _results,
+            [(run / "captions_val.json").read_bytes(), json.dumps(_NAMED).encode()],
+            of_json,
+        ),
+        Reader("results.jsonl", _result_lines, [_lines(_NAMED)], of_json_lines),
         *_data_sets(folder),
         Reader("zip archive", unpack, [archive()], of_bytes),
         *(Reader(f"picture {k}", _picture, e, of_bytes) for k, e in pictures().items()),

@@ -18,6 +18,7 @@ CASES = {
     "captions.json": 150,
     "vocabulary.json": 150,
     "results.json": 150,
+    "results.jsonl": 60,
     "folder x.csv": 100,
     "folder y.jsonl": 100,
     "folder lists.csv": 100,

@@ -77,6 +77,7 @@ def test_a_database_equals_the_table_that_its_shards_were_made_from(extracted_sh
         with pytest.raises(IndexError):
             found[len(found)]
     ids = [image.id for image in table.images]
+    assert dict(database.file_names()) == {i.id: i.file_name for i in database.images}
     store, stores = open_features(one), open_features(many)
     np.testing.assert_array_equal(stores.pooled(stores.rows(ids)), store.pooled(store.rows(ids)))
     val = database.split("val")

@@ -40,7 +40,10 @@ def options(preset: str, stage: str) -> Any:
 
 @pytest.mark.parametrize(
     "preset",
-    ["shapes", "flickr8k", "flickr30k", "karpathy", "folder", "coco", "coco_att2in", "transfer"],
+    [
+        *("shapes", "flickr8k", "flickr30k", "karpathy", "folder"),
+        *("coco", "coco_att2in", "included", "transfer"),
+    ],
 )
 def test_a_preset_has_only_valid_options(preset):
     assert set(options(preset, "extract").backbone.split("+")) <= set(names())
@@ -56,6 +59,19 @@ def test_the_preset_of_flickr8k_has_the_settings_of_its_published_results():
     assert (train.xe.epochs, train.xe.learning_rate, train.rl.epochs) == (9, 2e-3, 9)
     generate = options("flickr8k", "caption").generate
     assert (generate.rerank, generate.beam) == (True, 50)
+
+
+def test_the_preset_of_the_included_captioner_repeats_its_recipe():
+    config = json.loads((packaged_captioner() / "config.json").read_text())
+    saved, train = config["options"], options("included", "train")
+    assert asdict(train.decoder) == saved["decoder"]
+    assert train.source_weights == saved["source_weights"]
+    assert (train.batch_size, train.rl.learning_rate) == (20, saved["rl"]["learning_rate"])
+    assert (train.xe.epochs, train.xe.learning_rate, train.rl.epochs) == (6, 2e-3, 4 + 5 + 12)
+    extract = options("included", "extract")
+    assert (extract.backbone, extract.views) == (config["features"]["backbone"], 3)
+    generate = options("included", "caption").generate
+    assert (generate.rerank, generate.width) == (True, 40)
 
 
 def test_options_that_are_typed_override_a_preset():
