@@ -111,7 +111,7 @@ def _write_card(
 ) -> None:
     try:
         write_atomically(new.card, card.markdown(about, config))
-        if (licence := front_matter.licence(about)) is not None:
+        if (licence := front_matter.licence(about, config)) is not None:
             write_atomically(new.licence, licence)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         # Only what comes from the captioner.json of an exported captioner is unchecked.
