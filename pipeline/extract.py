@@ -12,7 +12,7 @@ from pipeline.presets import with_preset
 def extract_features(options: ExtractOptions) -> int:
     """Store the features of every picture of a work directory in WORK/features.h5.
 
-    With --from they are features of others, read from files. A stopped extraction continues when it
+    With --from they are read from files of another program. A stopped extraction continues when it
     is started again. Pictures that failed are tried again when options or files have changed.
     Processes started by torchrun share the work.
 

@@ -1,4 +1,4 @@
-"""`pipeline.extract --from`: features of others become the store of a work directory."""
+"""`pipeline.extract --from`: features of another program become a work directory's store."""
 
 import json
 import os

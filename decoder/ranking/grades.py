@@ -23,6 +23,8 @@ from torch import Tensor
 
 from decoder.ranking.queries import is_content
 
+# The version of `measure`. Grades of another one are measured again.
+METHOD = 2
 GOOD, FAIR, WEAK = "good", "fair", "weak"
 # The share of right results that the names promise.
 _GOOD_PRECISION, _FAIR_PRECISION = 0.6, 0.3
@@ -126,8 +128,10 @@ def measure(
     half_N = random.permutation(len(captions)) % 2 == 0
     half = np.repeat(half_N[owners], 2)  # `_results` asks each query twice
 
+    right_QN = _right_pictures(owners, queries, captions)
+
     def measured(pictures: int) -> Grades | None:
-        found = _results(owners, queries, query_QD, captions, picture_ND, pictures, random)
+        found = _results(owners, right_QN, query_QD, picture_ND, pictures, random)
         return _chosen(*found, half, pictures)
 
     whole = measured(len(captions))
@@ -191,11 +195,25 @@ def _queries(
     return owners, queries
 
 
+def _right_pictures(
+    owners: Sequence[int], queries: Sequence[Tokens], captions: Sequence[Sequence[Tokens]]
+) -> np.ndarray:
+    """Return which pictures have all content words of a query in their captions, bool [Q, N]."""
+    mentioned: dict[str, np.ndarray] = {}  # the pictures whose captions contain a word
+    for picture, texts in enumerate(captions):
+        for word in {word for text in texts for word in text}:
+            mentioned.setdefault(word, np.zeros(len(captions), bool))[picture] = True
+    right_QN = np.empty((len(queries), len(captions)), bool)
+    for right_N, owner, tokens in zip(right_QN, owners, queries, strict=True):
+        right_N[:] = np.all([mentioned[word] for word in tokens if is_content(word)], axis=0)
+        right_N[owner] = True
+    return right_QN
+
+
 def _results(
     owners: Sequence[int],
-    queries: Sequence[Tokens],
+    right_QN: np.ndarray,
     query_QD: Tensor,
-    captions: Sequence[Sequence[Tokens]],
     picture_ND: Tensor,
     pictures: int,
     random: np.random.Generator,
@@ -205,21 +223,14 @@ def _results(
     For each query, so many `pictures` are drawn twice, its own among them. The second time, those
     that are right are withheld.
     """
-    words = [{word for text in texts for word in text} for texts in captions]
-    mentioned: dict[str, np.ndarray] = {}  # the pictures whose captions contain a word
-    for picture, of_picture in enumerate(words):
-        for word in of_picture:
-            mentioned.setdefault(word, np.zeros(len(captions), bool))[picture] = True
-    everything = np.arange(len(captions))
+    everything = np.arange(len(picture_ND))
     scores_QK, right_QK = [], []
-    for owner, tokens, query_D in zip(owners, queries, query_QD, strict=True):
-        right_N = np.all([mentioned[word] for word in tokens if is_content(word)], axis=0)
-        right_N[owner] = True
+    for owner, right_N, query_D in zip(owners, right_QN, query_QD, strict=True):
         score_N = (picture_ND @ query_D).numpy()
         for withheld in (False, True):
             drawn = everything
-            if pictures < len(captions):
-                others = random.choice(len(captions) - 1, pictures - 1, replace=False)
+            if pictures < len(picture_ND):
+                others = random.choice(len(picture_ND) - 1, pictures - 1, replace=False)
                 drawn = np.append(others + (others >= owner), owner)
             scores, right = score_N[drawn], right_N[drawn]
             if withheld:

@@ -283,7 +283,8 @@ def test_unknown_option_suggests_the_nearest(prepare: Callable) -> None:
 def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
     outcome = prepare(dataset, root=tmp_path / "nowhere")
     assert outcome.status == 2
-    assert f"nowhere: there is no such folder; give the folder that holds {dataset}" in outcome.err
+    folder = "your pictures" if dataset == "folder" else f"the data set {dataset}"
+    assert f"nowhere: there is no such folder; expected the folder of {folder}" in outcome.err
 
 
 @pytest.mark.parametrize(
