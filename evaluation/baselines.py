@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.bootstrap import resample
-from evaluation.gallery import evenly_spaced
 from evaluation.references import captions_of
 from evaluation.toolkit import Captions, score_tokens, tokenize_together
 from features.errors import UserError
 from features.files import read_json, write_json
+from features.sampling import evenly_spaced
 from features.store_set import Store
 from pipeline.caption_database import CaptionDatabase, open_features
 from pipeline.captions import CaptionTable, Image

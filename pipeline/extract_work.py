@@ -16,10 +16,11 @@ from features.devices import choose_device, cores
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few, is_about_access
 from features.estimate import estimate
-from features.extraction import calibrate, extract, spread, versions
+from features.extraction import calibrate, extract, versions
 from features.files import write_json
 from features.parts import PartWriter
 from features.row_format import RowFormat
+from features.sampling import evenly_spaced
 from features.store import STORED, FeatureStore, as_size, differences
 from features.store_writing import (
     begin,
@@ -217,7 +218,7 @@ def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]
     stored = store.image_ids[store.status == STORED].tolist()
     intact = [image_id for image_id in stored if image_id in paths and image_id not in wrong]
     backbone = load_described(store.description, choose_device(options.device), options.backend)
-    sample = {image_id: paths[image_id] for image_id in spread(intact, SAMPLE)}
+    sample = {image_id: paths[image_id] for image_id in evenly_spaced(intact, SAMPLE)}
     different, compared = recompute(store, backbone, sample, options.batch_size, options.workers)
     wrong |= different
     for image_id, why in sorted(wrong.items()):

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from features.commands import EXTRACT
 from features.errors import UserError, unknown_name
 from pipeline.presets import check_name
 from pipeline.readers.columns import parse_columns
@@ -19,7 +20,7 @@ def content_of_root(dataset: str) -> str:
     """Return which folder --root is to name for a data set."""
     described = {
         "folder": "the folder of your pictures and their captions",
-        "shards": "the folder that pipeline.extract --shards wrote to",
+        "shards": f"the folder that {EXTRACT} --shards wrote to",
     }
     return described.get(dataset, f"the folder of the data set {dataset}")
 

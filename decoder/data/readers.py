@@ -20,7 +20,7 @@ from decoder.data.weights import WeightedDraws
 from features.commands import EXTRACT, PREPARE
 from features.distributed import rank, world_size
 from features.errors import UserError, first_few
-from features.extraction import spread
+from features.sampling import evenly_spaced
 from features.store import as_size
 from features.store_set import Store
 from pipeline.caption_database import SplitImages
@@ -108,7 +108,7 @@ class SplitReader:
     def sample(self, most: int) -> Sequence[int]:
         """Return the indices of all images, or of `most` evenly spaced ones of shards."""
         every = range(len(self))
-        return spread(every, most) if isinstance(self.images, SplitImages) else every
+        return evenly_spaced(every, most) if isinstance(self.images, SplitImages) else every
 
     def sampled(self, most: int) -> Sequence[Image]:
         """Return the images that `sample` chooses."""
@@ -247,7 +247,7 @@ class TrainingReader(SplitReader):
 
     def spread(self, count: int) -> list[int]:
         """Return the indices of `count` evenly spaced images, or of all if there are fewer."""
-        return spread(range(len(self)), count)
+        return evenly_spaced(range(len(self)), count)
 
     def word_counts(self, outputs: int) -> Tensor:
         """Return how often each word that can be written occurs, int64 [outputs], EOS first."""

@@ -11,7 +11,7 @@ from decoder.data.batches import Batch, pad
 from decoder.data.readers import SplitReader, TrainingReader, read_ahead
 from decoder.data.shard_order import WINDOW, cut, share_of, shuffled
 from features.distributed import rank, world_size
-from features.extraction import spread
+from features.sampling import evenly_spaced
 from features.store_set import MOST_OPEN, StoreSet
 from pipeline.caption_database import CaptionDatabase
 from pipeline.captions import Image
@@ -107,9 +107,9 @@ class ShardedReader(TrainingReader):
         after_S = count_S.cumsum()
         images = [
             np.arange(after_S[shard] - count_S[shard], after_S[shard])
-            for shard in spread(shards.tolist(), _SAMPLED)
+            for shard in evenly_spaced(shards.tolist(), _SAMPLED)
         ]
-        return spread(np.concatenate(images).tolist(), count)
+        return evenly_spaced(np.concatenate(images).tolist(), count)
 
     def word_counts(self, outputs: int) -> Tensor:
         """Return how often each word occurs, as the vocabulary has counted it."""

@@ -20,6 +20,7 @@ from decoder.runs.folder import digest
 from features.commands import EXPORT, SEARCH
 from features.errors import AccessError, UserError
 from features.progress import Progress
+from features.sampling import evenly_spaced
 from features.store_set import Store
 from pipeline.caption_database import SplitImages, open_features
 from pipeline.caption_database import load as load_table
@@ -123,8 +124,7 @@ def load_or_train(
     reader = SplitReader(store, table, "train")
     model = _train(store, reader, vocabulary)
     grades = _measure(model, store, table, vocabulary)
-    spread = np.linspace(0, len(reader) - 1, BACKGROUND_IMAGES).astype(int)
-    background = reader.features(np.unique(spread).tolist())
+    background = reader.features(evenly_spaced(range(len(reader)), BACKGROUND_IMAGES))
     tensors = model.state_dict()
     # The store holds them as float16, too.
     tensors |= {

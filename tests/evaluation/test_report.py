@@ -12,12 +12,13 @@ import pytest
 
 from evaluation import baselines
 from evaluation.charts import chart, ticks
-from evaluation.gallery import best_middle_worst, evenly_spaced
+from evaluation.gallery import best_middle_worst
 from evaluation.report import main
 from evaluation.toolkit import score_tokens
 from evaluation.validation import tokenize_without_java
 from features.parts import PartWriter
 from features.row_format import RowFormat
+from features.sampling import evenly_spaced
 from features.store import FeatureStore
 from features.store_writing import begin, merge, only_writer
 
