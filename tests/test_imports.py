@@ -25,6 +25,7 @@ ALLOWED = {
         "features.extras",
         "features.files",
         "features.images",
+        "features.sampling",
         "features.store",
         "features.store_set",
         "pipeline.caption_database",

@@ -112,11 +112,12 @@ def load_or_train(
         return embedding
     table = load_table(source.captions)
     if embedding is not None:
-        grades = _measure(embedding.model, open_features(source), table, vocabulary)
-        with suppress(UserError):  # where nothing can be written, they are measured each time
+        with suppress(UserError):  # its features may be gone, or the disk be full
+            grades = _measure(embedding.model, open_features(source), table, vocabulary)
+            embedding = embedding._replace(grades=grades)
             tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
             checkpoints.save(file, tensors, header | _record(grades))
-        return embedding._replace(grades=grades)
+        return embedding
     if not any(image.split == "train" and image.captions for image in table.images):
         raise no_captions
     store = open_features(source)

@@ -9,6 +9,7 @@ import torch
 
 from decoder.data.readers import SplitReader, TrainingReader, expect_captions, keep_in_memory
 from decoder.data.sharded import ShardedReader
+from decoder.data.single_store import SingleStoreReader
 from decoder.data.weights import parse_weights
 from decoder.model import decoders
 from decoder.model.operations import compiled
@@ -172,7 +173,7 @@ def _training_reader(
                 "shards have one source"
             )
         return ShardedReader(store, table, words, size, seed, grid)
-    return TrainingReader(store, table, words, size, seed, grid, weights)
+    return SingleStoreReader(store, table, words, size, seed, grid, weights)
 
 
 def _with_epochs(options: TrainOptions, training: TrainingReader) -> TrainOptions:

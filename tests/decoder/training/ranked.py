@@ -79,7 +79,7 @@ def gradients(name: str, batch: Batch, file: Path, static: bool, rank: int) -> N
 
 
 def share_of(batch: Batch, rank: int, world: int) -> Batch:
-    """Return a rank's part of a batch, as `TrainingReader.epoch` divides it."""
+    """Return a rank's part of a batch, as `SingleStoreReader.epoch` divides it."""
     places = torch.arange(rank, len(batch.image_ids), world)
     idle = len(places) == 0
     places = torch.tensor([0]) if idle else places
