@@ -46,6 +46,10 @@ while [[ $# -gt 0 ]]; do
         *) echo "error: unknown option $1; try --help" >&2; exit 2 ;;
     esac
 done
+if [[ $dataset == shards ]]; then
+    echo "error: run_all.sh does not read shards: run the stages by hand, see features/README.md#many-stores-as-one" >&2
+    exit 2
+fi
 work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset preset=(--preset "${preset:-$dataset}")
 
 install fast train report

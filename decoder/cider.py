@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from decoder.ngrams import ORDERS, buckets, gathered, ngrams, padded, shift, spread
+from decoder.ngrams import ORDERS, buckets, ngrams, padded, scramble, shift, unscramble
 from pipeline.captions import Image
 from pipeline.vocabulary import EOS, PAD, Vocabulary
 
@@ -104,7 +104,7 @@ class References:
 
         length_C = torch.tensor([len(caption) for caption in captions])
         key_CNT, real_CNT = ngrams(padded(captions), length_C)
-        self._key, number = spread(key_CNT[real_CNT]).unique(return_inverse=True)
+        self._key, number = scramble(key_CNT[real_CNT]).unique(return_inverse=True)
         self._first_B, self._fullest = buckets(self._key)
         caption, order, _ = real_CNT.nonzero(as_tuple=True)
 
@@ -113,7 +113,8 @@ class References:
         of_images = images
         self._frequencies = frequencies
         if frequencies is not None:
-            document_frequency, of_images = frequencies.of(gathered(self._key)), frequencies.images
+            document_frequency = frequencies.of(unscramble(self._key))
+            of_images = frequencies.images
         self._log_images = torch.tensor(of_images, dtype=torch.float64).log()
         self._idf = self._log_images - document_frequency.clamp(min=1).double().log()
 
@@ -153,7 +154,7 @@ class References:
         """The document frequencies, on the CPU."""
         images_U = (self._log_images - self._idf).exp().round().long().cpu()
         shared_U = images_U > 1
-        key_U, order_U = gathered(self._key.cpu()[shared_U]).sort()
+        key_U, order_U = unscramble(self._key.cpu()[shared_U]).sort()
         images = int(self._log_images.exp().round())
         return Frequencies(key_U, images_U[shared_U][order_U], images)
 
@@ -198,7 +199,7 @@ class References:
         first_end_S = torch.where(is_end_ST.any(1), is_end_ST.int().argmax(1), steps - 1)
         length_S = first_end_S + 1
         key_SNT, real_SNT = ngrams(samples, length_S)
-        number_SNT, known_SNT = self._find(spread(key_SNT))
+        number_SNT, known_SNT = self._find(scramble(key_SNT))
         idf_SNT = torch.where(known_SNT, self._idf.take(number_SNT), self._idf_of(key_SNT))
         number_SNT = number_SNT.int().masked_fill_(~known_SNT, -1)
 

@@ -4,12 +4,9 @@ import contextlib
 import sys
 from collections.abc import Sequence
 
-from tqdm import tqdm
-
 from decoder.captioning.access import is_loopback, read_password, trusted_hosts
 from decoder.captioning.options import DemoOptions
 from decoder.runs.packaged import packaged_captioner
-from features.devices import choose_device
 from features.extras import need
 from pipeline.command import run as run_command
 from pipeline.work import RunFolder, WorkFolder
@@ -23,10 +20,13 @@ def demo(options: DemoOptions) -> None:
     """
     need("starlette")
     need("uvicorn")
+    from tqdm import tqdm
+
     from decoder.captioning.page import AlbumSearch, PageCaptioner, Search, WorkSearch
     from decoder.captioning.page_server import listen, serve
     from decoder.ranking.albums import open_album
     from decoder.ranking.searcher import Searcher
+    from features.devices import choose_device
 
     with contextlib.closing(listen(options.host, options.port)) as listening:
         address, port = listening.getsockname()[:2]

@@ -43,18 +43,18 @@ def padded(captions: Sequence[list[int]]) -> Tensor:
     return torch.tensor([[*caption, *[0] * (longest - len(caption))] for caption in captions])
 
 
-def spread(key: Tensor) -> Tensor:
+def scramble(key: Tensor) -> Tensor:
     """Return keys in which n-grams with the same first words are far from each other."""
     return key * HASH
 
 
-def gathered(key: Tensor) -> Tensor:
-    """Return the keys from which `spread` computed these."""
+def unscramble(key: Tensor) -> Tensor:
+    """Return the keys from which `scramble` computed these."""
     return key * _HASH_INVERSE
 
 
 def buckets(key_U: Tensor) -> tuple[Tensor, int]:
-    """Divide ascending spread keys by their first bits into buckets of at most a few keys.
+    """Divide ascending scrambled keys by their first bits into buckets of at most a few keys.
 
     Returns:
         int32 [buckets], the number of keys before each bucket; and the size of the fullest one.

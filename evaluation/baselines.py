@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from evaluation.bootstrap import resample
-from evaluation.gallery import evenly_spaced
 from evaluation.references import captions_of
 from evaluation.toolkit import Captions, score_tokens, tokenize_together
 from features.errors import UserError
 from features.files import read_json, write_json
+from features.sampling import evenly_spaced
 from features.store_set import Store
 from pipeline.caption_database import CaptionDatabase, open_features
 from pipeline.captions import CaptionTable, Image
@@ -84,7 +84,7 @@ def baselines_of(
     reasons = []
     references = {image: references[image] for image in images}
     try:
-        if nearest := _nearest(work, table, split, images):
+        if nearest := _nearest(work, table, images):
             groups["nearest"] = [({i: references[i] for i in nearest}, nearest)]
         else:
             reasons.append("no training picture has features and a caption")
@@ -107,23 +107,24 @@ def baselines_of(
 
 
 def nearest_rows(
-    wanted_nC: NDArray[np.float32], stored: Store, rows: NDArray[np.int64]
+    wanted_n: NDArray[np.int64], stored: Store, rows: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """Return for each of `wanted_nC` the one of `rows` with the most similar pooled features.
+    """Return for each image of a store the other one with the most similar pooled features.
 
-    Similarity is the cosine. Of equal ones the first is returned.
+    Similarity is the cosine. Of equal ones the first is returned; -1 if there is no other image.
 
     Args:
-        wanted_nC: float32 [n, C] pooled features.
-        stored: the store to search.
-        rows: int64 [m] the rows to search, of stored images.
+        wanted_n: int64 [n] the rows of the images.
+        stored: the store.
+        rows: int64 [m] the rows to search.
     """
-    wanted_nC = _unit(wanted_nC)
-    best_n = np.full(len(wanted_nC), -np.inf, np.float32)
-    nearest_n = np.zeros(len(wanted_nC), np.int64)
+    wanted_nC = _unit(stored.pooled(wanted_n))
+    best_n = np.full(len(wanted_n), -np.inf, np.float32)
+    nearest_n = np.full(len(wanted_n), -1, np.int64)
     for start in range(0, len(rows), _ROWS):
         block = rows[start : start + _ROWS]
         similarity_nm = wanted_nC @ _unit(stored.pooled(block)).T
+        similarity_nm[wanted_n[:, None] == block] = -np.inf
         place_n = similarity_nm.argmax(1)
         value_n = similarity_nm[np.arange(len(place_n)), place_n]
         better_n = value_n > best_n
@@ -131,17 +132,12 @@ def nearest_rows(
     return nearest_n
 
 
-def _nearest(
-    work: WorkFolder, table: CaptionTable, split: str, images: Sequence[int]
-) -> dict[int, str]:
-    """Return the first caption of each image's nearest training picture.
+def _nearest(work: WorkFolder, table: CaptionTable, images: Sequence[int]) -> dict[int, str]:
+    """Return the first caption of each image's nearest training picture, itself excluded.
 
     Of shards only `_MOST_NEIGHBOURS` training pictures, evenly spaced, are compared.
-
-    In the training split itself an image is not its own neighbour.
     """
     store = open_features(work)
-    own = set(images) if split == "train" else set()
     if isinstance(table, CaptionDatabase):  # all its images have features and captions
         wanted = list(images)
         train: Sequence[Image] = table.splits["train"]
@@ -150,13 +146,14 @@ def _nearest(
         stored = {i for rows in store.stored_rows() for i in store.image_ids[rows].tolist()}
         wanted = [image for image in images if image in stored]
         train = [i for i in table.images if i.split == "train" and i.captions and i.id in stored]
-    known = {image.id: image.captions[0].text for image in train if image.id not in own}
+    known = {image.id: image.captions[0].text for image in train}
     if not known or not wanted:
         return {}
     rows = store.rows(list(known))
     texts = dict(zip(rows.tolist(), known.values(), strict=True))
-    found = nearest_rows(store.pooled(store.rows(wanted)), store, rows)
-    return {image: texts[row] for image, row in zip(wanted, found.tolist(), strict=True)}
+    found = nearest_rows(store.rows(wanted), store, rows)
+    nearest = zip(wanted, found.tolist(), strict=True)
+    return {image: texts[row] for image, row in nearest if row >= 0}
 
 
 def _leave_one_out(references: Captions) -> list[_Part]:

@@ -26,12 +26,6 @@ def best_middle_worst(ranked: Sequence[int], count: int) -> list[list[int]]:
     return [list(ranked[:first]), list(ranked[middle : middle + second]), list(ranked[end:])]
 
 
-def evenly_spaced(images: Sequence[int], count: int) -> list[int]:
-    """Return `count` of the `images`, evenly spaced, including the first and the last."""
-    indices = np.linspace(0, len(images) - 1, min(count, len(images)))
-    return [images[int(index)] for index in indices]
-
-
 def picture(path: Path, size: int) -> str:
     """Return the picture at `path` as the data URI of a JPEG, at most `size` pixels wide and high.
 

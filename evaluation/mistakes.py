@@ -7,34 +7,9 @@ from dataclasses import dataclass, field
 
 from evaluation.toolkit import Captions
 from evaluation.validation import tokenize_without_java
+from evaluation.word_kinds import COLOURS, NUMBERS, PEOPLE
 
-_COLOURS = {
-    **{name: name for name in ("red", "orange", "yellow", "green", "blue", "purple", "pink")},
-    **{name: name for name in ("brown", "black", "white", "gray")},
-    "grey": "gray",
-    "violet": "purple",
-}
-_NUMBERS = {
-    **{name: name for name in ("two", "three", "four", "five", "six", "seven", "eight", "nine")},
-    "2": "two",
-    "3": "three",
-    "4": "four",
-    "5": "five",
-    "6": "six",
-    "7": "seven",
-    "8": "eight",
-    "9": "nine",
-    "couple": "two",
-    "pair": "two",
-    "twin": "two",
-}
-_PEOPLE = {
-    **dict.fromkeys(("man", "men", "guy", "guys", "gentleman", "gentlemen", "male"), "man"),
-    **dict.fromkeys(("woman", "women", "lady", "ladies", "female"), "woman"),
-    **dict.fromkeys(("boy", "boys"), "boy"),
-    **dict.fromkeys(("girl", "girls"), "girl"),
-}
-_KINDS = {"Colours": _COLOURS, "Numbers": _NUMBERS, "Men, women, boys, girls": _PEOPLE}
+_KINDS = {"Colours": COLOURS, "Numbers": NUMBERS, "Men, women, boys, girls": PEOPLE}
 _THINGS = "Things and actions"
 
 # Between a colour or a number and the noun that it belongs to: "two small black dogs".
@@ -78,7 +53,7 @@ class Kind:
     unmentioned: int = 0
     """Number of words that no reference says anything about."""
     confusions: list[Confusion] = field(default_factory=list)
-    """The most frequent first."""
+    """The most frequent first; of things and actions, those most above chance first."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +113,11 @@ def _kind(
     """Compare the words of one kind, a `classes` of synonyms, in captions and references."""
     kind = Kind(name)
     confused: dict[tuple[str, str], list[int]] = defaultdict(list)
-    has_nouns = classes is not _PEOPLE
+    has_nouns = classes is not PEOPLE
     for image, words in written.items():
         references = expected[image]
         for own, noun in sorted(set(_mentions(words, classes))):
-            other = _contradiction(own, noun if has_nouns else "", references, classes)
+            other = _counterpart(own, noun if has_nouns else "", references, classes)
             if other is None:
                 kind.unmentioned += 1
             elif other == own:
@@ -154,7 +129,7 @@ def _kind(
     return kind
 
 
-def _contradiction(
+def _counterpart(
     own: str, noun: str, references: Sequence[Sequence[str]], classes: Mapping[str, str]
 ) -> str | None:
     """Return what the references say for `own`: itself, another class, or None if nothing."""
@@ -171,7 +146,7 @@ def _contradiction(
     if any(noun and noun == _singular(word) for words in references for word in words):
         return None  # they name the thing without its colour
     # With nouns, a second colour shows that the references speak of more than one thing.
-    unambiguous = len(counts) == 1 or classes is _PEOPLE
+    unambiguous = len(counts) == 1 or classes is PEOPLE
     return other if unambiguous and count >= _SHARE * len(references) else None
 
 
@@ -180,7 +155,7 @@ def _mentions(words: Sequence[str], classes: Mapping[str, str]) -> list[tuple[st
     found = []
     for place, word in enumerate(words):
         if word in classes:
-            after = (w for w in words[place + 1 :] if w not in _COLOURS and w not in _BESIDE)
+            after = (w for w in words[place + 1 :] if w not in COLOURS and w not in _BESIDE)
             noun = next(after, "")
             found.append((classes[word], "" if noun in _COMMON else _singular(noun)))
     return found

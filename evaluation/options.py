@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
+
+import tyro
 
 from features.errors import UserError, unknown_name
 from pipeline.captions import SPLITS
@@ -44,7 +46,7 @@ class ScoreOptions:
     results: Path | None = None
     """The captions to score: a list in COCO results format, by image_id or file_name, or a .csv or
     .jsonl file of decoder.caption --out."""
-    table: tuple[str, ...] = ()
+    table: Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN")] = ()
     """Compare the scores of runs or scores files side by side; NAME=RUN,RUN or NAME='RUN-*' is
     one column of several seeds."""
     markdown: bool = False

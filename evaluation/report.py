@@ -12,7 +12,7 @@ from evaluation.baselines import Baseline, baselines_of
 from evaluation.charts import Chart, chart
 from evaluation.costs import costs, duration, is_number, machine
 from evaluation.diagnostics import diagnose
-from evaluation.gallery import best_middle_worst, evenly_spaced, no_picture, picture, shade
+from evaluation.gallery import best_middle_worst, no_picture, picture, shade
 from evaluation.mistakes import Confusion, analyse
 from evaluation.options import ReportOptions
 from evaluation.references import captions_of
@@ -20,9 +20,10 @@ from evaluation.runs import Run
 from evaluation.score_tables import existing, score_rows, source_rows
 from evaluation.toolkit import LABELS
 from features.files import write_atomically
+from features.sampling import evenly_spaced
 from pipeline.caption_database import CaptionDatabase
 from pipeline.captions import Image
-from pipeline.command import run
+from pipeline.command import run as run_command
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder
 
@@ -36,7 +37,7 @@ _COLUMNS = ("nearest", "before", "value", "reranked", "people")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the stage with the command line `argv` and return its exit status."""
-    return run(write_report, ReportOptions, "evaluation.report", argv)
+    return run_command(write_report, ReportOptions, "evaluation.report", argv)
 
 
 def write_report(options: ReportOptions) -> None:

@@ -1,4 +1,4 @@
-"""Arrays in files of others: a folder of .npy or .npz files, or one .npy, .npz or HDF5 file.
+"""Arrays of another program: a folder of .npy or .npz files, or one .npy, .npz or HDF5 file.
 
 Only the headers are read at first, and the values of one image at a time, so that memory does not
 grow with the number of images. Nothing is unpickled, and links in HDF5 files are not followed.
@@ -47,7 +47,7 @@ _DAMAGED: tuple[type[Exception], ...] = (
 
 
 class Stored(NamedTuple):
-    """The array of one image, in a file of others."""
+    """The array of one image, in such a file."""
 
     where: str
     """The file, and the key inside it, for messages."""

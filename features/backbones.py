@@ -20,7 +20,7 @@ from features.views import cut
 from features.weights import locate
 
 FILES = "files:"
-"""What the name of the backbone starts with where features came from files of others."""
+"""What the name of the backbone starts with where features came from files."""
 _TIMM = "timm:"
 
 
@@ -209,7 +209,7 @@ def load_network(
 
 
 def from_files(description: Mapping[str, Any]) -> bool:
-    """Whether features came from files of others rather than from a network here."""
+    """Whether features came from files rather than from a network here."""
     return str(description["backbone"]).startswith(FILES)
 
 

@@ -14,8 +14,9 @@ from PIL import Image
 
 from features.backbones import Backbone
 from features.errors import UserError
-from features.extraction import Extracted, Source, calibrate, extract_features, spread
+from features.extraction import Extracted, Source, calibrate, extract_features
 from features.row_format import RowFormat
+from features.sampling import evenly_spaced
 from features.store import as_size
 
 _BATCHES = 8  # the number of batches to measure,
@@ -45,7 +46,7 @@ def estimate(
     Raises:
         UserError: none of the pictures tried can be read.
     """
-    tried = spread(pictures, (_BATCHES + 1) * batch_size)
+    tried = evenly_spaced(pictures, (_BATCHES + 1) * batch_size)
     if row_format.dtype.kind == "i" and row_format.scale is None:
         row_format = replace(
             row_format, scale=calibrate(backbone, tried[:batch_size], workers, read)

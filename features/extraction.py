@@ -19,6 +19,7 @@ from features.decoding import Buffer, DecodingProcesses, DecodingThreads
 from features.images import PictureError, read_picture
 from features.progress import Progress
 from features.row_format import scale_for
+from features.sampling import evenly_spaced
 
 _CALIBRATION_PICTURES = 256
 # From this number of pictures on, starting processes that decode them pays.
@@ -37,12 +38,6 @@ def versions() -> dict[str, str]:
         with suppress(PackageNotFoundError):
             installed[name] = version(name)
     return installed
-
-
-def spread(items: Sequence[T], count: int) -> list[T]:
-    """Return `count` evenly spaced `items`, or all if there are fewer."""
-    indices = np.linspace(0, len(items) - 1, min(count, len(items)))
-    return [items[index] for index in indices.round().astype(int)]
 
 
 class Writer(Protocol):
@@ -139,7 +134,7 @@ def calibrate(
     Up to 256 pictures are used, evenly spaced in `pictures`; unreadable ones are ignored. A channel
     that is zero in all of them is scaled as if its largest value were 1.
     """
-    sample = spread(pictures, _CALIBRATION_PICTURES)
+    sample = evenly_spaced(pictures, _CALIBRATION_PICTURES)
     largest = np.zeros(backbone.description["channels"], np.float32)
     for result in extract_features(backbone, sample, ["whole"], 32, workers, read):
         if isinstance(result, Extracted):

@@ -8,10 +8,13 @@ too late, after minutes of work, call `need` first.
 import importlib
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from features.errors import UserError
 
+_PROJECT = "caption-pipeline"
 # The extra in setup.cfg that installs each package, by the name under which it is imported.
 EXTRA_OF = {
     "aiohttp": "shards",
@@ -46,8 +49,18 @@ def is_installed(package: str) -> bool:
 
 
 def how_to_install(extra: str) -> str:
-    """Return the command that adds an extra to the installation that is running."""
-    return f"{shlex.quote(sys.executable)} -m pip install 'caption-pipeline[{extra}]'"
+    """Return the command that adds an extra to the installation that is running.
+
+    Of an installed project, pip asks the package index only for what the extra adds. Of one that
+    runs from its folder, it must not ask for the name of the project.
+    """
+    try:
+        version(_PROJECT)
+        project = _PROJECT
+    except PackageNotFoundError:
+        project = str(Path(__file__).resolve().parents[1])
+    requirement = shlex.quote(f"{project}[{extra}]")
+    return f"{shlex.quote(sys.executable)} -m pip install {requirement}"
 
 
 def missing(error: ModuleNotFoundError) -> UserError | None:

@@ -15,6 +15,7 @@ from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 
 from features.colours import in_srgb, profile_of
+from features.extras import how_to_install
 from features.kinds import AVIF_SUFFIXES, HEIC_SUFFIXES, LONGEST, is_heic, kind_of, web_address
 from features.side_information import pixels_only
 
@@ -34,7 +35,6 @@ one_large_at_a_time: AbstractContextManager[object] = threading.Lock()
 # No network here has an input larger than 600 x 600. So a JPEG whose shorter side is at least twice
 # this long is decoded at a half, a quarter or an eighth of its size, which is much faster.
 ENOUGH = 640
-_HEIC_ADVICE = "install pi-heif with pip install 'caption-pipeline[heic]', or convert it to JPEG"
 _PILLOW = r"PIL\."  # a pattern for Pillow's modules
 
 
@@ -159,10 +159,14 @@ def _register_heic() -> None:
     pi_heif.register_heif_opener(thumbnails=False)
 
 
+def _heic_advice() -> str:
+    return f"install pi-heif with {how_to_install('heic')}, or convert it to JPEG"
+
+
 def can_read(suffix: str) -> str | None:
     """Return None if pictures with this suffix can be read here, otherwise the missing reader."""
     if suffix in HEIC_SUFFIXES and not has_heic_reader():
-        return f"HEIC ({_HEIC_ADVICE})"
+        return f"HEIC ({_heic_advice()})"
     if suffix in AVIF_SUFFIXES and "AVIF" not in FORMATS:
         return "AVIF (needs Pillow 11.3 or newer)"
     return None
@@ -183,7 +187,7 @@ def _unknown(source: str | Path | bytes | BinaryIO) -> PictureError:
     """Return the error for a picture that Pillow does not recognise: what it is instead."""
     start = _start(source)
     if is_heic(start) and not has_heic_reader():
-        return PictureError(f"HEIC, which needs another package: {_HEIC_ADVICE}", passing=True)
+        return PictureError(f"HEIC, which needs another package: {_heic_advice()}", passing=True)
     kind = kind_of(start)
     if kind is None:
         return PictureError("not a picture, or in an unknown format")

@@ -26,7 +26,7 @@ _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 @dataclass(frozen=True)
 class Found:
-    """The features of all images in files of others, not yet read.
+    """The features of all images in files of another program, not yet read.
 
     Attributes:
         path: the files of the grids.
@@ -95,7 +95,7 @@ def find(
     layout: str = "auto",
     skip_extra: bool = False,
 ) -> Found:
-    """Match arrays of others with images and check their shapes and types.
+    """Match arrays of files with images and check their shapes and types.
 
     Args:
         path: the folder or file; with a folder NAME_att the pooled features are read from NAME_fc

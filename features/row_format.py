@@ -90,7 +90,7 @@ class RowFormat:
     def has_map(self) -> bool:
         """Whether the regions form a grid over the picture, so that attention can be shown on it.
 
-        Boxes of others lie anywhere.
+        Boxes from files lie anywhere.
         """
         return self.description.get("regions", "grid") == "grid"
 

@@ -52,8 +52,8 @@ def stores_in(folder: Path) -> list[Path]:
         )
     if not folder.is_dir():
         raise UserError(
-            f"{folder}: there is no such folder; give the folder that holds shards, the --out of "
-            f"{EXTRACT} --shards"
+            f"{folder}: there is no such folder; expected the folder that {EXTRACT} --shards wrote "
+            "to"
         )
     paths = sorted(folder.glob("*.h5"))
     if not paths:

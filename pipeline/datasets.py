@@ -10,7 +10,7 @@ from features.progress import track
 from pipeline import captions, shapes
 from pipeline.captions import CaptionTable, Image, Source
 from pipeline.cleaning import Cleaning
-from pipeline.options import PrepareOptions
+from pipeline.options import PrepareOptions, content_of_root
 from pipeline.readers.coco import read_coco
 from pipeline.readers.files import EMPTY, captions_file, kind_of_file, unreadable_picture
 from pipeline.readers.flickr import read_flickr8k, read_flickr30k
@@ -51,7 +51,7 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
         found = "there is no such folder"
         if root.is_file():
             found = f"it is {kind_of_file(root) or 'a file'}"
-        raise UserError(f"--root {root}: {found}; give the folder that holds {options.dataset}")
+        raise UserError(f"--root {root}: {found}; expected {content_of_root(options.dataset)}")
     reading = READERS[options.dataset](root, options)
     remarks = list(reading.remarks)
     records = [record for record in reading.records if record.split]

@@ -1,4 +1,4 @@
-"""`pipeline.extract --from`: features of others become the store of a work directory."""
+"""`pipeline.extract --from`: features of another program become a work directory's store."""
 
 import json
 import os
@@ -13,11 +13,12 @@ from tqdm import tqdm
 
 from features.distributed import barrier, broadcast, process_group, rank, world_size
 from features.errors import UserError, first_few
-from features.extraction import spread, versions
+from features.extraction import versions
 from features.files import write_json
 from features.others_features import Found, digest, find
 from features.parts import PartWriter, scan
 from features.row_format import RowFormat, scale_for, to_float16
+from features.sampling import evenly_spaced
 from features.store import STORED, FeatureStore
 from features.store_writing import (
     begin,
@@ -133,7 +134,7 @@ def _plan(
         written = _modified(store_path)
         todo.update(image_id for image_id in image_ids if found.modified(image_id) > written)
         kept = [image_id for image_id in image_ids if image_id not in todo]
-        _expect_same(old, found, spread(kept, SAMPLE), "--force stores all features again")
+        _expect_same(old, found, evenly_spaced(kept, SAMPLE), "--force stores all features again")
     check_disk(store_path, row_format, len(todo))
     if todo:
         begin(store_path, row_format, old)
@@ -147,7 +148,7 @@ def _modified(path: Path) -> int:
 def _calibrate(found: Found, channels: int) -> np.ndarray:
     """Return the scale of int8 features from some images, float32 [channels]."""
     largest = np.zeros(channels, np.float32)
-    for image_id in spread(list(found.grids), _CALIBRATION_IMAGES):
+    for image_id in evenly_spaced(list(found.grids), _CALIBRATION_IMAGES):
         np.maximum(largest, np.abs(found.read(image_id)[0]).max(0), out=largest)
     return scale_for(largest)
 
@@ -190,7 +191,7 @@ def _verify(store: FeatureStore, found: Found) -> None:
             f"{store.path}: {len(wrong)} images are wrong: {first_few(sorted(wrong))}; --force "
             "stores all features again"
         )
-    sample = spread(list(found.grids), SAMPLE)
+    sample = evenly_spaced(list(found.grids), SAMPLE)
     _expect_same(store, found, sample, "--force stores all features again")
     print(f"verify: {len(store):,} rows read, {len(sample)} compared with {found.path}, 0 wrong")
 

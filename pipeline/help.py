@@ -132,9 +132,8 @@ def options_of(options_class: type, prefix: str = "", shown: str = "") -> Iterat
             inner = "" if tyro.conf.OmitArgPrefixes in marks else f"{shown}{field.name}."
             yield from options_of(kind, f"{prefix}{field.name}.", inner)
             continue
-        renamed = [str(mark.name) for mark in marks if getattr(mark, "name", None)]
-        name = f"--{shown}{(renamed or [field.name])[0]}".replace("_", "-")
-        metavar = _metavar(kind)
+        name = f"--{shown}{_marked(marks, 'name') or field.name}".replace("_", "-")
+        metavar = _metavar(kind, _marked(marks, "metavar"))
         if tyro.conf.Positional in marks:
             usage = f"{field.name.upper()} ..."
         elif tyro.conf.UseAppendAction in marks:
@@ -150,16 +149,21 @@ def options_of(options_class: type, prefix: str = "", shown: str = "") -> Iterat
         yield Option(f"{prefix}{field.name}", usage, text, required, section if prefix else "")
 
 
-def _metavar(kind: Any) -> str:
+def _marked(marks: tuple[Any, ...], what: str) -> str | None:
+    """Return the name or metavar that `tyro.conf.arg` gives a field, None if it gives none."""
+    return next((str(of) for mark in marks if (of := getattr(mark, what, None))), None)
+
+
+def _metavar(kind: Any, given: str | None) -> str:
     """Return how the value of an option is written in its usage; nothing for a flag."""
     if kind is bool:
         return ""
     if kind in _METAVARS:
-        return _METAVARS[kind]
+        return given or _METAVARS[kind]
     parts = [part for part in typing.get_args(kind) if part not in (type(None), ...)]
     if typing.get_origin(kind) is Literal:
         return "{" + ",".join(parts) + "}"
-    inner = _metavar(parts[0])  # T of T | None, or of tuple[T, ...]
+    inner = _metavar(parts[0], given)  # T of T | None, or of tuple[T, ...]
     return f"{inner} ..." if typing.get_origin(kind) is tuple else inner
 
 

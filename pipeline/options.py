@@ -7,12 +7,22 @@ from typing import Annotated, ClassVar, Literal
 
 import tyro
 
+from features.commands import EXTRACT
 from features.errors import UserError, unknown_name
 from pipeline.presets import check_name
 from pipeline.readers.columns import parse_columns
 from pipeline.vocabulary import MAX_LENGTH
 
 DATASETS = ("shapes", "flickr8k", "flickr30k", "coco", "karpathy", "folder", "shards")
+
+
+def content_of_root(dataset: str) -> str:
+    """Return which folder --root is to name for a data set."""
+    described = {
+        "folder": "the folder of your pictures and their captions",
+        "shards": f"the folder that {EXTRACT} --shards wrote to",
+    }
+    return described.get(dataset, f"the folder of the data set {dataset}")
 
 
 @dataclass(frozen=True)
@@ -56,15 +66,17 @@ class PrepareOptions:
     """The folder that holds the data set; not for shapes."""
     captions: Path | None = None
     """With --dataset karpathy or folder: the captions file, if there is more than one in --root."""
-    columns: str | None = None
+    columns: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS")] = None
     """The columns of folder's table as image=NAME,caption=NAME[,split=NAME]; caption may be
     repeated."""
     name: str | None = None
     """The name of the data set as a source of pictures, if there are more; by default that of
     --dataset."""
-    terms: str | None = None
+    terms: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """The terms of use of the data set, in quotes, for the model card."""
-    also: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    also: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="OPTIONS")
+    ] = ()
     """The options of a further data set in quotes, such as "--dataset folder --root B"; instead,
     --dataset may be repeated, and the options of each data set follow it."""
     preset: str | None = None
@@ -92,7 +104,7 @@ class PrepareOptions:
     """With --dataset shapes: height and width of the pictures in pixels."""
     download: bool = False
     """Download the files that --root lacks; only for coco and flickr8k."""
-    mirror: str | None = None
+    mirror: Annotated[str | None, tyro.conf.arg(metavar="URL")] = None
     """With --download: address from which to fetch the archives instead."""
     force: bool = False
     """Run even if nothing changed."""
@@ -107,7 +119,9 @@ class PrepareOptions:
                 "into the work directory"
             )
         if self.dataset != "shapes" and self.root is None:
-            raise UserError(f"--dataset {self.dataset} needs --root, the folder that holds it")
+            raise UserError(
+                f"--dataset {self.dataset} needs --root: {content_of_root(self.dataset)}"
+            )
         if self.root is not None and self.root.resolve() == self.work.resolve():
             raise UserError("--work must be another folder than --root; try --work work")
         if self.columns is not None:
@@ -162,12 +176,14 @@ class ExtractOptions:
 
     work: Path | None = None
     """The work directory with captions.json; features.h5 and extract.json are written to it."""
-    shards: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    shards: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")
+    ] = ()
     """Instead of --work: tar archives, folders of pictures or parquet lists, as paths or URLs with
     wildcards and braces such as {000..199}; may be repeated."""
-    out: str | None = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     """With --shards: the folder or URL for the outputs."""
-    columns: str | None = None
+    columns: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS")] = None
     """With --shards: the columns of parquet lists as image=NAME[,caption=NAME][,key=NAME]."""
     prefix_keys: bool = False
     """With --shards: put the shard's name before each key, where keys repeat between shards."""
@@ -185,7 +201,7 @@ class ExtractOptions:
     """File with the CNN's weights (safetensors or a state dict) instead of the published ones;
     repeat it for each CNN that is not an EfficientNet-Lite."""
     from_: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Store features of others instead of computing them: a folder of .npy or .npz files, or one
+    """Import features from files instead of computing them: a folder of .npy or .npz files, or one
     .npy, .npz or HDF5 file."""
     keys: Literal["auto", "id", "name"] = "auto"
     """With --from: whether the files or keys are named by image id or by the picture's file
@@ -244,7 +260,7 @@ class ExtractOptions:
         for_shards = ("out", "columns", "prefix_keys", "scale", "engine", "gpus")
         for_work = ("from_", "keys", "layout", "skip_extra", "prune")
         if not self.shards and self.work is None:
-            raise UserError("expected --work PATH, or --shards NAME and --out NAME")
+            raise UserError("expected --work PATH, or --shards PATTERN and --out FOLDER")
         if self.shards and self.work is not None:
             raise UserError(
                 "expected --work or --shards, found both; shards need no work directory"

@@ -121,7 +121,7 @@ SEE = "; see python -m decoder.caption --help\n"
         ("--batch_size 2.5 a.jpg", "expected --batch-size N, found --batch_size 2.5 a.jpg"),
         ("--weights bst", "expected --weights {best,best_xe,both}, found --weights bst"),
         ("a.jpg --review", "expected --review PATH, found --review"),
-        ("--out --json", "expected --out NAME, found --out"),
+        ("--out --json", "expected --out FILE, found --out"),
     ],
 )
 def test_a_wrong_option_is_named_in_the_words_of_the_help(arguments, message, monkeypatch, capsys):

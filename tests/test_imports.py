@@ -1,6 +1,7 @@
 """Imports go one way, features <- pipeline <- evaluation <- decoder, and are not slow."""
 
 import ast
+import configparser
 import os
 import subprocess
 import sys
@@ -26,6 +27,7 @@ ALLOWED = {
         "features.extras",
         "features.files",
         "features.images",
+        "features.sampling",
         "features.store",
         "features.store_set",
         "pipeline.caption_database",
@@ -145,6 +147,28 @@ def test_importing_the_package_loads_no_library():
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PROJECT
     )
     assert done.stdout == "[]\n"
+
+
+COMMANDS = """
+import importlib, io, sys
+from contextlib import redirect_stderr, redirect_stdout
+for name in {names!r}:
+    command = importlib.import_module(name)
+    for argument, status in (("--wrong-option", 2), ("--help", 0), ("--version", 0)):
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            assert command.main([argument]) == status, (name, argument)
+        assert "torch" not in sys.modules, (name, argument)
+"""
+
+
+def test_help_and_wrong_options_are_answered_before_torch_is_imported():
+    setup = configparser.ConfigParser()
+    setup.read(PROJECT / "setup.cfg")
+    scripts = setup["options.entry_points"]["console_scripts"].split("\n")
+    names = [script.split(" = ")[1].removesuffix(":main") for script in scripts if script]
+    assert len(names) == 11
+    code = COMMANDS.format(names=names)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PROJECT)
 
 
 SLOW = {"torchvision", "torch._dynamo", "sympy", "spacy", "matplotlib"}

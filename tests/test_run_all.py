@@ -62,6 +62,7 @@ def test_run_all_ends_with_scores_and_a_report_and_skips_finished_stages(tmp_pat
     [
         (["shaps"], "did you mean shapes"),
         (["flickr8k"], "needs --root"),
+        (["shards"], "run the stages by hand"),
         (["--wrok", "x"], "unknown option --wrok"),
         (["coco", "--preset", "cocoa"], "unknown preset 'cocoa': did you mean coco"),
         (["shapes", "--backbone"], "--backbone needs a value"),

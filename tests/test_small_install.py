@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from features import extras
 from features.extras import EXTRA_OF
 from tests.pictures import moon
 from tests.test_command import COMMANDS
@@ -53,6 +54,11 @@ def python(code: str, environment: dict[str, str], folder: Path) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_pip_is_not_told_the_name_of_a_project_that_is_not_installed(monkeypatch):
+    monkeypatch.setattr(extras, "_PROJECT", "not-installed")  # the index might have one of its name
+    assert extras.how_to_install("heic").endswith(f"pip install '{PROJECT}[heic]'")
 
 
 def test_captioning_works_without_any_extra_and_other_commands_name_theirs(small, tmp_path):

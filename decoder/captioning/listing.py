@@ -33,7 +33,6 @@ OLD_COLUMNS = ("path", "caption", "unsure", "confidence", "bytes", "modified", "
 COLUMNS = (*OLD_COLUMNS, "labels", "error")
 # A name that is not UTF-8 must be read back as the same bytes. JSON holds it escaped instead.
 _ERRORS = "surrogateescape"
-# What a disk without locks answers, such as some network disks.
 
 
 class State(NamedTuple):
@@ -324,7 +323,10 @@ def write_listing(writer: CaptionWriter, paths: Sequence[Path], out: Path, overw
         for path, result in writer.results(missing, done):
             passing = isinstance(result, PictureError) and result.passing
             listing.add(path, None if passing else states[path], writer.as_json(result))
-    print(f"caption: {writer.written} captions added to {out}, {done} already there")
+    added = f"{writer.written} caption{'s' * (writer.written != 1)}"
+    failed = len(writer.unreadable)
+    without = f", {failed} picture{'s' * (failed != 1)} without one (named below)" if failed else ""
+    print(f"caption: {added} added to {out}, {done} already there{without}")
 
 
 def _as_cell(value: Any) -> str:

@@ -53,10 +53,12 @@ class CaptionOptions:
     pictures: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
     """Pictures, folders of pictures with their subfolders, web addresses, or - for standard
     input."""
-    shards: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    shards: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="PATTERN")
+    ] = ()
     """Caption archives, folders or parquet lists, such as 'a/*.tar', into OUT/SHARD.jsonl;
     may be repeated."""
-    columns: str | None = None
+    columns: Annotated[str | None, tyro.conf.arg(metavar="COLUMNS")] = None
     """With --shards: the columns of parquet lists as image=NAME[,key=NAME]."""
     prefix_keys: bool = False
     """With --shards: put the shard's name before each key, where keys repeat between shards."""
@@ -80,7 +82,7 @@ class CaptionOptions:
     """With --alt: the folder of the web site, for paths in the page that start with /."""
     weights: Literal["best", "best_xe", "both"] = "best"
     """The best weights of all, those before REINFORCE, or both averaged."""
-    out: str | None = None
+    out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write to this file: .csv or .jsonl for pictures (new ones are added), COCO results for
     --split, a page or a folder for --alt; a folder or URL for --shards."""
     sidecar: Literal["txt", "stem-txt", "xmp"] | None = None
@@ -224,7 +226,7 @@ class DemoOptions:
     """Let the page save captions in the --folder, in files beside its pictures or in a table."""
     work: Path | None = None
     """Add a tab that searches the pictures of this work directory."""
-    host: str = "127.0.0.1"
+    host: Annotated[str, tyro.conf.arg(metavar="ADDRESS")] = "127.0.0.1"
     """Address to listen on; 0.0.0.0 opens the page to the network and needs a password."""
     port: int = 7860
     """Port to listen on; 0 chooses a free one."""

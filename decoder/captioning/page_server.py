@@ -5,6 +5,7 @@ One request at a time uses the models; a limited number of others wait.
 
 import asyncio
 import base64
+import errno
 import json
 import signal
 import socket
@@ -86,7 +87,7 @@ class Page:
             UserError: _problem(422),
             PictureError: _unreadable,
             HTTPException: _refusal,
-            OSError: _full_disk,
+            OSError: _disk_problem,
         }
         app = Starlette(routes=routes, exception_handlers=handlers)
         app.mount("/static", StaticFiles(directory=_STATIC))
@@ -263,10 +264,11 @@ async def _refusal(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
-async def _full_disk(request: Request, error: Exception) -> Response:
+async def _disk_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
-    text = f"The server cannot write: {error.strerror or error}."
-    return JSONResponse({"error": text}, 507)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    text = f"The server cannot {'write' if full else 'read or write'}: {error.strerror or error}."
+    return JSONResponse({"error": text}, 507 if full else 500)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -41,7 +41,7 @@ def caption_split(
     views = captioner.options.views
     reader = _reader(captioner, work, split, views)
     comparable = is_comparable(captioner)  # decoder.export calibrates confidence on these captions
-    # Boxes of others lie anywhere in the picture, so their weights cannot be shown on it.
+    # Boxes from files lie anywhere in the picture, so their weights cannot be shown on it.
     shows = captioner.attends and RowFormat(captioner.config["features"]).has_map
     results: list[dict[str, Any]] = []
     words: list[list[str]] = []

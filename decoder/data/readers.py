@@ -1,6 +1,7 @@
 """Readers of the feature store: a split's images in order, and shuffled training batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -8,24 +9,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from decoder.data.batches import Batch, Features, pad
+from decoder.data.batches import Batch, Features
 from decoder.data.resident import (
     NotExact,
-    ResidentCaptions,
     ResidentFeatures,
     bytes_of,
     choose_memory,
 )
-from decoder.data.weights import WeightedDraws
 from features.commands import EXTRACT, PREPARE
-from features.distributed import rank, world_size
 from features.errors import UserError, first_few
-from features.extraction import spread
+from features.sampling import evenly_spaced
 from features.store import as_size
 from features.store_set import Store
 from pipeline.caption_database import SplitImages
 from pipeline.captions import CaptionTable, Image
-from pipeline.vocabulary import EOS, UNK, Vocabulary
+from pipeline.vocabulary import Vocabulary
 
 # Images of shards on which an embedding or a regression is fitted, at most.
 MOST_SAMPLED = 100_000
@@ -108,7 +106,7 @@ class SplitReader:
     def sample(self, most: int) -> Sequence[int]:
         """Return the indices of all images, or of `most` evenly spaced ones of shards."""
         every = range(len(self))
-        return spread(every, most) if isinstance(self.images, SplitImages) else every
+        return evenly_spaced(every, most) if isinstance(self.images, SplitImages) else every
 
     def sampled(self, most: int) -> Sequence[Image]:
         """Return the images that `sample` chooses."""
@@ -186,11 +184,11 @@ def expect_captions(reader: SplitReader) -> None:
         )
 
 
-class TrainingReader(SplitReader):
+class TrainingReader(SplitReader, ABC):
     """Shuffled training batches, with one stored view of each image drawn at random.
 
-    Batch n of epoch e depends only on the seed, the phase, e and n. Under torchrun a process reads
-    every `world_size`th image of a batch, beginning at its rank.
+    Batch n of epoch e depends only on the seed, the phase, e, n and the number of processes. Under
+    torchrun each process reads a share of every batch.
 
     Args:
         store: the features.
@@ -199,10 +197,9 @@ class TrainingReader(SplitReader):
         size: images in a batch.
         seed: of the order of the images and of their views.
         grid: read the grid too, not the pooled features alone.
-        weights: how often the images of each source are drawn in an epoch; once by default.
 
     Raises:
-        UserError: as `SplitReader`, an image has no caption, or a weight names an unknown source.
+        UserError: as `SplitReader`.
     """
 
     def __init__(
@@ -213,86 +210,48 @@ class TrainingReader(SplitReader):
         size: int,
         seed: int,
         grid: bool = True,
-        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(store, table, "train", grid)
-        expect_captions(self)
-        self._draws = WeightedDraws([image.source for image in self.images], weights or {})
-        self.captions = [
-            [vocabulary.encode(caption.tokens) for caption in image.captions]
-            for image in self.images
-        ]
+        self._vocabulary = vocabulary
         self._size = size
         self._seed = seed
-        self.resident_captions: ResidentCaptions | None = None
-        """The captions on a GPU, if the features are kept in memory."""
 
     @property
     def views_of_batches(self) -> int:
         """Number of views of an image of which batches need memory: all, one is drawn of them."""
         return len(self._store.row_format.views)
 
-    def keep(self, memory: torch.device, device: torch.device) -> None:
-        """Keep features and captions in memory; see `SplitReader.keep`."""
-        super().keep(memory, device)
-        self.resident_captions = ResidentCaptions(self.captions, device)
-
-    def captions_of(self, indices: Sequence[int]) -> list[list[list[int]]]:
-        """Return the token ids of the captions of some images."""
-        return [self.captions[index] for index in indices]
-
-    def examples(self) -> list[list[list[int]]]:
-        """Return the captions of all images, for checks."""
-        return self.captions
-
-    def spread(self, count: int) -> list[int]:
-        """Return the indices of `count` evenly spaced images, or of all if there are fewer."""
-        return spread(range(len(self)), count)
-
-    def word_counts(self, outputs: int) -> Tensor:
-        """Return how often each word that can be written occurs, int64 [outputs], EOS first."""
-        captions = (caption for of_image in self.captions for caption in of_image)
-        words = [token - EOS for caption in captions for token in caption if token != UNK]
-        return torch.tensor(words, dtype=torch.int64).bincount(minlength=outputs)
-
     @property
+    @abstractmethod
     def batches_per_epoch(self) -> int:
         """Number of batches in an epoch; the last may be smaller."""
-        return -(-len(self._draws) // self._size)
 
+    @abstractmethod
     def epoch(self, phase: str, epoch: int, first_batch: int = 0) -> Iterator[Batch]:
-        """Yield an epoch's batches from `first_batch` on; the next one is read meanwhile."""
-        generator = np.random.default_rng([self._seed, *phase.encode(), epoch])
-        order = generator.permutation(self._draws.draw(generator))
-        views = generator.integers(len(self._store.row_format.views), size=len(order))
-        starts = range(first_batch * self._size, len(order), self._size)
-        own_rank, processes = rank(), world_size()
+        """Yield this process's share of an epoch's batches, from `first_batch` on.
 
-        def read(start: int) -> Callable[[], Batch]:
-            all_images = np.stack((order, views))[:, start : start + self._size]
-            own = all_images[:, own_rank::processes]
-            idle = own.shape[1] == 0
-            chosen, of_each = (all_images[:, :1] if idle else own).tolist()
-            return self._begin_batch(chosen, of_each, idle)
+        The next one is read meanwhile.
+        """
 
-        for finish in read_ahead(read, starts):
-            yield finish()
-
+    @abstractmethod
     def batch(self, indices: Sequence[int], views: Sequence[int] | None = None) -> Batch:
         """Read images with all their captions; see `features` for the arguments."""
-        return self._begin_batch(indices, views)()
 
-    def _begin_batch(
-        self, indices: Sequence[int], views: Sequence[int] | None, idle: bool = False
-    ) -> Callable[[], Batch]:
-        """Read a batch as far as a second thread should; return what does the rest."""
-        captions = [self.captions[index] for index in indices]
-        counts = [len(of_image) for of_image in captions]
-        image_ids = torch.tensor([self.images[index].id for index in indices])
-        features = self._begin(indices, views)
-        tokens_BT = pad([caption for of_image in captions for caption in of_image])
-        image_B = torch.from_numpy(np.repeat(np.arange(len(indices)), counts))
-        return lambda: Batch(image_ids, features(), tokens_BT, image_B, idle)
+    @abstractmethod
+    def captions_of(self, indices: Sequence[int]) -> list[list[list[int]]]:
+        """Return the token ids of the captions of some images."""
+
+    @abstractmethod
+    def examples(self) -> list[list[list[int]]]:
+        """Return the captions of all images, or of shards those of some, for checks."""
+
+    @abstractmethod
+    def spread(self, count: int) -> list[int]:
+        """Return the indices of `count` evenly spaced images, or of all if there are fewer."""
+
+    @abstractmethod
+    def word_counts(self) -> Tensor:
+        """Return how often each word that can be written occurs, int64 [V], EOS first."""
 
 
 def keep_in_memory(readers: Sequence[SplitReader], device: torch.device) -> str:

@@ -98,7 +98,7 @@ class ResidentFeatures:
         workers = cores()
         with (
             threads(workers) as pool,
-            Progress("read features", len(every_row), "image") as progress,
+            Progress("read features", len(every_row), "view") as progress,
         ):
             # Few blocks wait to be copied, so that they take little memory.
             for done in ahead((pool.submit(read, start) for start in starts), 2 * workers):

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from decoder.data.batches import Batch, pad
-from decoder.data.readers import SplitReader, TrainingReader, read_ahead
+from decoder.data.readers import TrainingReader, read_ahead
 from decoder.data.shard_order import WINDOW, cut, share_of, shuffled
 from features.distributed import rank, world_size
-from features.extraction import spread
+from features.sampling import evenly_spaced
 from features.store_set import MOST_OPEN, StoreSet
 from pipeline.caption_database import CaptionDatabase
 from pipeline.captions import Image
@@ -25,10 +25,8 @@ _EXAMPLES = 10_000  # images whose captions are checked
 class ShardedReader(TrainingReader):
     """Shuffled training batches from a set of stores; `decoder.data.shard_order` says how.
 
-    Batch n of epoch e depends only on the seed, the phase, e, n and the number of processes.
-
     Args:
-        store: the features.
+        store: as those that follow, see `TrainingReader`.
         table: the images and captions.
         vocabulary: encodes the captions.
         size: images in a batch.
@@ -48,11 +46,8 @@ class ShardedReader(TrainingReader):
         seed: int,
         grid: bool = True,
     ) -> None:
-        SplitReader.__init__(self, store, table, "train", grid)
+        super().__init__(store, table, vocabulary, size, seed, grid)
         self._train = table.split("train")
-        self._vocabulary = vocabulary
-        self._size = size
-        self._seed = seed
 
     @property
     def batches_per_epoch(self) -> int:
@@ -107,11 +102,11 @@ class ShardedReader(TrainingReader):
         after_S = count_S.cumsum()
         images = [
             np.arange(after_S[shard] - count_S[shard], after_S[shard])
-            for shard in spread(shards.tolist(), _SAMPLED)
+            for shard in evenly_spaced(shards.tolist(), _SAMPLED)
         ]
-        return spread(np.concatenate(images).tolist(), count)
+        return evenly_spaced(np.concatenate(images).tolist(), count)
 
-    def word_counts(self, outputs: int) -> Tensor:
+    def word_counts(self) -> Tensor:
         """Return how often each word occurs, as the vocabulary has counted it."""
         counts = torch.tensor(self._vocabulary.counts[EOS:])
         counts[0] = self._train.captions

@@ -13,8 +13,7 @@ Shape suffixes:
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -26,29 +25,9 @@ from decoder.model.attention import Rows, shared_regions
 from decoder.model.cells import CELLS, GRUCell, LSTMCell, State
 from decoder.model.layers import Embedding, Linear
 from decoder.model.operations import HAND_MADE, Operations
+from decoder.model.options import ModelOptions
 from decoder.model.recurrence import RecurrentLinear, Shared, WordTable
-from features.errors import require
 from pipeline.vocabulary import EOS
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Architecture of the decoder."""
-
-    model: Literal["show_tell", "att2in", "updown"] = "updown"
-    """Show and Tell reads the pooled feature; Att2in and Up-Down attend to the grid."""
-    cell: Literal["lstm", "gru"] = "lstm"
-    """The recurrent cell."""
-    hidden: int = 256
-    """Size of the recurrent state, the word vectors and the embedded image features."""
-    attention: int = 64
-    """Size of the space in which attention compares a region with the state."""
-    dropout: float = 0.2
-    """Dropout of word vectors, embedded image features and outputs."""
-
-    def __post_init__(self) -> None:
-        require(min(self.hidden, self.attention) > 0, "--hidden and --attention must be positive")
-        require(0 <= self.dropout < 1, f"--dropout must be from 0 to below 1, found {self.dropout}")
 
 
 class Memory(NamedTuple):

@@ -162,26 +162,31 @@ class AlbumCache:
 
     def put(self, path: bytes, row: Row) -> None:
         """Keep a row; it is on the disk some seconds later, or after `commit`."""
-        self._try("INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?)", [(path, *row)])
+        with self._warned_of_failure():
+            self._database.execute(
+                "INSERT OR REPLACE INTO pictures VALUES (?, ?, ?, ?, ?, ?)", (path, *row)
+            )
         if time.monotonic() - self._committed > _COMMIT_SECONDS:
             self.commit()
 
     def forget(self, paths: Iterable[bytes]) -> None:
         """Delete the rows of pictures that are gone."""
-        self._try("DELETE FROM pictures WHERE path = ?", [(path,) for path in paths])
+        with self._warned_of_failure():
+            self._database.executemany(
+                "DELETE FROM pictures WHERE path = ?", ((path,) for path in paths)
+            )
 
     def commit(self) -> None:
         """Write to the disk what was put and forgotten."""
-        self._try("COMMIT", [()])
+        with self._warned_of_failure():
+            self._database.commit()
         self._committed = time.monotonic()
 
-    def _try(self, statement: str, parameters: list[tuple[object, ...]]) -> None:
-        """Run a statement; if it fails, such as on a full disk, warn once and go on without."""
+    @contextmanager
+    def _warned_of_failure(self) -> Iterator[None]:
+        """Where the block fails to write, such as on a full disk, warn once and go on without."""
         try:
-            if statement != "COMMIT":
-                self._database.executemany(statement, parameters)
-            elif self._database.in_transaction:
-                self._database.commit()
+            yield
         except sqlite3.Error as error:
             self._warn(error)
             with suppress(sqlite3.Error):

@@ -31,7 +31,7 @@ from decoder.ranking.queries import parse
 from decoder.runs import checkpoints
 from decoder.runs.loading import load_description
 from features.backbones import Backbone
-from features.commands import EXPORT, SEARCH
+from features.commands import EXPORT
 from features.content import check_content
 from features.errors import UserError, first_few
 from features.extraction import extract_features
@@ -263,7 +263,7 @@ def _searchable(
 
     file, graph = kept.file(".safetensors"), kept.file(".usearch")
     if file is not None and graph is not None and pays(len(files)):
-        # What identifies the content of a file, so that its vector is added to the index once.
+        # What identifies a version of a file, so that its vector is added to the index once.
         keys_N = np.array([_identity(key, files[key]) for key in files], np.uint64)
         belongs_to = hashlib.sha256(keys_N.tobytes()).hexdigest()
         picture_ND = _kept_vectors(file, belongs_to)
@@ -279,10 +279,8 @@ def _searchable(
 
 
 def _kept_vectors(file: Path, belongs_to: str) -> Tensor | None:
-    """Return the vectors in a file, memory-mapped; None if they are not these."""
-    if not file.exists():
-        return None
-    tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
+    """Return the vectors in a file, memory-mapped; None if it has none, or others."""
+    tensors, header = checkpoints.load_cache(file) or ({}, None)
     return tensors["vectors_ND"] if header == belongs_to else None
 
 

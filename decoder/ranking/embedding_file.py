@@ -1,7 +1,9 @@
 """The joint embedding on disk: loaded for a run, or trained once and kept in its work directory."""
 
 import hashlib
+import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,18 +14,21 @@ from torch import Tensor
 from decoder.data.batches import Features, pad
 from decoder.data.readers import MOST_SAMPLED, SplitReader
 from decoder.ranking.embedding import JointEmbedding, train_embedding
-from decoder.ranking.grades import Grades, grades_of, measure
+from decoder.ranking.grades import METHOD, Grades, grades_of, measure
 from decoder.runs import checkpoints
 from decoder.runs.folder import digest
 from features.commands import EXPORT, SEARCH
-from features.errors import UserError
+from features.errors import AccessError, UserError
 from features.progress import Progress
+from features.sampling import evenly_spaced
 from features.store_set import Store
 from pipeline.caption_database import SplitImages, open_features
 from pipeline.caption_database import load as load_table
 from pipeline.captions import CaptionTable, Image
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
+
+log = logging.getLogger(__name__)
 
 # The decoder scores each candidate caption with each of these images, too.
 BACKGROUND_IMAGES = 20
@@ -33,6 +38,7 @@ _BLOCK = 1000  # rows of the store that are read at once
 _BACKGROUND = "others."
 _FIELDS = ("grid_IRC", "pooled_IC")
 _GRADES = "grades"  # their key in the header
+_METHOD = "grades_method"  # the version of `grades.measure` that measured them
 
 
 class Embedding(NamedTuple):
@@ -46,6 +52,8 @@ class Embedding(NamedTuple):
     grades: Grades | None
     """What scores of a search mean; None if there were too few validation captions to measure it.
     """
+    is_graded: bool
+    """Whether the grades were measured as `grades.measure` does it now."""
 
 
 def provenance(vocabulary: Vocabulary, fingerprint: str) -> dict[str, str]:
@@ -73,16 +81,21 @@ def load_or_train(
         fingerprint: of the features that the run was trained on.
 
     Raises:
-        UserError: there are no training captions to train it on, or a file is damaged.
+        AccessError: a file cannot be read.
+        UserError: there are no training captions to train it on, or a file of a captioner is
+            damaged. A damaged embedding of a work directory is trained again.
     """
     expected = provenance(vocabulary, fingerprint)
     if run.embedding.exists():
-        if embedding := load(run.embedding, expected, vocabulary):
-            return embedding
-        raise UserError(
-            f"{run.embedding} belongs to another run: its vocabulary or features differ; copy the "
-            "whole original folder again"
-        )
+        try:
+            if embedding := load(run.embedding, expected, vocabulary):
+                return embedding
+            reason = f"{run.embedding} belongs to another run: its vocabulary or features differ"
+        except AccessError:
+            raise
+        except UserError as error:
+            reason = str(error)
+        raise UserError(f"{reason}; copy the whole original folder again")
     source = run.work if run.work.captions.exists() else work
     no_captions = UserError(
         f"decoder.search learns from training captions, but neither {run.path} nor {work.path} has "
@@ -94,13 +107,17 @@ def load_or_train(
     with source.captions.open("rb") as content:
         expected["captions"] = hashlib.file_digest(content, "sha256").hexdigest()
     file = source.search / run.embedding.name
-    embedding = load(file, expected, vocabulary)
-    if embedding is not None and embedding.grades and embedding.grades.smaller is not None:
+    embedding = _kept(file, expected, vocabulary)
+    if embedding is not None and embedding.is_graded:
         return embedding
     table = load_table(source.captions)
-    if embedding is not None:  # an earlier version measured no grades, or one size of albums
-        grades = _measure(embedding.model, open_features(source), table, vocabulary)
-        return embedding._replace(grades=grades)
+    if embedding is not None:
+        with suppress(UserError):  # its features may be gone, or the disk be full
+            grades = _measure(embedding.model, open_features(source), table, vocabulary)
+            embedding = embedding._replace(grades=grades)
+            tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
+            checkpoints.save(file, tensors, header | _record(grades))
+        return embedding
     if not any(image.split == "train" and image.captions for image in table.images):
         raise no_captions
     store = open_features(source)
@@ -108,8 +125,7 @@ def load_or_train(
     reader = SplitReader(store, table, "train")
     model = _train(store, reader, vocabulary)
     grades = _measure(model, store, table, vocabulary)
-    spread = np.linspace(0, len(reader) - 1, BACKGROUND_IMAGES).astype(int)
-    background = reader.features(np.unique(spread).tolist())
+    background = reader.features(evenly_spaced(range(len(reader)), BACKGROUND_IMAGES))
     tensors = model.state_dict()
     # The store holds them as float16, too.
     tensors |= {
@@ -117,8 +133,19 @@ def load_or_train(
         for name, part in background._asdict().items()
         if part is not None
     }
-    checkpoints.save(file, tensors, {**expected, _GRADES: _record(grades)})
-    return Embedding(model, background, file, grades)
+    checkpoints.save(file, tensors, expected | _record(grades))
+    return Embedding(model, background, file, grades, True)
+
+
+def _kept(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
+    """Load an embedding as `load` does; None if it is damaged, too, which a warning says."""
+    try:
+        return load(file, expected, vocabulary)
+    except AccessError:
+        raise
+    except UserError as error:
+        log.warning("training a damaged embedding again: %s", error)
+        return None
 
 
 def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedding | None:
@@ -133,6 +160,7 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
     if not isinstance(header, dict) or any(header.get(k) != v for k, v in expected.items()):
         return None
     try:
+        is_graded = header.get(_METHOD) == METHOD
         tensors = checkpoints.dequantize(tensors)
         grid, pooled = (tensors.pop(_BACKGROUND + name) for name in _FIELDS)
         mask = tensors.pop(f"{_BACKGROUND}mask_IR", None)  # only where regions vary
@@ -146,12 +174,9 @@ def load(file: Path, expected: dict[str, str], vocabulary: Vocabulary) -> Embedd
             raise ValueError(f"a mask of {tuple(mask.shape)} for {tuple(grid.shape)}")
         grades = grades_of(header.get(_GRADES))
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file} is damaged ({error!r:.200}); copy the original file again, or delete this "
-            "one: the next search trains a new one"
-        ) from error
+        raise UserError(f"{file} is damaged: {error!r:.200}") from error
     background = Features(grid, pooled, None if mask is None else mask.bool())
-    return Embedding(model.eval(), background, file, grades)
+    return Embedding(model.eval(), background, file, grades, is_graded)
 
 
 def save_compact(embedding: Embedding, file: Path) -> None:
@@ -163,12 +188,14 @@ def save_compact(embedding: Embedding, file: Path) -> None:
     for name in [name for name in tensors if name.startswith(_BACKGROUND)]:
         step = -(-len(tensors[name]) // COMPACT_BACKGROUND_IMAGES)
         tensors[name] = tensors[name][::step].flatten(0, -2)  # 8 bits are for matrices
-    header[_GRADES] = _record(embedding.grades)
+    if embedding.is_graded:
+        header |= _record(embedding.grades)
     checkpoints.save(file, checkpoints.quantize(tensors), header)
 
 
-def _record(grades: Grades | None) -> dict[str, Any] | None:
-    return None if grades is None else grades.as_record()
+def _record(grades: Grades | None) -> dict[str, Any]:
+    """Return what the header says of grades that were measured now."""
+    return {_GRADES: None if grades is None else grades.as_record(), _METHOD: METHOD}
 
 
 def _measure(

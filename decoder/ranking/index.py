@@ -24,7 +24,7 @@ from decoder.ranking.embedding import SIZE
 from decoder.ranking.embedding_file import Embedding, blocks
 from decoder.ranking.nearest import EXACT, Index, Nearest, nearest, pays
 from decoder.runs import checkpoints
-from features.commands import EXTRACT, SEARCH
+from features.commands import EXTRACT
 from features.errors import UserError
 from features.progress import Progress
 from features.store_set import Store
@@ -124,7 +124,8 @@ def image_vectors(
     """Load the vectors of all stored images of a work directory, or compute and keep them.
 
     Raises:
-        UserError: their file, or the store, is damaged.
+        AccessError: their file cannot be read.
+        UserError: the store is damaged.
     """
     file = work.search / "images.safetensors"
     status = work.features.stat()
@@ -134,7 +135,7 @@ def image_vectors(
     }
     named = hashlib.sha256(json.dumps(provenance).encode()).hexdigest()[:16]
     graph = file.with_name(f"images-{named}.usearch")
-    if file.exists() and (kept := _load(file, provenance)):
+    if kept := _load(file, provenance):
         return ImageVectors(*kept, graph)
     rows_N = np.concatenate(list(_rows(store, table)))
     image_ids = np.concatenate([store.image_ids[block] for block in blocks(rows_N)] or [rows_N])
@@ -147,8 +148,8 @@ def image_vectors(
 
 
 def _load(file: Path, provenance: dict[str, Any]) -> tuple[np.ndarray, Tensor] | None:
-    """Return image ids and vectors from their file, None if they are of something else."""
-    tensors, header = checkpoints.load(file, torch.device("cpu"), SEARCH)
+    """Return image ids and vectors from their file, None if it has none, or of something else."""
+    tensors, header = checkpoints.load_cache(file) or ({}, None)
     if header != provenance or tensors.keys() != {"image_ids", "vectors_ND"}:
         return None
     return tensors["image_ids"].numpy(), tensors["vectors_ND"]

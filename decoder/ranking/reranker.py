@@ -1,10 +1,9 @@
 """Reranking: choose among the candidate captions of an image by three scores.
 
 A decoder trained with REINFORCE is confident of a few safe captions, and the members of an ensemble
-agree on them. The consensus of its own captions can only repeat that. So two further scores come
-from other sources:
+agree on them. The consensus of the candidates (`decoder.ranking.consensus`) can only repeat that.
+So two further scores are added to it:
 
-- the consensus with the other candidates (`decoder.ranking.consensus`),
 - the CIDEr-D expected from a regression on the training pictures and captions
   (`decoder.ranking.expectation`),
 - the cosine of picture and caption in the joint embedding (`decoder.ranking.embedding`).
@@ -112,10 +111,8 @@ class Reranker:
 
         The arguments are those of `scores`.
         """
-        scores, weights = (
-            self.scores(candidates, features, views, sampled),
-            self._expectation.weights,
-        )
+        scores = self.scores(candidates, features, views, sampled)
+        weights = self._expectation.weights
         order_IK = candidates.order_by(
             scores.consensus_IK
             + weights.expectation * scores.expectation_IK

@@ -4,6 +4,7 @@ Nothing is ever unpickled, and files are written atomically.
 """
 
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from features.commands import TRAIN
-from features.errors import UserError, first_few, unreadable
+from features.errors import AccessError, UserError, first_few, unreadable
 from features.files import make_folder, reading, replacing, write_atomically
+
+log = logging.getLogger(__name__)
 
 _HEADER = "json"  # the key of our JSON in the metadata of a safetensors file
 _SCALE = ".scale"  # suffix of the name of a quantized matrix's scales
@@ -98,6 +101,25 @@ def load(path: Path, device: torch.device, made_by: str = TRAIN) -> tuple[dict[s
         raise unreadable(path, error) from error
     except (SafetensorError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a complete safetensors file: {error}") from error
+
+
+def load_cache(path: Path) -> tuple[dict[str, Tensor], Any] | None:
+    """Read a file as `load` does; None if it is missing, or damaged, which a warning says.
+
+    It is for files that can be made again.
+
+    Raises:
+        AccessError: the file cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        return load(path, torch.device("cpu"))
+    except AccessError:
+        raise
+    except UserError as error:
+        log.warning("making a damaged file again: %s", error)
+        return None
 
 
 def quantize(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

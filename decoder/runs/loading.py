@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 import torch
 
 from decoder.model import decoders
-from decoder.model.decoders import Decoder, ModelOptions
+from decoder.model.decoders import Decoder
+from decoder.model.options import ModelOptions
 from decoder.runs import checkpoints
 from decoder.runs.folder import digest
 from features.commands import TRAIN

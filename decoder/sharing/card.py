@@ -6,8 +6,13 @@ Every figure is taken from the run; none is written here.
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from decoder.sharing.front_matter import front_matter, scored_rows, sources_of
-from pipeline.terms import terms_of
+from decoder.sharing import calibration
+from decoder.sharing.front_matter import (
+    front_matter,
+    inherited_sources,
+    scored_rows,
+    sources_of,
+)
 
 
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -18,7 +23,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         config: the run's config.json.
     """
     options = config["options"]
-    model, xe = options["decoder"], options["xe"]
+    model = options["decoder"]
     lines = [
         f"# Model card: {captioner['name']}",
         "",
@@ -29,20 +34,18 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"- A decoder with {captioner['parameters']:,} parameters ({model['model']}, "
         f"{model['cell']} cells, hidden size {model['hidden']}) and a vocabulary of "
         f"{captioner['words']:,} words, stored in {captioner['bits']} bits.",
-        f"- It reads features of {captioner['features']['backbone'].replace('+', ', ')}, trained "
-        "on ImageNet and not included in this folder. The fingerprint of these features is "
-        f"`{captioner['fingerprint'][:16]}`.",
+        f"- It reads features of {_networks(captioner['features'])}, not included in this folder. "
+        f"The fingerprint of these features is `{captioner['fingerprint'][:16]}`.",
         *_reranking(captioner["reranks"]),
         "- Use it with `python -m decoder.caption --run THIS_FOLDER photo.jpg`.",
         "",
         "## Data",
         "",
-        *_data(captioner, config.get("init")),
+        *_data(captioner, config),
         "",
         "## Training",
         "",
-        f"- Cross-entropy for at most {xe['epochs']} epochs, with a learning rate of "
-        f"{xe['learning_rate']} and label smoothing of {xe['label_smoothing']}.",
+        _cross_entropy(options["xe"]),
         _reinforce(options["rl"], captioner["weights"], config["reward"]),
         f"- Batches of {options['batch_size']} images with all their captions; seed "
         f"{options['seed']}. Every option is in config.json.",
@@ -78,7 +81,15 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "them.",
         "- Uses that the terms of its data exclude.",
     ]
-    return front_matter(captioner) + "\n".join(lines) + "\n"
+    return front_matter(captioner, config) + "\n".join(lines) + "\n"
+
+
+def _networks(features: Mapping[str, Any]) -> str:
+    """Return the CNNs of features, with their weights unless these are the published ones."""
+    names = features["backbone"].split("+")
+    if ":" not in features["backbone"] and "weights_file" not in features:
+        return f"{', '.join(names)}, trained on ImageNet and"  # as torchvision publishes them, too
+    return f"{', '.join(names)} with the weights {features['weights'].replace('+', ', ')},"
 
 
 def _reranking(reranks: bool) -> Iterable[str]:
@@ -90,7 +101,7 @@ def _reranking(reranks: bool) -> Iterable[str]:
         )
 
 
-def _data(captioner: Mapping[str, Any], init: Mapping[str, Any] | None) -> Iterable[str]:
+def _data(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> Iterable[str]:
     sources = sources_of(captioner)
     if not sources:
         yield "- Not known: the training captions were missing when this captioner was exported."
@@ -100,25 +111,31 @@ def _data(captioner: Mapping[str, Any], init: Mapping[str, Any] | None) -> Itera
         if images:
             yield f"- Trained on {name}: {images:,} images with {captions:,} captions."
             yield f"- Terms of {name}: {source['terms']}."
-    if init is not None:
-        names = ", ".join(_name(source) for source in init["data"]) or "unknown data"
+    if init := config.get("init"):
+        inherited = inherited_sources(config)
+        names = ", ".join(source["name"] for source in inherited) or "unknown data"
         yield f"- Training started from the captioner {init['name']}, trained on {names}."
-        for source in init["data"]:
-            terms = terms_of(source["dataset"], source.get("terms"))
-            if (_name(source), terms) not in own:
-                yield f"- Terms of {_name(source)}, which apply here too: {terms}."
+        for source in inherited:
+            name, terms = source["name"], source["terms"]
+            if (name, terms) not in own:
+                yield f"- Terms of {name}, which apply here too: {terms}."
     yield "- This folder contains none of these images or captions."
 
 
-def _name(source: Mapping[str, Any]) -> str:
-    return str(source.get("name", source["dataset"]))
+def _cross_entropy(xe: Mapping[str, Any]) -> str:
+    if xe["epochs"] == 0:
+        return "- No cross-entropy."
+    return (
+        f"- Cross-entropy for at most {xe['epochs']} epochs, with a learning rate of "
+        f"{xe['learning_rate']} and label smoothing of {xe['label_smoothing']}."
+    )
 
 
 def _reinforce(rl: Mapping[str, Any], weights: str, reward: str) -> str:
     if weights == "best_xe" or not rl["epochs"]:
         return "- No REINFORCE."
     return (
-        f"- Then REINFORCE for at most {rl['epochs']} epochs, with a learning rate of "
+        f"- REINFORCE for at most {rl['epochs']} epochs, with a learning rate of "
         f"{rl['learning_rate']}. Reward: {reward}."
     )
 
@@ -190,8 +207,9 @@ def _confidence(confidence: Mapping[str, Any] | None) -> Iterable[str]:
     if confidence.get("novelty") is not None:
         yield ""
         yield (
-            "A picture that is less like the training pictures than 97.5 % of the validation "
-            "pictures is marked as unlike a photograph, and its caption as unsure."
+            "A picture that is too unlike the training pictures is marked as unlike a photograph, "
+            "and its caption as unsure. The limit is set so that this happens to about "
+            f"{calibration.UNFAMILIAR:.1%} of the validation pictures of a data set, or to fewer."
         )
 
 

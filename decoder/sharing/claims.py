@@ -3,21 +3,22 @@
 from collections.abc import Mapping
 
 from evaluation.validation import tokenize_without_java
+from evaluation.word_kinds import COLOURS, NUMBERS, PEOPLE
+
+
+def _of(words: Mapping[str, str], *classes: str) -> tuple[str, ...]:
+    """Return the words of some classes."""
+    return tuple(word for word, its in words.items() if its in classes)
+
 
 # Kinds of words that are easy to check. Each kind has groups of words with the same meaning.
 _KINDS: dict[str, list[tuple[str, ...]]] = {
-    "a colour": [
-        *(("black",), ("white",), ("brown",), ("red",), ("blue",), ("green",), ("yellow",)),
-        *(("orange",), ("pink",), ("purple",), ("gray", "grey")),
-    ],
-    "a man or boy, a woman or girl": [
-        ("man", "men", "boy", "boys", "guy", "male", "gentleman"),
-        ("woman", "women", "girl", "girls", "lady", "ladies", "female"),
-    ],
+    "a colour": [_of(COLOURS, name) for name in sorted(set(COLOURS.values()))],
+    "a man or boy, a woman or girl": [_of(PEOPLE, "man", "boy"), _of(PEOPLE, "woman", "girl")],
     "a child": [
         ("boy", "girl", "child", "children", "kid", "kids", "boys", "girls", "baby", "toddler")
     ],
-    "a number of two or more": [("two",), ("three",), ("four",), ("five",)],
+    "a number of two or more": [_of(NUMBERS, name) for name in sorted(set(NUMBERS.values()))],
     "a dog": [("dog", "dogs", "puppy", "puppies")],
     "water, snow, sand or grass": [
         ("water", "ocean", "lake", "river", "pool", "sea", "waves", "wave"),

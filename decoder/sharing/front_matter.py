@@ -14,10 +14,9 @@ from pipeline.terms import terms_of
 # list is "other", with a name and the file LICENSE.
 _OTHER = "other"
 _LICENCES = {"coco": "cc-by-4.0", "shapes": "mit"}
-_OTHER_NAMES = {
-    "flickr8k": "non-commercial-research-and-education",
-    "flickr30k": "non-commercial-research-and-education",
-}
+_NON_COMMERCIAL = {"flickr8k", "flickr30k"}
+# Stands for data that were not recorded, whose terms nobody knows.
+_UNRECORDED = {"name": "data that its card does not name", "dataset": "", "terms": terms_of("")}
 # Hugging Face's names of the metrics, and how the card calls them.
 _METRICS = {
     **{f"Bleu_{n}": ("bleu", f"BLEU-{n}") for n in range(1, 5)},
@@ -45,30 +44,61 @@ def sources_of(captioner: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [{**of, "terms": terms_of(of["dataset"], of.get("terms"))} for of in sources]
 
 
+def inherited_sources(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the data sets of the captioner that training started from (--init), if any.
+
+    Args:
+        config: the run's config.json.
+
+    Returns:
+        For each, its "name", "dataset" and "terms" as in `sources_of`.
+    """
+    init = config.get("init") or {"data": []}
+    return [
+        {
+            "name": of.get("name", of["dataset"]),
+            "dataset": of["dataset"],
+            "terms": terms_of(of["dataset"], of.get("terms")),
+        }
+        for of in init["data"]
+    ]
+
+
+def _all_sources(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return all data whose terms apply to the weights, with `_UNRECORDED` for what is missing."""
+    own = sources_of(captioner) or [_UNRECORDED]
+    inherited = inherited_sources(config) or ([_UNRECORDED] if config.get("init") else [])
+    named = {(of["name"], of["terms"]) for of in own}
+    return own + [of for of in inherited if (of["name"], of["terms"]) not in named]
+
+
 def _licence(sources: list[dict[str, Any]]) -> tuple[str, str]:
     """Return the licence of weights trained on these data sets, and its name if it is "other"."""
-    each = {_LICENCES.get(of["dataset"], _OTHER) for of in sources}
-    names = {_OTHER_NAMES.get(of["dataset"], "unknown") for of in sources}
-    # The strictest that is known; "unknown" only if nothing else is.
-    name = next(iter(sorted(names - {"unknown"})), "unknown")
-    return (each.pop(), "") if len(each) == 1 and _OTHER not in each else (_OTHER, name)
+    datasets = {of["dataset"] for of in sources}
+    each = {_LICENCES.get(dataset, _OTHER) for dataset in datasets}
+    if len(each) == 1 and _OTHER not in each:
+        return each.pop(), ""
+    known = datasets & _NON_COMMERCIAL
+    return _OTHER, "non-commercial-research-and-education" if known else "unknown"
 
 
-def front_matter(captioner: Mapping[str, Any]) -> str:
+def front_matter(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
     """Return the metadata of the card as YAML, between two lines of three dashes.
 
     Args:
         captioner: the content of captioner.json.
+        config: the run's config.json.
     """
-    sources = sources_of(captioner)
+    sources = _all_sources(captioner, config)
     licence, name = _licence(sources)
     lines = ["language: en", f"license: {licence}"]
     if licence == _OTHER:
         lines += [f"license_name: {name}", "license_link: LICENSE"]
     lines += ["library_name: caption-pipeline", "pipeline_tag: image-to-text"]
     lines += ["tags:", "- image-captioning"]
-    if sources:
-        lines += ["datasets:", *(f"- {_identifier(of['name'])}" for of in sources)]
+    names = [_identifier(of["name"]) for of in sources if of is not _UNRECORDED]
+    if names:
+        lines += ["datasets:", *(f"- {name}" for name in dict.fromkeys(names))]
     if captioner["scores"]:
         lines += _results(captioner)
     return "\n".join(["---", *lines, "---", "", ""])
@@ -125,19 +155,19 @@ def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def licence(captioner: Mapping[str, Any]) -> str | None:
+def licence(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str | None:
     """Return the text of LICENSE; None if the weights are under a licence that the card names.
 
     Args:
         captioner: the content of captioner.json.
+        config: the run's config.json.
     """
-    sources = sources_of(captioner)
+    sources = _all_sources(captioner, config)
     if _licence(sources)[0] != _OTHER:
         return None
-    names = " and ".join(of["name"] for of in sources) or "data that its card does not name"
-    terms = [f"The terms of {of['name']}: {of['terms']}.\n" for of in sources]
+    names = " and ".join(dict.fromkeys(of["name"] for of in sources))
+    terms = "".join(f"The terms of {of['name']}: {of['terms']}.\n" for of in sources)
     return (
         f"The weights in this folder were trained on {names}.\n"
-        f"{''.join(terms) or 'Their terms are not known.' + chr(10)}"
-        "These terms apply to the weights too.\n"
+        f"{terms}These terms apply to the weights too.\n"
     )

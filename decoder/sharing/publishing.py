@@ -40,8 +40,13 @@ def check_destination(out: Path, run: RunFolder) -> None:
 
 def hashes(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file in a folder, by its path there, for captioner.json."""
+    return {name: _sha256(folder / name) for name in _names(folder)}
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the paths of the files in a folder, relative to it."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): _sha256(file) for file in files}
+    return [file.relative_to(folder).as_posix() for file in files]
 
 
 def publish(new: Path, out: Path) -> None:
@@ -56,7 +61,7 @@ def publish(new: Path, out: Path) -> None:
         return
     recorded = _recorded(RunFolder(out))
     last = RunFolder(new).captioner.name
-    names = [name for name in hashes(new) if name != last]
+    names = [name for name in _names(new) if name != last]
     for name in dict.fromkeys((*names, *recorded)):
         old = out / name
         if name == last or not (old.exists() or old.is_symlink()):

@@ -10,7 +10,7 @@ import torch
 
 from features.commands import CAPTION, PREPARE
 from features.errors import first_few
-from features.extraction import spread
+from features.sampling import evenly_spaced
 from features.store import STORED, FeatureStore
 from features.store_set import Store
 from pipeline.caption_database import CaptionDatabase
@@ -171,7 +171,7 @@ def _pooled(
         return
     assert isinstance(table, CaptionDatabase)
     images = table.splits[split]
-    indices = np.array(spread(range(len(images)), _MOST))
+    indices = np.array(evenly_spaced(range(len(images)), _MOST))
     for start in range(0, len(indices), _ROWS):
         rows = images.rows_of(indices[start : start + _ROWS])
         yield store.image_ids[rows].tolist(), store.pooled(rows)

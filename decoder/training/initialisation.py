@@ -36,7 +36,7 @@ def initialise(model: Decoder, training: TrainingReader) -> None:
     This takes a few seconds, and random numbers from torch. With a single image only the output's
     bias is set.
     """
-    count_V = training.word_counts(model.output.out_features)
+    count_V = training.word_counts()
     bias_V = (count_V + 1.0).log()  # + 1: no word is impossible
     model.output.bias.copy_(bias_V - bias_V.mean())
 

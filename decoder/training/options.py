@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import tyro
 
 from decoder.data.weights import parse_weights
 from decoder.generation.options import LENGTH_PENALTY
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from features.errors import require
 from pipeline.presets import check_name
 
@@ -133,7 +133,7 @@ class TrainOptions:
     architecture and the words that both know."""
     batch_size: int = 20
     """Number of images in a batch; each comes with all its captions."""
-    source_weights: str | None = None
+    source_weights: Annotated[str | None, tyro.conf.arg(metavar="WEIGHTS")] = None
     """How often the images of each source are drawn in an epoch, as NAME=W,NAME=W; by default once
     (at 1.5 all of them, and a random half again)."""
     warmup: float = 0.05

@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from decoder.model.decoders import Decoder, ModelOptions
+from decoder.model.decoders import Decoder
+from decoder.model.options import ModelOptions
 from decoder.runs.loading import load_decoder
 from decoder.runs.packaged import packaged_captioner
 from features.commands import EXPORT, TRAIN

@@ -130,7 +130,7 @@ def _backends() -> Iterator[CheckResult]:
         yield warning(
             "neither OpenVINO nor ONNX Runtime runs a CNN here, so extraction on a CPU takes about "
             "twice as long",
-            "install one of them: pip install 'caption-pipeline[fast]'",
+            f"install one of them: {how_to_install('fast')}",
         )
     else:
         yield ok(f"{name} runs CNNs on the CPU")

@@ -23,7 +23,7 @@ import torch
 import tyro
 
 from decoder.data.readers import on_device
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.train import new_trainer
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.training.phases import Phase

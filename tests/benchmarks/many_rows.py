@@ -102,7 +102,7 @@ def prepare(out: Path, work: Path) -> None:
 
 
 def _trainer(work: Path) -> Any:
-    from decoder.model.decoders import ModelOptions
+    from decoder.model.options import ModelOptions
     from decoder.train import new_trainer
     from decoder.training.options import TrainOptions
 

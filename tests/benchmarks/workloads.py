@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from decoder.cider import Reward
 from decoder.data.batches import Features
-from decoder.data.readers import TrainingReader, keep_in_memory
+from decoder.data.readers import keep_in_memory
+from decoder.data.single_store import SingleStoreReader
 from decoder.generation.generate import beam_search
 from decoder.model import decoders
 from decoder.model.capture import Graphs
-from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
+from decoder.model.options import ModelOptions
 from decoder.training.options import ReinforceOptions, TrainOptions
 from decoder.training.phases import ReinforcePhase
 from decoder.training.trainer import Trainer
@@ -102,7 +103,7 @@ def _trainer(options: TrainOptions, scratch: Path) -> Trainer:
     torch.manual_seed(options.seed)
     model = decoders.build(options.decoder, len(words), store.description["channels"])
     model = model.to(options.device)
-    training = TrainingReader(
+    training = SingleStoreReader(
         store, table, words, options.batch_size, options.seed, grid=model.attends
     )
     keep_in_memory((training,), torch.device(options.device))

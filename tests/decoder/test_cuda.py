@@ -21,8 +21,8 @@ from decoder.generation.generate import beam_search
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
 from decoder.model.capture import Graphs
-from decoder.model.decoders import ModelOptions
 from decoder.model.operations import compiled
+from decoder.model.options import ModelOptions
 from decoder.runs import checkpoints
 from decoder.training.adam import Adam
 from decoder.training.objectives import cross_entropy

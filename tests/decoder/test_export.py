@@ -19,7 +19,8 @@ from decoder import caption, export
 from decoder.captioning.captioner import Captioner
 from decoder.data.batches import Features
 from decoder.generation.options import GenerateOptions
-from decoder.model.decoders import MODELS, ModelOptions, build
+from decoder.model.decoders import MODELS, build
+from decoder.model.options import ModelOptions
 from decoder.sharing import calibration, front_matter
 from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import decoder_files
@@ -179,22 +180,28 @@ def test_a_card_has_the_metadata_of_hugging_face(exported):
 
 
 @pytest.mark.parametrize(
-    ("dataset", "licence"),
+    ("dataset", "init", "licence"),
     [
-        ("flickr8k", "non-commercial-research-and-education"),
-        ('a "b": c/../d --- é', "unknown"),
-        (None, "unknown"),
+        ("flickr8k", None, "non-commercial-research-and-education"),
+        ("coco", {"dataset": "flickr8k"}, "non-commercial-research-and-education"),
+        ("coco", {"dataset": "folder", "name": "mine"}, "unknown"),
+        ('a "b": c/../d --- é', None, "unknown"),
+        (None, {"dataset": "coco"}, "unknown"),
+        (None, None, "unknown"),
     ],
 )
 def test_a_licence_that_hugging_face_does_not_list_has_a_name_and_a_file(
-    exported, dataset, licence
+    exported, dataset, init, licence
 ):
+    config = {} if init is None else {"init": {"name": "other", "data": [init]}}
     about = json.loads((exported / "captioner.json").read_text())
     about["data"] = None if dataset is None else about["data"] | {"dataset": dataset}
     about["name"] = 'x: "y" #é'
-    data = ModelCard(front_matter.front_matter(about)).data
+    data = ModelCard(front_matter.front_matter(about, config)).data
     assert (data.license, data.license_name, data.license_link) == ("other", licence, "LICENSE")
-    assert "These terms apply to the weights too" in front_matter.licence(about)
+    text = front_matter.licence(about, config)
+    assert "These terms apply to the weights too" in text
+    assert init is None or f"The terms of {init.get('name', init['dataset'])}: " in text
     for name in data.datasets or []:
         validate_repo_id(name)
     assert data.model_name == about["name"]

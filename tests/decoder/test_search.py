@@ -11,10 +11,12 @@ import torch
 
 from decoder import export, search
 from decoder.data.batches import Features, pack, pad
-from decoder.model.decoders import ModelOptions, build
-from decoder.ranking import nearest
+from decoder.model.decoders import build
+from decoder.model.options import ModelOptions
+from decoder.ranking import embedding_file, nearest
 from decoder.ranking.embedding import train_embedding
 from decoder.ranking.likelihood import log_likelihood
+from decoder.runs import checkpoints
 from evaluation import retrieve
 from features.errors import UserError
 from pipeline.vocabulary import BOS, EOS, UNK
@@ -119,7 +121,17 @@ def test_captions_for_a_picture_are_distinct_and_often_its_own(searched, capsys)
     assert own >= 3
 
 
-def test_the_embedding_is_kept_until_the_captions_change(searched, tmp_path, capsys):
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End where an embedding would be trained, which takes seconds."""
+
+    def stop(*_: object) -> None:
+        raise UserError("an embedding is trained")
+
+    monkeypatch.setattr(embedding_file, "_train", stop)
+
+
+def test_the_embedding_is_kept_until_the_captions_change(searched, tmp_path, capsys, no_training):
     work = Path(shutil.copytree(searched, tmp_path / "work"))
     kept = work / "search" / "embedding.safetensors"
     sentence = table_of(work)["annotations"][0]["caption"]
@@ -131,8 +143,8 @@ def test_the_embedding_is_kept_until_the_captions_change(searched, tmp_path, cap
     table = table_of(work)
     del table["annotations"][-1]
     (work / "captions.json").write_text(json.dumps(table))
-    printed(capsys, sentence, "--run", str(run_of(work)))
-    assert kept.stat().st_mtime_ns > written
+    assert search.main([sentence, "--run", str(run_of(work))]) == 2
+    assert "an embedding is trained" in capsys.readouterr().err
 
 
 def test_a_ranked_split_is_not_ranked_again_unless_something_changed(searched, capsys):
@@ -164,11 +176,37 @@ def test_unreadable_pictures_and_damaged_files_are_named(searched, tmp_path, cap
     broken.write_bytes(b"\xff\xd8\xff")
     assert search.main(["--image", str(broken), "--run", str(run_of(work))]) == 2
     assert "broken.jpg" in capsys.readouterr().err
-    for name in ("images.safetensors", "embedding.safetensors"):
-        file = work / "search" / name
-        file.write_bytes(file.read_bytes()[:100])
-        assert search.main(["a red circle", "--run", str(run_of(work))]) == 2
-        assert f"{name} is not a complete safetensors file" in capsys.readouterr().err
+    file = run_of(work) / "best_xe.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    assert search.main(["a red circle", "--run", str(run_of(work))]) == 2
+    assert "best_xe.safetensors is not a complete safetensors file" in capsys.readouterr().err
+
+
+def test_a_damaged_cache_is_made_again(searched, tmp_path, capsys, caplog, no_training):
+    work = Path(shutil.copytree(searched, tmp_path / "work"))
+    query = ["a", "small", "red", "circle", "--run", str(run_of(work))]
+    results = printed(capsys, *query)
+    images, embedding = (
+        work / "search" / f"{name}.safetensors" for name in ("images", "embedding")
+    )
+    images.write_bytes(images.read_bytes()[:100])
+    assert printed(capsys, *query) == results
+    assert "images.safetensors is not a complete safetensors file" in caplog.text
+    embedding.write_bytes(embedding.read_bytes()[:100])
+    assert search.main(query) == 2
+    assert "an embedding is trained" in capsys.readouterr().err
+    assert "embedding.safetensors is not a complete safetensors file" in caplog.text
+
+
+def test_grades_of_another_method_are_measured_again_once(searched, tmp_path, capsys, monkeypatch):
+    work = Path(shutil.copytree(searched, tmp_path / "work"))
+    file = work / "search" / "embedding.safetensors"
+    query = ["a", "red", "circle", "--run", str(run_of(work))]
+    monkeypatch.setattr(embedding_file, "METHOD", 1000)
+    results, written = printed(capsys, *query), file.stat().st_mtime_ns
+    assert checkpoints.load(file, torch.device("cpu"))[1]["grades_method"] == 1000
+    assert printed(capsys, *query) == results
+    assert file.stat().st_mtime_ns == written
 
 
 def test_a_captioner_without_its_work_directory_searches_another(searched, tmp_path, capsys):

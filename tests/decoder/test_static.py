@@ -21,7 +21,8 @@ from decoder.generation.constraints import constraints, no_repeated_phrase
 from decoder.generation.generate import NotFinite, draw_words, generate
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
-from decoder.model.decoders import MODELS, Decoder, ModelOptions
+from decoder.model.decoders import MODELS, Decoder
+from decoder.model.options import ModelOptions
 from decoder.training import objectives
 from decoder.training.objectives import Loss, cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.training.options import ReinforceOptions

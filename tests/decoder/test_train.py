@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from decoder import caption, train
 from decoder.model import attention, operations
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.runs import checkpoints
 from decoder.runs.folder import locked
 from decoder.training.config import arguments_like

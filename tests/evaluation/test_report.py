@@ -12,12 +12,14 @@ import pytest
 
 from evaluation import baselines
 from evaluation.charts import chart, ticks
-from evaluation.gallery import best_middle_worst, evenly_spaced
+from evaluation.gallery import best_middle_worst
 from evaluation.report import main
 from evaluation.toolkit import score_tokens
 from evaluation.validation import tokenize_without_java
 from features.parts import PartWriter
 from features.row_format import RowFormat
+from features.sampling import evenly_spaced
+from features.store import FeatureStore
 from features.store_writing import begin, merge, only_writer
 
 EVIL = "<script>alert('dog')</script> & \"quotes\""
@@ -428,6 +430,16 @@ def test_baselines_are_scored_by_the_toolkit_and_only_once(compared, capsys, mon
     monkeypatch.setattr(baselines, "tokenize_together", no_java)
     assert main(["--run", str(compared), "--force"]) == 0
     assert f"{record['people']['scores']['CIDEr']:.3f}" in Page(compared / "report.html").text
+
+
+def test_a_picture_is_not_its_own_nearest(tmp_path):
+    (tmp_path / "captions.json").write_text("{}")
+    store_features(tmp_path, {1: [1.0, 0.0], 2: [1.0, 0.2], 3: [0.0, 1.0]})
+    store = FeatureStore(tmp_path / "features.h5")
+    train = store.rows([1, 2])
+    nearest = baselines.nearest_rows(store.rows([1, 2, 3]), store, train)
+    assert nearest.tolist() == [train[1], train[0], train[1]]
+    assert baselines.nearest_rows(train[:1], store, train[:1]).tolist() == [-1]
 
 
 def test_without_java_or_features_the_report_is_written_without_baselines(

@@ -12,6 +12,7 @@ from features.images import read_picture
 
 
 @pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.filterwarnings("ignore:.*weights_only:FutureWarning")  # of theirs, by PyTorch 2.4
 def test_logits_equal_those_of_the_reference_implementation(name: str) -> None:
     ours = load_efficientnet_lite(name)
     theirs = EfficientNet.from_pretrained(

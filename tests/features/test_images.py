@@ -453,7 +453,7 @@ def test_heic_is_read_where_its_package_is_installed(monkeypatch: pytest.MonkeyP
     assert_two_colours(read_picture(HEIC.read_bytes()))
     monkeypatch.setattr(images, "has_heic_reader", lambda: False)
     with pytest.raises(
-        PictureError, match=r"HEIC, .* install pi-heif with pip install .*, or convert"
+        PictureError, match=r"HEIC, .* install pi-heif with .* -m pip install .*, or convert"
     ) as caught:
         read_picture(HEIC)
     assert caught.value.passing

@@ -35,7 +35,7 @@ from decoder.captioning.xmp import Xmp
 from decoder.data.batches import Features
 from decoder.generation.generate import Generated, generate
 from decoder.generation.options import GenerateOptions
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.ranking import embedding_file
 from decoder.ranking.consensus import count_frequencies
 from decoder.ranking.expectation import ReducedExpectation

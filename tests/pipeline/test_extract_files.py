@@ -1,4 +1,4 @@
-"""pipeline.extract --from: features of others in every accepted form; the rest is refused."""
+"""pipeline.extract --from: features of another program, in every accepted form."""
 
 import json
 from collections.abc import Callable

@@ -11,7 +11,7 @@ import pytest
 
 from pipeline import captions
 from pipeline.datasets import READERS
-from pipeline.options import DATASETS
+from pipeline.options import DATASETS, content_of_root
 from pipeline.prepare import main
 
 HEADER = "file_name,caption,split\n"
@@ -283,7 +283,7 @@ def test_unknown_option_suggests_the_nearest(prepare: Callable) -> None:
 def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
     outcome = prepare(dataset, root=tmp_path / "nowhere")
     assert outcome.status == 2
-    assert f"nowhere: there is no such folder; give the folder that holds {dataset}" in outcome.err
+    assert f"nowhere: there is no such folder; expected {content_of_root(dataset)}" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,16 @@ def test_only_new_and_changed_pictures_are_captioned_again(captioner, album, kin
     assert after[changed]["caption"] == after[same]["caption"]
 
 
+def test_a_picture_that_cannot_be_read_is_counted(captioner, tmp_path, capsys):
+    out = tmp_path / "captions.csv"
+    assert caption.main(command(captioner, tmp_path / "nowhere.jpg", out)) == 1
+    printed = capsys.readouterr()
+    counted = "0 already there, 1 picture without one (named below)"
+    assert f"0 captions added to {out}, {counted}" in printed.out
+    assert "cannot read" in printed.err
+    assert "nowhere.jpg" in printed.err
+
+
 @KINDS
 def test_an_incomplete_last_line_is_captioned_again(captioner, album, kind):
     out = album.parent / f"captions.{kind}"

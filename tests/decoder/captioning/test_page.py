@@ -254,6 +254,16 @@ def test_a_broken_picture_is_reported_and_no_upload_is_left(page):
 
 
 @needs_server
+def test_a_folder_that_is_gone_is_not_called_a_full_disk(page):
+    (folder,) = page.temporary.glob("captions-*")
+    aside = folder.rename(page.temporary / "aside")
+    answer = page.caption(b"")
+    aside.rename(folder)
+    assert answer.status == 500
+    assert "The server cannot read or write: No such file or directory." in answer.text
+
+
+@needs_server
 def test_only_pictures_that_were_found_can_be_seen_and_nothing_is_saved_without_a_folder(page):
     for path in ("/api/picture/" + "0" * 32, "/api/picture/..%2f..%2fetc%2fhostname"):
         assert page.ask(path=path).status == 404

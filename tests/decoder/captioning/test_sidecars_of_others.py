@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from decoder import caption
-from decoder.captioning import sidecar_files, sidecars
+from decoder.captioning import caption_stage, sidecar_files, sidecars
 from decoder.captioning.writer import Caption, CaptionWriter
 from decoder.captioning.xml_elements import MAX_BYTES
 from tests.decoder.captioning.xmp_files import DARKTABLE, PROGRAMS, languages, with_properties
@@ -50,7 +50,7 @@ class Writer(CaptionWriter):
 
 @pytest.fixture(autouse=True)
 def writer(monkeypatch) -> type[Writer]:
-    monkeypatch.setattr(caption, "CaptionWriter", Writer)
+    monkeypatch.setattr(caption_stage, "CaptionWriter", Writer)
     return Writer
 
 

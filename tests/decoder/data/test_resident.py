@@ -9,8 +9,9 @@ import torch
 
 from decoder.data import readers, resident
 from decoder.data.batches import Features
-from decoder.data.readers import SplitReader, TrainingReader, keep_in_memory
+from decoder.data.readers import SplitReader, keep_in_memory
 from decoder.data.resident import NotExact, ResidentCaptions, ResidentFeatures
+from decoder.data.single_store import SingleStoreReader
 from features.errors import UserError
 from features.parts import PartWriter
 from features.row_format import RowFormat
@@ -82,7 +83,7 @@ def assert_equal(found: Features, expected: Features) -> None:
 def test_resident_features_are_the_stores(store: FeatureStore, grid: bool) -> None:
     """With batches of an epoch and of a split, in either of two readers."""
     kept, plain = (
-        TrainingReader(store, table(), VOCABULARY, 8, seed=1, grid=grid) for _ in range(2)
+        SingleStoreReader(store, table(), VOCABULARY, 8, seed=1, grid=grid) for _ in range(2)
     )
     kept.keep(CPU, CPU)
     store_rows = store.grid
@@ -141,7 +142,7 @@ def test_a_damaged_row_is_named(store: FeatureStore) -> None:
     with store.path.open("r+b") as file:
         file.seek(store._offsets[30, 1])
         file.write(bytes(int(store._sizes[30, 1])))
-    reader = TrainingReader(store, table(), VOCABULARY, 8, seed=1)
+    reader = SingleStoreReader(store, table(), VOCABULARY, 8, seed=1)
     with pytest.raises(UserError, match="image 30, view view 1"):
         reader.keep(CPU, CPU)
 

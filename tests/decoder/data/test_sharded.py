@@ -65,7 +65,7 @@ def test_batches_have_the_captions_and_features_of_their_images(sharded, extract
         assert [[t for t in row if t] for row in batch.tokens_BT.tolist()] == expected
         np.testing.assert_array_equal(batch.features.grid_IRC, stores.grid(stores.rows(ids)))
     assert sorted(seen) == sorted(i for i, image in by_id.items() if image.split == "train")
-    counts = reader.word_counts(len(words) - EOS)
+    counts = reader.word_counts()
     every = [
         words.encode(c.tokens) for i in by_id.values() if i.split == "train" for c in i.captions
     ]

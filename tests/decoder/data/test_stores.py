@@ -7,7 +7,8 @@ import pytest
 
 from decoder import caption, train
 from decoder.data.batches import Batch
-from decoder.data.readers import SplitReader, TrainingReader
+from decoder.data.readers import SplitReader
+from decoder.data.single_store import SingleStoreReader
 from features.store import FeatureStore
 from pipeline import captions, extract, vocabulary
 from tests.decoder.conftest import SMALL
@@ -16,7 +17,7 @@ EXTRACT = ["--backbone", "efficientnet_lite0", "--force"]
 
 
 @pytest.fixture(scope="module")
-def views(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainingReader:
+def views(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> SingleStoreReader:
     """Training batches of 8 images of which three views are stored, in 8 bits."""
     work = tmp_path_factory.mktemp("views")
     table = captions.load(extracted_shapes / "captions.json")
@@ -24,10 +25,10 @@ def views(extracted_shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> T
     options = [*EXTRACT, "--views", "3", "--dtype", "int8"]
     assert extract.main(["--work", str(work), *options]) == 0
     words = vocabulary.load(extracted_shapes / "vocabulary.json")
-    return TrainingReader(FeatureStore(work / "features.h5"), table, words, 8, seed=1)
+    return SingleStoreReader(FeatureStore(work / "features.h5"), table, words, 8, seed=1)
 
 
-def drawn(reader: TrainingReader, batch: Batch) -> list[int]:
+def drawn(reader: SingleStoreReader, batch: Batch) -> list[int]:
     """Return the number of the view that a batch has of each image."""
     found = []
     rows = reader._store.rows(batch.image_ids.tolist())
@@ -43,7 +44,7 @@ def drawn(reader: TrainingReader, batch: Batch) -> list[int]:
     return found
 
 
-def test_training_draws_a_view_of_each_image(views: TrainingReader) -> None:
+def test_training_draws_a_view_of_each_image(views: SingleStoreReader) -> None:
     epochs = {
         (phase, epoch): [drawn(views, batch) for batch in views.epoch(phase, epoch)]
         for phase, epoch in (("xe", 1), ("xe", 2), ("rl", 1))
@@ -55,7 +56,7 @@ def test_training_draws_a_view_of_each_image(views: TrainingReader) -> None:
     assert [drawn(views, batch) for batch in views.epoch("xe", 2, 2)] == epochs["xe", 2][2:]
 
 
-def test_everything_but_training_reads_the_first_view(views: TrainingReader) -> None:
+def test_everything_but_training_reads_the_first_view(views: SingleStoreReader) -> None:
     table = captions.load(views._store.path.with_name("captions.json"))
     reader = SplitReader(views._store, table, "val")
     for images, features in reader.batches(4):

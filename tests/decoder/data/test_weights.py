@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from decoder import train
-from decoder.data.readers import TrainingReader
+from decoder.data.single_store import SingleStoreReader
 from decoder.data.weights import parse_weights
 from features.errors import UserError
 from features.store import FeatureStore
@@ -31,7 +31,7 @@ def drawn(work: Path, weights: dict[str, float], epoch: int = 0) -> tuple[Counte
     table = captions.load(work / "captions.json")
     words = vocabulary.load(work / "vocabulary.json")
     store = FeatureStore(work / "features.h5")
-    reader = TrainingReader(store, table, words, 4, seed=1, grid=False, weights=weights)
+    reader = SingleStoreReader(store, table, words, 4, seed=1, grid=False, weights=weights)
     batches = [batch.image_ids.tolist() for batch in reader.epoch("rl", epoch)]
     assert len(batches) == reader.batches_per_epoch
     # An epoch that is continued in the middle draws the same images.

@@ -19,7 +19,8 @@ from decoder.generation.ensemble import Ensemble
 from decoder.generation.generate import LanguageModel, beam_search, generate, sample
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
-from decoder.model.decoders import Decoder, ModelOptions
+from decoder.model.decoders import Decoder
+from decoder.model.options import ModelOptions
 from decoder.runs.folder import digest
 from features.errors import UserError
 from features.images import read_picture

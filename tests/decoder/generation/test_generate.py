@@ -21,7 +21,8 @@ from decoder.generation.generate import (
 )
 from decoder.generation.options import GenerateOptions
 from decoder.model import decoders
-from decoder.model.decoders import Decoder, ModelOptions
+from decoder.model.decoders import Decoder
+from decoder.model.options import ModelOptions
 from evaluation.diagnostics import BAD_ENDINGS, diagnose
 from pipeline.vocabulary import BOS, EOS, PAD, SPECIAL, UNK, Vocabulary
 from tests.decoder.generation import plain_search as plain

@@ -7,8 +7,8 @@ import torch
 
 from decoder.data.batches import Batch, pack, pad
 from decoder.model import decoders
-from decoder.model.decoders import ModelOptions
 from decoder.model.operations import HAND_MADE, PLAIN
+from decoder.model.options import ModelOptions
 from decoder.model.recurrence import Tape
 from decoder.training.objectives import cross_entropy
 from pipeline.vocabulary import EOS, UNK

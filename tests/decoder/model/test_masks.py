@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from decoder.data.batches import Batch, Features, pack
-from decoder.model.decoders import MODELS, Memory, ModelOptions, build
+from decoder.model.decoders import MODELS, Memory, build
 from decoder.model.operations import HAND_MADE, PLAIN
+from decoder.model.options import ModelOptions
 from tests.decoder.conftest import CHANNELS, REGIONS, WORDS
 
 COUNTS = torch.tensor([1, REGIONS, 4, 6])

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from decoder.data.batches import Batch
 from decoder.model import attention, decoders
 from decoder.model.attention import Rows, attend, plain_attend, shared_keys, shared_regions
-from decoder.model.decoders import ModelOptions
 from decoder.model.gates import gru, lstm, plain_gru, plain_lstm
+from decoder.model.options import ModelOptions
 from decoder.model.recurrence import WordTable
 from decoder.training.adam import Adam
 from decoder.training.objectives import cross_entropy, draw

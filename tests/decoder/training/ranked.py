@@ -86,7 +86,7 @@ def gradients(name: str, batch: Batch, file: Path, where: str, rank: int) -> Non
 
 
 def share_of(batch: Batch, rank: int, world: int) -> Batch:
-    """Return a rank's part of a batch, as `TrainingReader.epoch` divides it."""
+    """Return a rank's part of a batch, as `SingleStoreReader.epoch` divides it."""
     places = torch.arange(rank, len(batch.image_ids), world)
     idle = len(places) == 0
     places = torch.tensor([0]) if idle else places

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from decoder.data.batches import Batch, Features, pad
 from decoder.model import decoders
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.training.adam import Adam
 from decoder.training.objectives import cross_entropy, draw
 from pipeline.vocabulary import EOS, UNK

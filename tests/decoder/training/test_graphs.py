@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from decoder import train
 from decoder.data.layout import static_on_cpu
 from decoder.model.capture import Graphs, Record, Work
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.runs import checkpoints
+from decoder.training import train_stage
 from decoder.training import trainer as trainer_module
 from decoder.training.options import CrossEntropyOptions, ReinforceOptions, TrainOptions
 from decoder.training.trainer import Trainer
@@ -271,9 +272,9 @@ def test_late_scores_stops_and_kills_change_nothing(work: Path, monkeypatch) -> 
             os.kill(os.getpid(), signal.SIGTERM)
 
     with static_on_cpu():
-        monkeypatch.setattr(train, "ValidatorProcess", Validator)
+        monkeypatch.setattr(train_stage, "ValidatorProcess", Validator)
         assert train.main([*arguments, "whole"]) == 0
-        monkeypatch.setattr(train, "ValidatorProcess", Late)
+        monkeypatch.setattr(train_stage, "ValidatorProcess", Late)
         monkeypatch.setattr(Trainer, "step", step_and_stop)
         assert train.main([*arguments, "stopped"]) == 130
         assert train.main([*arguments, "stopped", "--resume"]) == 130

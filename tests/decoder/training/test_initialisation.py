@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from decoder.data.readers import TrainingReader
+from decoder.data.single_store import SingleStoreReader
 from decoder.model import decoders
-from decoder.model.decoders import ModelOptions
+from decoder.model.options import ModelOptions
 from decoder.training.initialisation import initialise, predictive_directions
 from features.store import FeatureStore
 from pipeline import captions as tables
@@ -35,7 +35,7 @@ def test_units_are_balanced_over_the_training_set_and_frequent_words_likely(
     table = tables.load(extracted_shapes / "captions.json")
     words = vocabularies.load(extracted_shapes / "vocabulary.json")
     store = FeatureStore(extracted_shapes / "features.h5")
-    training = TrainingReader(store, table, words, 4, 1)
+    training = SingleStoreReader(store, table, words, 4, 1)
     options = ModelOptions(model=model_name, hidden=17, attention=8)
     torch.manual_seed(0)
     model = decoders.build(options, len(words), store.description["channels"])

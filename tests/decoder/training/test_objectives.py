@@ -6,7 +6,8 @@ from torch import Tensor
 
 from decoder.data.batches import Batch, pack
 from decoder.model import decoders
-from decoder.model.decoders import Decoder, ModelOptions
+from decoder.model.decoders import Decoder
+from decoder.model.options import ModelOptions
 from decoder.training.objectives import cross_entropy, draw, mix_in_own_words, reinforce
 from decoder.training.options import ReinforceOptions
 from pipeline.vocabulary import BOS, EOS, PAD
