@@ -17,7 +17,7 @@ from features.errors import UserError
 from pipeline import captions
 from pipeline.options import PrepareOptions
 from pipeline.readers.flickr import read_flickr8k
-from tests.conftest import FLICKR8K, replace_meteor
+from tests.conftest import FLICKR8K
 
 PREDICTIONS = Path(__file__).parents[2] / "evaluation" / "predictions"
 
@@ -39,11 +39,7 @@ def move(work: Path, names: Callable[[int], str]) -> None:
     (work / "captions.json").write_text(json.dumps(table))
 
 
-def test_results_by_file_name_are_scored_as_those_by_image_id(
-    work, write_results, written, monkeypatch
-):
-    replace_meteor(monkeypatch)
-    monkeypatch.setattr("evaluation.score.tokenize", lambda texts, _: tokenize_without_java(texts))
+def test_results_by_file_name_are_scored_as_those_by_image_id(work, write_results, written):
     by_id = write_results(written)
     # Ids of another work directory, where other pictures come first, do not count.
     entries = [
