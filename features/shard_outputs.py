@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from features.errors import UserError
-from features.output_places import Busy, OutputPlace, output_place
+from features.output_places import CLAIMS, Busy, OutputPlace, output_place
 from features.progress import Progress
 from features.remote_files import shown
 from features.scratch import scratch_folder
@@ -271,6 +271,34 @@ def make_shards(
                 time.sleep(outputs.place.poll_seconds)
             waiting = busy
     return outcomes
+
+
+def unfinished(folder: Path, command: str, last: str) -> list[str]:
+    """Return the shards in a local folder that were begun but are not done, ascending.
+
+    They have a claim, a record or captions, but not their last output: they are being made, their
+    process was stopped, or they are broken.
+
+    Args:
+        folder: the folder of the outputs.
+        command: the command that makes them; shards with a record of another are left out.
+        last: the suffix of the output that appears last.
+    """
+    claims = {path.name for path in (folder / CLAIMS).glob("*")}
+    begun = {name.removesuffix(".lock").removesuffix(".owner") for name in claims}
+    begun |= {path.stem for suffix in ("json", "jsonl") for path in folder.glob(f"*.{suffix}")}
+    missing = (name for name in sorted(begun) if not (folder / f"{name}{last}").exists())
+    return [name for name in missing if _may_be_of(command, folder / f"{name}.json")]
+
+
+def _may_be_of(command: str, record: Path) -> bool:
+    """Whether a record is one of a command, or is not there yet."""
+    try:
+        return bool(json.loads(record.read_bytes())["command"] == command)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _stated(file: Path) -> dict[str, Any]:

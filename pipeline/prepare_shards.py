@@ -18,6 +18,7 @@ from features.commands import EXTRACT, PREPARE
 from features.errors import UserError, first_few
 from features.files import delete_temporaries, replacing
 from features.progress import Progress
+from features.shard_outputs import unfinished
 from features.store import FeatureStore
 from features.store_set import StoreSet, stores_in
 from pipeline.caption_database import FORMAT, encode_captions
@@ -136,18 +137,18 @@ def write_database(options: PrepareOptions, path: Path) -> Prepared:
             ]
             database.executemany("INSERT INTO info VALUES (?, ?)", entries)
             database.execute("COMMIT")
-    remarks = writing.remarks()
-    if undone := _undone(options.root):
-        remarks.append(
-            f"{len(undone)} shards have no store yet, left out: {first_few(undone)}; continue "
-            f"{EXTRACT} --shards, then run {PREPARE} again"
-        )
-    return Prepared(writing.counts, writing.words, remarks)
+    return Prepared(writing.counts, writing.words, writing.remarks())
 
 
-def _undone(root: Path) -> list[str]:
-    """Return the shards whose captions are there, but not their store, which appears last."""
-    return sorted(p.stem for p in root.glob("*.jsonl") if not p.with_suffix(".h5").exists())
+def undone(root: Path) -> list[str]:
+    """Return a remark on the shards of a folder that were begun but have no store, if any."""
+    names = unfinished(root, "pipeline.extract", ".h5")
+    if not names:
+        return []
+    return [
+        f"{len(names)} shards have no store yet, left out: {first_few(names)}; continue "
+        f"{EXTRACT} --shards, which also says what is broken, then run {PREPARE} again"
+    ]
 
 
 class _Writing:
