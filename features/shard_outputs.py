@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     state: Literal["made", "done", "busy", "broken"]
     """Made now, done before, being made by another process, or impossible to make."""
     facts: Mapping[str, Any] = {}
-    """Its record without the kind, if it was made or done."""
+    """If it was made: what `Make` returned, the seconds that took, and the bytes of the outputs."""
     reason: str = ""
     """Why it is broken."""
 
@@ -202,32 +202,30 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
         UserError: the outputs cannot be written, or `make` says that no shard can be made.
     """
     try:
-        if record := outputs.done(shard, force):
-            return _outcome(shard, "done", record)
+        if outputs.done(shard, force):
+            return Outcome(shard, "done")
         with outputs.place.claim(shard.name, outputs.owner) as check:
-            if record := outputs.done(shard, force):  # another process has just made it
-                return _outcome(shard, "done", record)
+            if outputs.done(shard, force):  # another process has just made it
+                return Outcome(shard, "done")
             outputs.check_free(shard)
             with scratch_folder() as folder:
                 start = time.perf_counter()
                 facts = make(shard, folder)
                 seconds = round(time.perf_counter() - start, 3)
                 check()
-                if record := outputs.done(shard, force):  # one with the same claim was faster
-                    return _outcome(shard, "done", record)
-                record = outputs.publish(shard, folder, {**facts, "seconds": seconds})
-        return _outcome(shard, "made", record)
+                if outputs.done(shard, force):  # one with the same claim was faster
+                    return Outcome(shard, "done")
+                facts = {**facts, "seconds": seconds}
+                record = outputs.publish(shard, folder, facts)
+        # Not the whole record, as there may be a million of them.
+        size = sum(file["bytes"] for file in record["files"].values())
+        return Outcome(shard, "made", {**facts, "bytes": size})
     except Busy:
         return Outcome(shard, "busy")
     except ShardError as error:
         return Outcome(shard, "broken", reason=str(error))
     except MemoryError:
         return Outcome(shard, "broken", reason="it needs more memory than there is")
-
-
-def _outcome(shard: Shard, state: Literal["made", "done"], record: Mapping[str, Any]) -> Outcome:
-    """Return an outcome without what all records have in common, as there may be millions."""
-    return Outcome(shard, state, {key: v for key, v in record.items() if key != "kind"})
 
 
 def make_shards(
