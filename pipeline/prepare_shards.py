@@ -27,12 +27,11 @@ from pipeline.cleaning import Cleaning
 from pipeline.options import PrepareOptions
 from pipeline.readers.records import hash_position
 from pipeline.readers.shards import Line, captions_of, count_lines, read_shard
-from pipeline.text import forgetting
 from pipeline.word_counts import WordCounts
 
 # Sizes of val and test by default: a share of the pictures, and at most this number.
 SHARE, MOST_HELD_OUT = 0.1, 5000
-_AT_ONCE = 20_000  # pictures after which the tokenizer forgets their words
+_AT_ONCE = 20_000  # pictures that are read before they are written
 
 
 class Held(NamedTuple):
@@ -175,15 +174,14 @@ class _Writing:
         of_shard: Counter[str] = Counter()
         lines = read_shard(store)
         while some := list(islice(lines, _AT_ONCE)):
-            with forgetting():
-                entries: dict[str, list[tuple[Any, ...]]] = {split: [] for split in SPLITS}
-                for line in some:
-                    split = split_of(line, self._held, self._options.seed)
-                    if split:
-                        self._place(line, split, store.path.stem, entries[split])
-                    else:
-                        self._in_no_split += 1
-                    self._row += 1
+            entries: dict[str, list[tuple[Any, ...]]] = {split: [] for split in SPLITS}
+            for line in some:
+                split = split_of(line, self._held, self._options.seed)
+                if split:
+                    self._place(line, split, store.path.stem, entries[split])
+                else:
+                    self._in_no_split += 1
+                self._row += 1
             for split, of_split in entries.items():
                 self._database.executemany(
                     f"INSERT INTO {split} VALUES (?, ?, ?, ?, ?, ?)", of_split
