@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from decoder.cider import Frequencies
-from decoder.ngrams import ngrams, padded, spread
+from decoder.ngrams import ngrams, padded, scramble
 from features.errors import UserError
 from features.scratch import scratch_folder
 from pipeline.captions import Image
@@ -67,7 +67,7 @@ def count_frequencies(images: Iterable[Image], vocabulary: Vocabulary) -> Freque
 
 def _add_to_disk(folder: Path, counted: tuple[Tensor, Tensor]) -> None:
     """Add n-grams and their counts to files, of which each holds one part of all n-grams."""
-    part_U = (spread(counted[0]) >> 56) + 128  # 0 to 255
+    part_U = (scramble(counted[0]) >> 56) + 128  # 0 to 255
     pairs_U2 = torch.stack(counted, 1)[part_U.argsort()]
     after = part_U.bincount(minlength=256).cumsum(0)
     try:
