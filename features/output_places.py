@@ -6,12 +6,11 @@ on a local disk it is a lock, which ends with its process; elsewhere a small fil
 renews, and that lapses ten minutes after it stops doing so.
 """
 
-import errno
 import json
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -21,9 +20,14 @@ from features.files import delete_temporaries, make_folder, replacing, write_ato
 from features.locks import locked
 from features.remote_files import file_system, is_url, is_web, reason, shown
 
-_CLAIMS = ".claims"
+CLAIMS = ".claims"
 _LEASE_SECONDS, _RENEW_SECONDS = 600.0, 60.0
 _WAITS = (1, 3, 9)  # seconds before an operation on a remote place is tried again
+_SUFFIXES = (".jsonl", ".json", ".h5")  # of the files of an output
+# Codes with which S3 answers if a condition does not hold, also to writes at the same time, and
+# other servers that speak S3 if they know no conditions.
+_NOT_SO = {"PreconditionFailed", "412", "ConditionalRequestConflict", "409", "NoSuchKey"}
+_NOT_IMPLEMENTED = {"NotImplemented", "501"}
 
 T = TypeVar("T")
 
@@ -136,7 +140,7 @@ class _Local:
 
     @contextmanager
     def claim(self, name: str, owner: str) -> Iterator[Callable[[], None]]:
-        claims = self._folder / _CLAIMS
+        claims = self._folder / CLAIMS
         lock, owned = claims / f"{name}.lock", claims / f"{name}.owner"
         make_folder(claims)
         with ExitStack() as held:
@@ -145,12 +149,12 @@ class _Local:
             except OSError as error:
                 raise UserError(f"cannot write {lock}: {error.strerror}") from error
             except UserError as error:
-                if self.read(f"{_CLAIMS}/{owned.name}") != owner.encode():
+                if self.read(f"{CLAIMS}/{owned.name}") != owner.encode():
                     raise Busy from error
                 yield lambda: None
                 return
             write_atomically(owned, owner)
-            for suffix in (".jsonl", ".json", ".h5"):
+            for suffix in _SUFFIXES:
                 with suppress(OSError):
                     delete_temporaries(self._folder / f"{name}{suffix}")
             yield lambda: None
@@ -190,12 +194,15 @@ class _Remote:
 
     @contextmanager
     def claim(self, name: str, owner: str) -> Iterator[Callable[[], None]]:
-        place = f"{_CLAIMS}/{name}"
-        if not self._created(place, owner):
+        place, before, joined = f"{CLAIMS}/{name}", time.time(), False
+        if not self._write_claim(place, owner, {"mode": "create"}):
+            unchanged = self._unchanged(place)
             holder, renewed = self._holder(place)
-            if holder not in (owner, None) and time.time() - renewed < _LEASE_SECONDS:
+            joined = holder == owner
+            if not joined and before - renewed < _LEASE_SECONDS:
                 raise Busy
-            self.write(place, _claim(owner))  # ours, or of a process that was killed
+            if not self._write_claim(place, owner, unchanged):  # another process was faster
+                raise Busy
 
         def check() -> None:
             if self._holder(place)[0] != owner:
@@ -204,10 +211,13 @@ class _Remote:
         def renew() -> None:
             while not ended.wait(_RENEW_SECONDS):
                 with suppress(Busy, UserError):  # while the network is down, the claim runs on
+                    unchanged = self._unchanged(place)
                     check()
-                    self.write(place, _claim(owner))
+                    self._write_claim(place, owner, unchanged)
 
         check()
+        if not joined:
+            self._abort_uploads(name, before)
         ended = threading.Event()
         thread = threading.Thread(target=renew, daemon=True)
         thread.start()
@@ -220,35 +230,70 @@ class _Remote:
                 check()
                 self.remove(place)
 
-    def _created(self, name: str, owner: str) -> bool:
-        """Write a claim unless there is one, and return whether it was written."""
+    def _write_claim(self, name: str, owner: str, condition: Mapping[str, str]) -> bool:
+        """Write a claim under a condition of the file system; return False if it does not hold."""
         url, content = f"{self._url}/{name}", _claim(owner)
 
-        def create() -> bool:
+        def write() -> bool:
             try:
-                self._system.pipe_file(url, content, mode="create")
+                self._system.pipe_file(url, content, **condition)
             except FileExistsError:
                 return False
-            except (TypeError, ValueError, NotImplementedError):  # it cannot do so in one operation
-                if self._system.exists(url):
-                    return False
-                self._system.pipe_file(url, content)
+            except (TypeError, ValueError, NotImplementedError):
+                pass
             except OSError as error:
-                # S3 answers with "precondition failed", or with "conflict" to simultaneous writes.
-                if not _is_conflict(error):
+                if _s3_code(error) in _NOT_SO:
+                    return False
+                if _s3_code(error) not in _NOT_IMPLEMENTED:
                     raise
+            else:
+                return True
+            # It knows no conditions, so processes may pass each other between these two steps.
+            if "mode" in condition and self._system.exists(url):
                 return False
+            self._system.pipe_file(url, content)
             return True
 
-        return self._tried(create, name)
+        return self._tried(write, name)
+
+    def _unchanged(self, name: str) -> dict[str, str]:
+        """Return the condition that a file is still as it is now; empty if there is no such one."""
+        if not hasattr(self._system, "call_s3"):
+            return {}
+        about = self._or_none(lambda: self._system.info(f"{self._url}/{name}"), name) or {}
+        return {"IfMatch": about["ETag"]} if "ETag" in about else {}
 
     def _holder(self, name: str) -> tuple[str | None, float]:
-        """Return who holds a claim, if anybody, and when it was renewed, in seconds since 1970."""
+        """Return who holds a claim, and when it was renewed, in seconds since 1970.
+
+        Raises:
+            Busy: there is no claim any more, so its output may be done.
+        """
+        content = self.read(name)
+        if content is None:
+            raise Busy
         try:
-            claim = json.loads(self.read(name) or b"null")
+            claim = json.loads(content)
             return str(claim["owner"]), float(claim["renewed"])
         except (ValueError, TypeError, KeyError):
             return None, 0.0
+
+    def _abort_uploads(self, name: str, before: float) -> None:
+        """Delete the parts of files of this output that a killed process had uploaded to S3.
+
+        S3 keeps the parts of an upload, and charges for them, until it is completed or aborted. A
+        failure is ignored: it costs space, and the credentials may not allow to list uploads.
+        """
+        if not hasattr(self._system, "call_s3"):
+            return  # other stores delete them themselves after a week
+        bucket, key, _ = self._system.split_path(f"{self._url}/{name}")
+        with suppress(Exception):
+            prefix = {"Bucket": bucket, "Prefix": f"{key}."}
+            found = self._system.call_s3("list_multipart_uploads", **prefix)
+            for upload in found.get("Uploads") or []:
+                ours = upload["Key"] in {f"{key}{suffix}" for suffix in _SUFFIXES}
+                if ours and upload["Initiated"].timestamp() < before:
+                    self._system.abort_mpu(bucket, upload["Key"], upload["UploadId"])
 
     def _or_none(self, operation: Callable[[], T], name: str) -> T | None:
         def found() -> T | None:
@@ -278,7 +323,7 @@ def _claim(owner: str) -> bytes:
     return json.dumps({"owner": owner, "renewed": time.time()}).encode()
 
 
-def _is_conflict(error: OSError) -> bool:
-    return error.errno == errno.EEXIST or any(
-        text in str(error).lower() for text in ("precondition", "conditionalrequestconflict")
-    )
+def _s3_code(error: OSError) -> str:
+    """Return the code with which S3 refused a request, or an empty string."""
+    response = getattr(error.__cause__, "response", None) or {}
+    return str(response.get("Error", {}).get("Code", ""))

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from features.errors import UserError
-from features.output_places import Busy, OutputPlace, output_place
+from features.output_places import CLAIMS, Busy, OutputPlace, output_place
 from features.progress import Progress
 from features.remote_files import shown
 from features.scratch import scratch_folder
@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
     state: Literal["made", "done", "busy", "broken"]
     """Made now, done before, being made by another process, or impossible to make."""
     facts: Mapping[str, Any] = {}
-    """Its record without the kind, if it was made or done."""
+    """If it was made: what `Make` returned, the seconds that took, and the bytes of the outputs."""
     reason: str = ""
     """Why it is broken."""
 
@@ -202,32 +202,30 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
         UserError: the outputs cannot be written, or `make` says that no shard can be made.
     """
     try:
-        if record := outputs.done(shard, force):
-            return _outcome(shard, "done", record)
+        if outputs.done(shard, force):
+            return Outcome(shard, "done")
         with outputs.place.claim(shard.name, outputs.owner) as check:
-            if record := outputs.done(shard, force):  # another process has just made it
-                return _outcome(shard, "done", record)
+            if outputs.done(shard, force):  # another process has just made it
+                return Outcome(shard, "done")
             outputs.check_free(shard)
             with scratch_folder() as folder:
                 start = time.perf_counter()
                 facts = make(shard, folder)
                 seconds = round(time.perf_counter() - start, 3)
                 check()
-                if record := outputs.done(shard, force):  # one with the same claim was faster
-                    return _outcome(shard, "done", record)
-                record = outputs.publish(shard, folder, {**facts, "seconds": seconds})
-        return _outcome(shard, "made", record)
+                if outputs.done(shard, force):  # one with the same claim was faster
+                    return Outcome(shard, "done")
+                facts = {**facts, "seconds": seconds}
+                record = outputs.publish(shard, folder, facts)
+        # Not the whole record, as there may be a million of them.
+        size = sum(file["bytes"] for file in record["files"].values())
+        return Outcome(shard, "made", {**facts, "bytes": size})
     except Busy:
         return Outcome(shard, "busy")
     except ShardError as error:
         return Outcome(shard, "broken", reason=str(error))
     except MemoryError:
         return Outcome(shard, "broken", reason="it needs more memory than there is")
-
-
-def _outcome(shard: Shard, state: Literal["made", "done"], record: Mapping[str, Any]) -> Outcome:
-    """Return an outcome without what all records have in common, as there may be millions."""
-    return Outcome(shard, state, {key: v for key, v in record.items() if key != "kind"})
 
 
 def make_shards(
@@ -271,6 +269,34 @@ def make_shards(
                 time.sleep(outputs.place.poll_seconds)
             waiting = busy
     return outcomes
+
+
+def unfinished(folder: Path, command: str, last: str) -> list[str]:
+    """Return the shards in a local folder that were begun but are not done, ascending.
+
+    They have a claim, a record or captions, but not their last output: they are being made, their
+    process was stopped, or they are broken.
+
+    Args:
+        folder: the folder of the outputs.
+        command: the command that makes them; shards with a record of another are left out.
+        last: the suffix of the output that appears last.
+    """
+    claims = {path.name for path in (folder / CLAIMS).glob("*")}
+    begun = {name.removesuffix(".lock").removesuffix(".owner") for name in claims}
+    begun |= {path.stem for suffix in ("json", "jsonl") for path in folder.glob(f"*.{suffix}")}
+    missing = (name for name in sorted(begun) if not (folder / f"{name}{last}").exists())
+    return [name for name in missing if _may_be_of(command, folder / f"{name}.json")]
+
+
+def _may_be_of(command: str, record: Path) -> bool:
+    """Whether a record is one of a command, or is not there yet."""
+    try:
+        return bool(json.loads(record.read_bytes())["command"] == command)
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
 
 
 def _stated(file: Path) -> dict[str, Any]:

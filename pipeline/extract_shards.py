@@ -282,7 +282,7 @@ def _report(outcomes: Sequence[Outcome], done_before: int, seconds: float) -> in
         "pictures": pictures,
         "failed": sum(facts["failed"] for facts in made),
         "captions": sum(facts["captions"] for facts in made),
-        "bytes": sum(file["bytes"] for facts in made for file in facts["files"].values()),
+        "bytes": sum(facts["bytes"] for facts in made),
         "seconds": round(seconds, 3),
         "images_per_second": round(pictures / seconds, 2),
     }

@@ -15,7 +15,7 @@ from pipeline.captions import SPLITS, CaptionTable, Image
 from pipeline.command import run
 from pipeline.download import download
 from pipeline.options import PrepareOptions
-from pipeline.prepare_shards import listing_digest, write_database
+from pipeline.prepare_shards import listing_digest, undone, write_database
 from pipeline.presets import with_preset
 from pipeline.sources import all_caption_files, data_sets, load_tables, repeated_as_also
 from pipeline.up_to_date import Stamp
@@ -124,7 +124,8 @@ def _prepare_shards(options: PrepareOptions) -> None:
     make_folder(options.work)
     stamp = Stamp(options.work, "prepare", options, digest=listing_digest(options.root))
     if stamp.holds() and not options.force:
-        print("prepare: unchanged, skipped")
+        for line in (*undone(options.root), "unchanged, skipped"):
+            print(f"prepare: {line}")
         return
     need("spacy")
     work = WorkFolder(options.work)
@@ -149,7 +150,7 @@ def _prepare_shards(options: PrepareOptions) -> None:
         for name in ("captions", "longer")
     )
     lines = [_listed(counts, options.dataset), *_of_captions(total, longer, options.max_length)]
-    for line in (*prepared.remarks, *remarks, *lines, *_of_words(words)):
+    for line in (*prepared.remarks, *undone(options.root), *remarks, *lines, *_of_words(words)):
         print(f"prepare: {line}")
     stamp.write(outputs)
 

@@ -18,6 +18,7 @@ from features.commands import EXTRACT, PREPARE
 from features.errors import UserError, first_few
 from features.files import delete_temporaries, replacing
 from features.progress import Progress
+from features.shard_outputs import unfinished
 from features.store import FeatureStore
 from features.store_set import StoreSet, stores_in
 from pipeline.caption_database import FORMAT, encode_captions
@@ -26,12 +27,11 @@ from pipeline.cleaning import Cleaning
 from pipeline.options import PrepareOptions
 from pipeline.readers.records import hash_position
 from pipeline.readers.shards import Line, captions_of, count_lines, read_shard
-from pipeline.text import forgetting
 from pipeline.word_counts import WordCounts
 
 # Sizes of val and test by default: a share of the pictures, and at most this number.
 SHARE, MOST_HELD_OUT = 0.1, 5000
-_AT_ONCE = 20_000  # pictures after which the tokenizer forgets their words
+_AT_ONCE = 20_000  # pictures that are read before they are written
 
 
 class Held(NamedTuple):
@@ -136,18 +136,18 @@ def write_database(options: PrepareOptions, path: Path) -> Prepared:
             ]
             database.executemany("INSERT INTO info VALUES (?, ?)", entries)
             database.execute("COMMIT")
-    remarks = writing.remarks()
-    if undone := _undone(options.root):
-        remarks.append(
-            f"{len(undone)} shards have no store yet, left out: {first_few(undone)}; continue "
-            f"{EXTRACT} --shards, then run {PREPARE} again"
-        )
-    return Prepared(writing.counts, writing.words, remarks)
+    return Prepared(writing.counts, writing.words, writing.remarks())
 
 
-def _undone(root: Path) -> list[str]:
-    """Return the shards whose captions are there, but not their store, which appears last."""
-    return sorted(p.stem for p in root.glob("*.jsonl") if not p.with_suffix(".h5").exists())
+def undone(root: Path) -> list[str]:
+    """Return a remark on the shards of a folder that were begun but have no store, if any."""
+    names = unfinished(root, "pipeline.extract", ".h5")
+    if not names:
+        return []
+    return [
+        f"{len(names)} shards have no store yet, left out: {first_few(names)}; continue "
+        f"{EXTRACT} --shards, which also says what is broken, then run {PREPARE} again"
+    ]
 
 
 class _Writing:
@@ -174,15 +174,14 @@ class _Writing:
         of_shard: Counter[str] = Counter()
         lines = read_shard(store)
         while some := list(islice(lines, _AT_ONCE)):
-            with forgetting():
-                entries: dict[str, list[tuple[Any, ...]]] = {split: [] for split in SPLITS}
-                for line in some:
-                    split = split_of(line, self._held, self._options.seed)
-                    if split:
-                        self._place(line, split, store.path.stem, entries[split])
-                    else:
-                        self._in_no_split += 1
-                    self._row += 1
+            entries: dict[str, list[tuple[Any, ...]]] = {split: [] for split in SPLITS}
+            for line in some:
+                split = split_of(line, self._held, self._options.seed)
+                if split:
+                    self._place(line, split, store.path.stem, entries[split])
+                else:
+                    self._in_no_split += 1
+                self._row += 1
             for split, of_split in entries.items():
                 self._database.executemany(
                     f"INSERT INTO {split} VALUES (?, ?, ?, ?, ?, ?)", of_split

@@ -3,16 +3,21 @@
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2b
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from decoder.cider import Frequencies
-from decoder.ngrams import ngrams, padded
+from decoder.ngrams import ngrams, padded, spread
+from features.errors import UserError
+from features.scratch import scratch_folder
 from pipeline.captions import Image
 from pipeline.vocabulary import EOS, Vocabulary
 
 _BLOCK = 2000  # images whose n-grams are counted at once
+_IN_MEMORY = 2**22  # n-grams that are counted before they are added to those on the disk
 
 
 def encode_all_words(images: Iterable[Image], vocabulary: Vocabulary) -> list[list[list[int]]]:
@@ -34,23 +39,58 @@ def encode_all_words(images: Iterable[Image], vocabulary: Vocabulary) -> list[li
 def count_frequencies(images: Iterable[Image], vocabulary: Vocabulary) -> Frequencies:
     """Count the images in whose captions each n-gram occurs.
 
-    The memory is that of the distinct n-grams, about 85 bytes for each at the peak, however many
-    images there are; 16 bytes for each that occurs in two images are kept.
+    The memory is that of the n-grams that occur in two images, 16 bytes for each, and about 400 MB,
+    however many others there are: these are counted on the disk of TMPDIR.
+
+    Raises:
+        UserError: the disk is full.
     """
-    counted = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
-    waiting: list[tuple[Tensor, Tensor]] = []
-    total = 0
-    for block in _blocks(images):
-        total += len(block)
-        keys = ngrams_by_image(encode_all_words(block, vocabulary))
-        waiting.append(torch.unique(keys, return_counts=True))
-        # Merging costs as much as all that was counted, so it waits until there is as much again.
-        if sum(len(key) for key, _ in waiting) > len(counted[0]):
-            counted = _sum([counted, *waiting])
-            waiting.clear()
-    key_U, images_U = _sum([counted, *waiting])
-    shared_U = images_U > 1
-    return Frequencies(key_U[shared_U], images_U[shared_U], total)
+    none = torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64)
+    waiting, total = [none], 0
+    with scratch_folder() as folder:
+        for block in _blocks(images):
+            total += len(block)
+            keys = ngrams_by_image(encode_all_words(block, vocabulary))
+            waiting.append(torch.unique(keys, return_counts=True))
+            if sum(len(key) for key, _ in waiting) > _IN_MEMORY:
+                _add_to_disk(folder, _sum(waiting))
+                waiting = [none]
+        if any(folder.iterdir()):
+            _add_to_disk(folder, _sum(waiting))
+            parts = [_shared(_on_disk(path)) for path in folder.iterdir()]
+        else:
+            parts = [_shared(_sum(waiting))]
+    key, images_U = (torch.cat(column) for column in zip(*parts, strict=True))
+    key_U, order_U = key.sort()
+    return Frequencies(key_U, images_U[order_U], total)
+
+
+def _add_to_disk(folder: Path, counted: tuple[Tensor, Tensor]) -> None:
+    """Add n-grams and their counts to files, of which each holds one part of all n-grams."""
+    part_U = (spread(counted[0]) >> 56) + 128  # 0 to 255
+    pairs_U2 = torch.stack(counted, 1)[part_U.argsort()]
+    after = part_U.bincount(minlength=256).cumsum(0)
+    try:
+        for part, pairs in enumerate(pairs_U2.tensor_split(after[:-1])):
+            with (folder / str(part)).open("ab") as file:
+                file.write(pairs.numpy().tobytes())
+    except OSError as error:
+        raise UserError(
+            f"cannot write counts of n-grams to {folder}: {error.strerror}; free some space, or "
+            "set TMPDIR to a folder on a larger disk"
+        ) from error
+
+
+def _on_disk(path: Path) -> tuple[Tensor, Tensor]:
+    """Return the n-grams of a file, and the sums of their counts."""
+    key, count = torch.from_numpy(np.fromfile(path, np.int64)).view(-1, 2).T
+    return _sum([(key, count)])
+
+
+def _shared(counted: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the n-grams that occur in two images or more, and their counts."""
+    key_U, images_U = counted
+    return key_U[images_U > 1], images_U[images_U > 1]
 
 
 def ngrams_by_image(captions: Sequence[Sequence[list[int]]]) -> Tensor:

@@ -97,6 +97,11 @@ class Bench:
         }
         assert len(self.expected) == len(SUFFIXES) * (SHARDS - 1)
 
+    def mistake(self, what: str) -> None:
+        """Print a mistake, and keep it for the end."""
+        print(what, flush=True)
+        self.wrong.append(what)
+
     def arguments(self, out: str) -> list[str]:
         pattern = f"{self.folder}/in/{{00..{SHARDS - 1:02}}}.tar"
         return ["--shards", pattern, "--out", out, *BACKBONE]
@@ -152,14 +157,14 @@ class Bench:
                 continue
             if None in outputs.values():
                 if name in seen:
-                    self.wrong.append(f"{where}: {name} is gone")
+                    self.mistake(f"{where}: {name} is gone")
                 continue
             done += 1
             if any(self.expected[file] != content for file, content in outputs.items()):
-                self.wrong.append(f"{where}: {name} differs")
+                self.mistake(f"{where}: {name} differs")
             owner = json.loads(record)["owner"]
             if seen.setdefault(name, owner) != owner:
-                self.wrong.append(f"{where}: {name} was made twice")
+                self.mistake(f"{where}: {name} was made twice")
         return done
 
     def finish(
@@ -175,9 +180,9 @@ class Bench:
         print(f"{where}: {self.counts.total()} kills so far", flush=True)
         if process.exitcode != 1:  # because of the shard that is broken
             text = self._outputs[process.pid or 0].read_text()[-500:]
-            self.wrong.append(f"{where}: exit status {process.exitcode}: {text}")
+            self.mistake(f"{where}: exit status {process.exitcode}: {text}")
         if done != SHARDS - 1:
-            self.wrong.append(f"{where}: {done} shards are done at the end")
+            self.mistake(f"{where}: {done} shards are done at the end")
 
 
 def in_folder(folder: Path) -> Callable[[str], bytes | None]:

@@ -7,6 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -260,6 +261,46 @@ def test_a_claim_on_an_object_store_lapses_only_when_it_is_not_renewed(
             check()
     assert place.read(".claims/a") is not None  # of the other
     place.remove(".claims/a")
+
+
+def test_of_two_processes_that_find_a_claim_lapsed_one_gets_it(bucket: str) -> None:
+    first, second = (output_place(f"{bucket}/race") for _ in range(2))
+    lapsed = json.dumps({"owner": "killed", "renewed": time.time() - 601}).encode()
+    first.write(".claims/a", lapsed)
+    read = first.read
+    with ExitStack() as held:
+
+        def overtaken(name: str) -> bytes | None:
+            found = read(name)
+            checks.append(held.enter_context(second.claim("a", "second")))
+            return found
+
+        checks: list[Callable[[], None]] = []
+        first.read = overtaken  # type: ignore[method-assign]
+        with pytest.raises(Busy), first.claim("a", "first"):
+            pass
+        (check,) = checks
+        check()
+        with pytest.raises(Busy), second.claim("a", "third"):
+            pass
+
+
+def test_uploads_that_a_killed_process_left_on_s3_are_aborted(
+    bucket: str, tmp_path: Path, shards: list[Shard]
+) -> None:
+    location = f"{bucket}/{tmp_path.name}"
+    system = file_system(location)
+
+    def uploads() -> set[str]:
+        return {upload["Key"] for upload in system.list_multipart_uploads("bucket")}
+
+    others = {f"{tmp_path.name}/{name}" for name in ("0.h5.bak", "00.h5", "another/0.h5")}
+    for key in {*others, f"{tmp_path.name}/0.h5", f"{tmp_path.name}/0.jsonl"}:
+        system.call_s3("create_multipart_upload", Bucket="bucket", Key=key)
+    assert len(uploads()) == 5
+    outputs = Outputs(location, "a.command", {}, SUFFIXES)
+    assert run(shards, outputs, Maker()) == ["made", "made"]
+    assert uploads() == others
 
 
 def test_a_store_that_fails_for_a_moment_is_asked_again(

@@ -4,6 +4,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,9 @@ import pytest
 
 from decoder.runs.folder import digest
 from features.row_format import RowFormat
+from features.shard_outputs import Outputs, make_shard
+from features.shard_samples import ShardError
+from features.shards import Shard, find_shards
 from pipeline import caption_database, captions, prepare, vocabulary
 from pipeline.caption_database import CaptionDatabase, open_database, open_features
 from pipeline.word_counts import WordCounts
@@ -123,6 +127,36 @@ def test_failed_pictures_and_empty_captions_are_counted_and_left_out(run, tmp_pa
     assert table.split("val").left_out == 1
     assert table.split("train")[0].captions[0].text == "A dog in the sun."
     assert not table.has_split("test")
+
+
+def test_every_shard_that_was_begun_but_is_not_done_is_named(run, tmp_path):
+    out = tmp_path / "out"
+    write_shard(out, "a", [entry(i) for i in range(30)])
+    outputs = Outputs(str(out), "pipeline.extract", {}, (".jsonl", ".h5"))
+    captioning = replace(outputs, command="decoder.caption", suffixes=(".jsonl",))
+    while_made, by_record, of_captions, broken = find_shards([f"{tmp_path}/{{1..4}}.tar"])
+
+    def stop(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    def write(shard: Shard, folder: Path) -> dict[str, Any]:
+        for suffix in outputs.suffixes:
+            (folder / f"{shard.name}{suffix}").touch()
+        return {}
+
+    def refuse(*_: object) -> Any:
+        raise ShardError("cut off")
+
+    with pytest.raises(KeyboardInterrupt):
+        make_shard(while_made, outputs, stop)
+    assert make_shard(broken, outputs, refuse).state == "broken"
+    assert make_shard(of_captions, captioning, write).state == "made"
+    outputs.place.put = stop  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        make_shard(by_record, outputs, write)
+    (out / "notes.json").write_text('{"by": "another program"}')
+    for _ in range(2):  # also when nothing has changed since
+        assert "3 shards have no store yet, left out: 1, 2, 4; continue" in run()[1]
 
 
 def test_paths_and_urls_of_lists_become_names_inside_their_shard(run, tmp_path):

@@ -2,6 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline import text
 from pipeline.text import as_sentence, detokenize, query_words, tokenize
 
 # A caption, its tokens, and the text that is scored.
@@ -76,3 +77,10 @@ def test_tokenizing_the_scored_text_again_gives_the_same_tokens(caption: str) ->
 )
 def test_a_query_has_the_words_that_captions_have(sentence):
     assert query_words(sentence) == tokenize(sentence)
+
+
+def test_the_tokenizer_does_not_remember_every_word_for_ever(monkeypatch):
+    monkeypatch.setattr(text, "_MOST_WORDS", len(text._spacy().vocab.strings) + 200)
+    for number in range(300):
+        assert tokenize(f"It isn't w{number}.") == ["it", "is", "n't", f"w{number}"]
+        assert len(text._spacy().vocab.strings) < text._MOST_WORDS + 10

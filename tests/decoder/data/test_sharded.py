@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 
 from decoder import caption, export, train
 from decoder.cider import CiderD, all_words_encoded
+from decoder.data import frequencies
 from decoder.data.sharded import ShardedReader
 from decoder.ranking.consensus import count_frequencies
 from decoder.training.rewards import MixedReward
@@ -73,7 +75,9 @@ def test_batches_have_the_captions_and_features_of_their_images(sharded, extract
     assert counts.sum() == sum(token >= EOS for caption in every for token in caption)
 
 
-def test_rewards_and_frequencies_are_those_of_all_references_in_memory(sharded, extracted_shapes):
+def test_rewards_and_frequencies_are_those_of_all_references_in_memory(
+    sharded, tmp_path, monkeypatch
+):
     train_split = open_database(WorkFolder(sharded).captions).split("train")
     words = vocabulary.load(WorkFolder(sharded).vocabulary)
     # Half of the words become unknown, so n-grams of unknown words occur.
@@ -98,6 +102,14 @@ def test_rewards_and_frequencies_are_those_of_all_references_in_memory(sharded, 
     torch.testing.assert_close(
         found_frequencies.images_U.sort().values, in_memory.images_U.sort().values
     )
+    monkeypatch.setattr(frequencies, "_IN_MEMORY", 500)
+    monkeypatch.setattr(frequencies, "_BLOCK", 7)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    on_disk = count_frequencies(table, words)
+    assert on_disk.images == found_frequencies.images
+    assert torch.equal(on_disk.key_U, found_frequencies.key_U)
+    assert torch.equal(on_disk.images_U, found_frequencies.images_U)
+    assert list(tmp_path.glob("caption-pipeline-*")) == []
 
 
 def test_a_run_over_shards_stopped_in_each_phase_ends_as_one_never_stopped(sharded, tmp_path):
