@@ -175,7 +175,7 @@ def test_other_outputs_are_not_replaced_unless_forced(
     namesake = find_shards([f"{tmp_path}/b/0.tar"])
     (outcome,) = make_shards(namesake, outputs, make, "test")
     assert outcome.state == "broken"
-    assert "were made of another shard with this name" in outcome.reason
+    assert "which may be another shard; choose another --out" in outcome.reason
     assert run(shards, other, make, force=True) == ["made", "made"]
     assert run(shards, other, make, force=True) == ["done", "done"]  # the same run
     assert content(outputs, "0.h5") == "0.tar 2.h5"
