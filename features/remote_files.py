@@ -125,7 +125,16 @@ def fetched(url: str, most: int, seconds: float | None = None) -> Iterator[bytes
     except TransferError:
         raise
     except Exception as error:  # each file system has exceptions of its own
+        error = _cause(error) if is_web(url) else error
         raise TransferError(reason(error), may_pass(error)) from error
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what is behind an exception of fsspec, which calls files missing if a server fails."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return error if getattr(cause, "status", None) == 404 else cause
 
 
 def download(url: str, target: Path, most: int) -> None:
@@ -156,4 +165,6 @@ def reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
+    if isinstance(status := getattr(error, "status", None), int):  # its text has the whole address
+        return f"the server answered {status}"
     return f"{type(error).__name__}: {first_line(error)}"

@@ -46,7 +46,10 @@ def test_each_shard_gets_the_captions_that_its_pictures_get_alone(
     assert caption.main(command) == 1, "a shard is broken"
     printed = capsys.readouterr()
     assert "broken shard: 00002 (" in printed.err
-    assert "2 shards made, 7 pictures; 1 picture could not be read; 1 broken shard, listed" in printed.out
+    assert (
+        "2 shards made, 7 pictures; 1 picture could not be read; 1 broken shard, listed"
+        in printed.out
+    )
     assert sorted(file.name for file in out.glob("*.jsonl")) == ["00000.jsonl", "00001.jsonl"]
     rows = lines_of(out / "00000.jsonl") + lines_of(out / "00001.jsonl")
     assert len({row["id"] for row in rows}) == 7
