@@ -209,8 +209,8 @@ class ExtractOptions:
     backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "auto"
     """The runtime of the network; auto uses the fastest one installed for the device."""
     workers: int | None = None
-    """Threads that decode pictures, or processes where a GPU computes many; with --engine ray, CPUs
-    of each shard. By default the number of cores, with --engine ray 1."""
+    """Threads that decode pictures, by default one a core; with --engine ray, CPUs of each shard,
+    by default 1."""
     views: int = 1
     """Number of views of each picture to store, for augmentation: the picture, its mirror image,
     crops."""
