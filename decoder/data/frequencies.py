@@ -17,7 +17,7 @@ from pipeline.captions import Image
 from pipeline.vocabulary import EOS, Vocabulary
 
 _BLOCK = 2000  # images whose n-grams are counted at once
-_IN_MEMORY = 2**22  # n-grams that are counted before they are added to those on the disk
+_IN_MEMORY = 2**20  # n-grams that are counted before they are added to those on the disk
 
 
 def encode_all_words(images: Iterable[Image], vocabulary: Vocabulary) -> list[list[list[int]]]:
@@ -39,7 +39,7 @@ def encode_all_words(images: Iterable[Image], vocabulary: Vocabulary) -> list[li
 def count_frequencies(images: Iterable[Image], vocabulary: Vocabulary) -> Frequencies:
     """Count the images in whose captions each n-gram occurs.
 
-    The memory is that of the n-grams that occur in two images, 16 bytes for each, and about 400 MB,
+    The memory is that of the n-grams that occur in two images, 16 bytes for each, and about 100 MB,
     however many others there are: these are counted on the disk of TMPDIR.
 
     Raises:
