@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -37,7 +37,11 @@ log = logging.getLogger(__name__)
 _REQUESTS = 16  # at the same time
 
 Make = Callable[[Shard, Path], Mapping[str, Any]]
-"""Writes the outputs of a shard to a folder, and returns facts for its record; or ShardError."""
+"""Writes the outputs of a shard to a folder, and returns facts for its record; or ShardError.
+
+Of these, "failed" is the number of pictures that could not be read, and "passing" that of those
+whose reasons may pass.
+"""
 
 
 class Outcome(NamedTuple):
@@ -253,6 +257,9 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
                 check()
                 if outputs.done(shard, force):  # one with the same claim was faster
                     return Outcome(shard, "done")
+                if outputs.retry and not force and not _better(facts, outputs, shard):
+                    log.info(f"{shard}: no more pictures can be read now; its outputs are kept")
+                    return Outcome(shard, "done")
                 facts = {**facts, "seconds": seconds}
                 record = outputs.publish(shard, source, folder, facts)
         # Not the whole record, as there may be a million of them.
@@ -264,6 +271,15 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
         return Outcome(shard, "broken", reason=str(error))
     except MemoryError:
         return Outcome(shard, "broken", reason="it needs more memory than there is")
+
+
+def _better(facts: Mapping[str, Any], outputs: Outputs, shard: Shard) -> bool:
+    """Whether fewer pictures failed than in outputs that are there, or fewer that may pass."""
+    before = replace(outputs, retry=False).done(shard)
+    if before is None:
+        return True
+    now, then = ((of.get("failed", 0), of.get("passing", 0)) for of in (facts, before))
+    return now < then
 
 
 def make_shards(

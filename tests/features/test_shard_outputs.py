@@ -230,13 +230,19 @@ def test_failures_that_may_pass_are_tried_again_once_in_a_run(
     make, outputs = Maker(), Outputs(str(tmp_path / "out"), "a.command", {}, SUFFIXES)
 
     def failing(shard: Shard, folder: Path) -> Mapping[str, int]:
-        return {**make(shard, folder), "passing": int(shard.name)}
+        return {**make(shard, folder), "failed": 2, "passing": passing[shard.name]}
+
+    passing = {"0": 0, "1": 2}
 
     assert run(shards, outputs, failing) == ["made", "made"]
     assert run(shards, replace(outputs, owner="another"), failing) == ["done", "done"]
     again = replace(outputs, owner="a third", retry=True)
+    assert run(shards, again, failing) == ["done", "done"]  # as many failed, so the old is kept
+    assert content(outputs, "1.h5") == "1.tar 1.h5"
+    passing["1"] = 1
     assert run(shards, again, failing) == ["done", "made"]
     assert run(shards, again, failing) == ["done", "done"]
+    assert content(outputs, "1.h5") == "1.tar 3.h5"
 
 
 def test_two_runs_share_the_work(outputs: Outputs, shards: list[Shard]) -> None:
