@@ -145,7 +145,7 @@ class Outputs:
 
         Args:
             shard: the shard.
-            source: what `described` returned before it was read.
+            source: what `described` returns of it.
             folder: where the outputs are.
             facts: what else to record.
 
@@ -249,9 +249,9 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
             if outputs.done(shard, force):  # another process has just made it
                 return Outcome(shard, "done")
             outputs.check_free(shard)
-            with scratch_folder() as folder:
+            with scratch_folder() as folder, ThreadPoolExecutor(1) as thread:
                 start = time.perf_counter()
-                source = described(shard)
+                source = thread.submit(described, shard)  # it reads the shard, which takes a while
                 facts = make(shard, folder)
                 seconds = round(time.perf_counter() - start, 3)
                 check()
@@ -261,7 +261,7 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
                     log.info(f"{shard}: no more pictures can be read now; its outputs are kept")
                     return Outcome(shard, "done")
                 facts = {**facts, "seconds": seconds}
-                record = outputs.publish(shard, source, folder, facts)
+                record = outputs.publish(shard, source.result(), folder, facts)
         # Not the whole record, as there may be a million of them.
         size = sum(file["bytes"] for file in record["files"].values())
         return Outcome(shard, "made", {**facts, "bytes": size})
