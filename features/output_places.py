@@ -53,7 +53,10 @@ class OutputPlace(Protocol):
         """Return the size of a file in bytes, or None if there is none."""
 
     def put(self, file: Path, name: str) -> None:
-        """Move a local file here; it replaces another one at once, when it is complete."""
+        """Put a copy of a local file here; the local one may be gone afterwards.
+
+        It replaces another one at once, when it is complete.
+        """
 
     def write(self, name: str, content: bytes) -> None:
         """Write a small file, as `put` does."""
@@ -309,8 +312,13 @@ class _Remote:
         for wait in (*_WAITS, None):
             try:
                 return operation()
+            except (FileNotFoundError, PermissionError) as error:
+                raise UserError(
+                    f"cannot reach {shown(self._url)}/{name}: {reason(error)}; check that the "
+                    "bucket exists and that the credentials may read and write there"
+                ) from error
             except Exception as error:  # each file system has exceptions of its own
-                if wait is None or isinstance(error, PermissionError):
+                if wait is None:
                     raise UserError(
                         f"cannot reach {shown(self._url)}/{name}: {reason(error)}; what was "
                         "published is kept, and the same command continues from there"

@@ -34,6 +34,8 @@ _HEADER = struct.Struct("<4sI")  # magic, CRC-32 of all that follows
 _FIELDS = struct.Struct("<qII")  # image id, status, payload size in bytes
 _FSYNC_SECONDS = 1.0  # the most work that a power cut can cost
 _MAX_REASON_BYTES = 1000
+CONTINUES = "what was stored is kept, and the same command continues from there"
+"""What to do where the disk is full, for the user."""
 
 
 class PartWriter:
@@ -43,14 +45,18 @@ class PartWriter:
         folder: the parts folder.
         row_format: the format of the rows.
         workers: number of threads that encode rows; one thread appends them, in their order.
+        advice: what to do if the file cannot be written, for the user.
 
     Raises:
         UserError: the file cannot be written, for example to a full disk; what was written before
             is kept.
     """
 
-    def __init__(self, folder: Path, row_format: RowFormat, workers: int = 1) -> None:
+    def __init__(
+        self, folder: Path, row_format: RowFormat, workers: int = 1, advice: str = CONTINUES
+    ) -> None:
         self.row_format = row_format
+        self._advice = advice
         self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
         self.path = folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.part"
         with self._disk_errors():
@@ -134,8 +140,7 @@ class PartWriter:
             yield
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path}: {error.strerror}; what was stored is kept, and the "
-                "same command continues from there"
+                f"cannot write {self.path}: {error.strerror}; {self._advice}"
             ) from error
 
 

@@ -4,8 +4,8 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 from features import progress
 from features.errors import UserError, first_line
@@ -20,6 +20,7 @@ _AHEAD = 4  # tasks submitted for each that can run, so that no worker waits for
 _SHARDS_OF_A_GPU_WORKER = 50  # after that it ends, and its successor may get another GPU
 STRAGGLER_SECONDS = 60.0
 _STRAGGLER_RATIO = 4.0
+_KILL_SECONDS = 10.0  # in which a cancelled task ends, unless its node cannot be reached
 
 
 def make_shards_on_ray(
@@ -34,8 +35,9 @@ def make_shards_on_ray(
     """Make the outputs of shards as `features.shard_outputs.make_shards` does, by tasks of Ray.
 
     A task whose worker or node dies is started again elsewhere, three times; then its shard is
-    broken. If at the end a shard takes four times as long as any before, a second task is started
-    for it, and the first to finish counts. The cluster is the one this process is connected to,
+    broken. Once all shards that are left have a slot of the cluster, a second task is started for
+    each that goes on for four times as long as any before took, and for a minute at least; the
+    first of the two to finish counts. The cluster is the one this process is connected to,
     the one in RAY_ADDRESS or the one running on this machine; else one is started here.
 
     Args:
@@ -67,7 +69,7 @@ def make_shards_on_ray(
         max_calls=_SHARDS_OF_A_GPU_WORKER if gpus else 0,
         scheduling_strategy="SPREAD",
     )(_task)
-    job = _Job(lambda shard: task.remote(shard, outputs, make, force), outputs.place.poll_seconds)
+    job = _Job(lambda shard: task.remote(shard, outputs, make, force), outputs, force)
     try:
         return job.run(list(shards), what, cpus, gpus)
     finally:
@@ -77,13 +79,19 @@ def make_shards_on_ray(
             ray.shutdown()
 
 
-def _task(shard: Shard, outputs: Outputs, make: Make, force: bool) -> Outcome | str:
-    """Make a shard on a worker; return the message of an error that must end the job."""
+class Abort(NamedTuple):
+    """Why no shard can be made, such as a full disk."""
+
+    message: str
+
+
+def _task(shard: Shard, outputs: Outputs, make: Make, force: bool) -> Outcome | Abort:
+    """Make a shard on a worker."""
     progress.set_quiet(True)
     try:
         return make_shard(shard, outputs, make, force)
-    except (UserError, OSError) as error:  # such as a full disk
-        return str(error)
+    except (UserError, OSError) as error:
+        return Abort(str(error))
 
 
 class _Job:
@@ -91,13 +99,20 @@ class _Job:
 
     Args:
         submit: starts the task of a shard and returns its reference.
-        poll_seconds: how long to wait before a busy shard is tried again.
+        outputs: of the shards.
+        force: whether shards are made even if their outputs are there.
+
+    Attributes:
+        running: the shard of each task that was submitted and has not ended.
     """
 
-    def __init__(self, submit: Any, poll_seconds: float) -> None:
+    def __init__(self, submit: Callable[[Shard], Any], outputs: Outputs, force: bool) -> None:
         self._submit = submit
-        self._poll_seconds = poll_seconds
+        self._outputs = outputs
+        self._force = force
+        self._poll_seconds = outputs.place.poll_seconds
         self.running: dict[Any, Shard] = {}
+        self._submitted: dict[Any, float] = {}
         self._doubled: set[str] = set()
 
     def run(self, shards: list[Shard], what: str, cpus: float, gpus: float) -> list[Outcome]:
@@ -105,15 +120,14 @@ class _Job:
 
         queue, busy = deque(shards), deque[tuple[float, Shard]]()
         outcomes: list[Outcome] = []
-        longest, last = 0.0, time.monotonic()
-        with progress.Progress(what, len(shards), "shard") as shown:
+        longest, waited = 0.0, time.monotonic()
+        with progress.Progress(what, len(shards), "shard") as bar:
             while queue or self.running or busy:
                 while busy and busy[0][0] < time.monotonic():
                     queue.append(busy.popleft()[1])
-                most = _AHEAD * _slots(ray.cluster_resources(), cpus, gpus)
-                while queue and len(self.running) < most:
-                    shard = queue.popleft()
-                    self.running[self._submit(shard)] = shard
+                slots = _slots(ray.cluster_resources(), cpus, gpus)
+                while queue and len(self.running) < _AHEAD * slots:
+                    self._start(queue.popleft())
                 if not self.running:
                     time.sleep(min(1.0, self._poll_seconds))
                     continue
@@ -121,22 +135,28 @@ class _Job:
                 for ref in ready:
                     outcome = self._result(ref)
                     if outcome.state == "busy":
-                        busy.append((time.monotonic() + self._poll_seconds, outcome.shard))
+                        if outcome.shard not in self.running.values():
+                            busy.append((time.monotonic() + self._poll_seconds, outcome.shard))
                         continue
                     outcomes.append(outcome)
-                    shown.update()
-                    last = time.monotonic()
+                    bar.update()
                     longest = max(longest, outcome.facts.get("seconds", 0.0))
-                limit = max(STRAGGLER_SECONDS, _STRAGGLER_RATIO * longest)
-                if longest and not queue and time.monotonic() - last > limit:
-                    self._double()
+                if len(self.running) > slots:  # some wait for a slot
+                    waited = time.monotonic()
+                elif longest:
+                    limit = max(STRAGGLER_SECONDS, _STRAGGLER_RATIO * longest)
+                    self._double(waited, time.monotonic() - limit)
         return outcomes
+
+    def _start(self, shard: Shard) -> None:
+        ref = self._submit(shard)
+        self.running[ref], self._submitted[ref] = shard, time.monotonic()
 
     def _result(self, ref: Any) -> Outcome:
         """Return what became of a shard, and cancel another task for it."""
         import ray
 
-        shard = self.running.pop(ref)
+        shard = self._forget(ref)
         try:
             result = ray.get(ref)
         except ray.exceptions.RayTaskError:  # a defect of ours
@@ -144,20 +164,33 @@ class _Job:
         except ray.exceptions.RayError as error:
             why = f"its worker died {_RETRIES + 1} times ({first_line(error)})"
             result = Outcome(shard, "broken", reason=why)
-        if isinstance(result, str):
-            raise UserError(result)
-        for other in [other for other, same in self.running.items() if same == shard]:
-            if result.state != "busy":
-                ray.cancel(other, force=True)
-                del self.running[other]
-        return result
+        if isinstance(result, Abort):
+            raise UserError(result.message)
+        others = [other for other, same in self.running.items() if same == shard]
+        if result.state == "busy" or not others:
+            return result
+        for other in others:
+            ray.cancel(other, force=True)
+            self._forget(other)
+        # One that was killed while it published may have removed an output of the other.
+        ray.wait(others, num_returns=len(others), timeout=_KILL_SECONDS)
+        lost = result.state == "made" and self._outputs.done(shard, self._force) is None
+        return Outcome(shard, "busy") if lost else result
 
-    def _double(self) -> None:
-        """Start a second task for each shard that has only one."""
-        for shard in [s for s in self.running.values() if s.name not in self._doubled]:
-            log.info(f"{shard} takes long: a second task is started for it")
-            self._doubled.add(shard.name)
-            self.running[self._submit(shard)] = shard
+    def _forget(self, ref: Any) -> Shard:
+        del self._submitted[ref]
+        return self.running.pop(ref)
+
+    def _double(self, waited: float, limit: float) -> None:
+        """Start a second task for each shard whose only one has run since before `limit`.
+
+        All tasks have run since they were submitted, or since a task last waited for a slot.
+        """
+        for ref, shard in list(self.running.items()):
+            if max(waited, self._submitted[ref]) < limit and shard.name not in self._doubled:
+                log.info(f"{shard} takes long: a second task is started for it")
+                self._doubled.add(shard.name)
+                self._start(shard)
 
 
 def _slots(resources: dict[str, float], cpus: float, gpus: float) -> int:

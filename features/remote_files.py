@@ -6,6 +6,7 @@ A location is the path of a local file, or a URL such as s3://bucket/00000.tar.
 import importlib
 import re
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import urlsplit
@@ -17,10 +18,19 @@ _CONNECT_SECONDS, _SILENT_SECONDS = 30, 60
 _LEAST_SPEED = 100_000  # bytes a second, after the first minute
 _FIRST_SECONDS = 60
 _CHUNK = 2**20
+_TRY_LATER = {408, 425, 429}  # HTTP: request timeout, too early, too many requests
 
 
-class RemoteError(Exception):
-    """A file that cannot be read or written; the message is the reason, without the location."""
+class TransferError(Exception):
+    """A file that cannot be read or written; the message is the reason, without the location.
+
+    Attributes:
+        passing: whether trying again later may help.
+    """
+
+    def __init__(self, reason: str, passing: bool = False) -> None:
+        super().__init__(reason)
+        self.passing = passing
 
 
 def is_url(location: str) -> bool:
@@ -78,45 +88,73 @@ def open_url(url: str) -> BinaryIO:
     return file_system(url).open(url, "rb", **options)
 
 
-def copy_limited(
-    source: BinaryIO, target: BinaryIO, most: int, seconds: float | None = None
-) -> None:
-    """Copy a file of at most `most` bytes in at most `seconds`.
+def chunks(source: BinaryIO, most: int) -> Iterator[bytes]:
+    """Yield the content of an open file of at most `most` bytes, piece by piece.
 
     Raises:
-        RemoteError: it is larger, takes longer, or arrives at less than 100 kB a second.
-        OSError: `target` cannot be written, or `source` cannot be read.
+        TransferError: it is larger.
+        OSError: it cannot be read.
     """
-    start, copied = time.monotonic(), 0
+    read = 0
     while data := source.read(_CHUNK):
-        copied += len(data)
-        if copied > most:
-            raise RemoteError(f"larger than {most:,} bytes")
-        waited = time.monotonic() - start
-        if seconds is not None and waited > seconds:
-            raise RemoteError(f"not complete after {seconds:.0f} seconds")
-        if copied < (waited - _FIRST_SECONDS) * _LEAST_SPEED:
-            raise RemoteError(f"slower than {_LEAST_SPEED:,} bytes a second")
-        target.write(data)
+        read += len(data)
+        if read > most:
+            raise TransferError(f"larger than {most:,} bytes")
+        yield data
+
+
+def fetched(url: str, most: int, seconds: float | None = None) -> Iterator[bytes]:
+    """Yield the content of a remote file of at most `most` bytes, piece by piece.
+
+    Raises:
+        TransferError: it cannot be read, is larger, takes more than `seconds`, or arrives at less
+            than 100 kB a second.
+    """
+    start, arrived = time.monotonic(), 0
+    try:
+        with open_url(url) as source:
+            for data in chunks(source, most):
+                arrived += len(data)
+                waited = time.monotonic() - start
+                if seconds is not None and waited > seconds:
+                    raise TransferError(f"not complete after {seconds:.0f} seconds", passing=True)
+                if arrived < (waited - _FIRST_SECONDS) * _LEAST_SPEED:
+                    slow = f"slower than {_LEAST_SPEED:,} bytes a second"
+                    raise TransferError(slow, passing=True)
+                yield data
+    except TransferError:
+        raise
+    except Exception as error:  # each file system has exceptions of its own
+        error = _cause(error) if is_web(url) else error
+        raise TransferError(reason(error), may_pass(error)) from error
+
+
+def _cause(error: Exception) -> Exception:
+    """Return what is behind an exception of fsspec, which calls files missing if a server fails."""
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    return error if getattr(cause, "status", None) == 404 else cause
 
 
 def download(url: str, target: Path, most: int) -> None:
     """Copy a remote file of at most `most` bytes to the local file `target`.
 
     Raises:
-        RemoteError: it cannot be read, is larger, or arrives too slowly.
+        TransferError: see `fetched`.
         OSError: `target` cannot be written.
     """
     with target.open("wb") as into:
-        try:
-            with open_url(url) as source:
-                copy_limited(source, into, most)
-        except RemoteError:
-            raise
-        except Exception as error:  # each file system has exceptions of its own
-            if isinstance(error, OSError) and error.filename == str(target):
-                raise
-            raise RemoteError(reason(error)) from error
+        for data in fetched(url, most):
+            into.write(data)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether what an exception of a file system is about may be over later."""
+    status = getattr(error, "status", None)  # of a web server's answer
+    if isinstance(status, int):
+        return status >= 500 or status in _TRY_LATER
+    return not isinstance(error, FileNotFoundError)
 
 
 def reason(error: Exception) -> str:
@@ -127,4 +165,6 @@ def reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
+    if isinstance(status := getattr(error, "status", None), int):  # its text has the whole address
+        return f"the server answered {status}"
     return f"{type(error).__name__}: {first_line(error)}"

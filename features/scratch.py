@@ -1,5 +1,6 @@
 """Temporary folders that are deleted even if their process was killed, by the next one."""
 
+import errno
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from features.errors import UserError
 from features.locks import locked
 
 _PREFIX = "caption-pipeline-"
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ADVICE = "set TMPDIR to a folder on a larger disk, or make smaller shards"
 
 
 @contextmanager
@@ -20,7 +23,7 @@ def scratch_folder() -> Iterator[Path]:
     """Make a temporary folder on the disk of TMPDIR for the duration of the block.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made, or its disk is full.
     """
     _delete_left_over()
     folder = Path(tempfile.gettempdir()) / f"{_PREFIX}{os.getuid()}-{uuid.uuid4().hex}"
@@ -34,6 +37,8 @@ def scratch_folder() -> Iterator[Path]:
                 shutil.rmtree(folder, ignore_errors=True)
                 lock.unlink(missing_ok=True)
     except OSError as error:
+        if error.errno in _FULL:
+            raise UserError(f"cannot write to {folder}: {error.strerror}; {ADVICE}") from error
         if error.filename not in (str(folder), str(lock)):
             raise
         raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error

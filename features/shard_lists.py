@@ -8,7 +8,14 @@ from typing import Any
 from features.errors import UserError
 from features.extras import need
 from features.remote_files import is_url
-from features.shard_samples import MAX_TEXTS_BYTES, Content, Sample, ShardError, caption_texts
+from features.shard_samples import (
+    MAX_TEXTS_BYTES,
+    Content,
+    Sample,
+    ShardError,
+    caption_texts,
+    quoted,
+)
 
 # The columns that hold each thing, in order of preference; case does not matter.
 COLUMNS = {
@@ -67,10 +74,13 @@ def listed(path: Path, source: str, columns: Mapping[str, str]) -> Iterator[Samp
             samples = _bounded(_sample(*item, chosen, source) for item in enumerate(rows))
             yield from samples if "key" in chosen else _joined(samples)
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        if isinstance(error, OSError) and error.errno:  # those of damaged content have none
+            raise ShardError(f"it cannot be read now: {os.strerror(error.errno)}") from error
         raise ShardError(f"not a parquet file, or a damaged one ({error})") from error
 
 
 def _chosen(schema: Any, columns: Mapping[str, str]) -> dict[str, str]:
+    """Return the names of the columns to read, by what they hold; see `listed`."""
     chosen = {}
     for role, known in COLUMNS.items():
         if role in columns:
@@ -93,6 +103,7 @@ def _chosen(schema: Any, columns: Mapping[str, str]) -> dict[str, str]:
 
 
 def _check_size(metadata: Any, names: set[str]) -> None:
+    """Raise ShardError if these columns of a file have too many rows or bytes."""
     if metadata.num_rows > _MAX_ROWS:
         raise ShardError(f"more than {_MAX_ROWS:,} rows; divide it into several shards")
     groups = (metadata.row_group(i) for i in range(metadata.num_row_groups))
@@ -105,14 +116,15 @@ def _check_size(metadata: Any, names: set[str]) -> None:
 
 
 def _sample(number: int, row: Mapping[str, Any], chosen: Mapping[str, str], source: str) -> Sample:
+    """Return the sample of a row, whose columns `_chosen` has found; `source` is the list."""
     where = f"row {number + 1}"
     name = row[chosen["image"]]
     if not isinstance(name, str) or not name:
-        raise ShardError(f"{where}: expected the path of a picture, found {str(name)[:100]!r}")
+        raise ShardError(f"{where}: expected the path of a picture, found {quoted(name)}")
     captions = caption_texts(row[chosen["caption"]], where) if "caption" in chosen else []
     key = row[chosen["key"]] if "key" in chosen else name
     if not isinstance(key, (str, int)) or key == "":
-        raise ShardError(f"{where}: expected a key, found {str(key)[:100]!r}")
+        raise ShardError(f"{where}: expected a key, found {quoted(key)}")
     return Sample(str(key), name, captions, Content(_location(name, source, where)))
 
 

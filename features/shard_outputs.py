@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 from features.errors import UserError
 from features.output_places import CLAIMS, Busy, OutputPlace, output_place
 from features.progress import Progress
-from features.remote_files import shown
+from features.remote_files import is_url, shown
 from features.scratch import scratch_folder
 from features.shard_samples import ShardError
 from features.shards import Shard
@@ -37,7 +37,11 @@ log = logging.getLogger(__name__)
 _REQUESTS = 16  # at the same time
 
 Make = Callable[[Shard, Path], Mapping[str, Any]]
-"""Writes the outputs of a shard to a folder, and returns facts for its record; or ShardError."""
+"""Writes the outputs of a shard to a folder, and returns facts for its record; or ShardError.
+
+Of these, "failed" is the number of pictures that could not be read, and "passing" that of those
+whose reasons may pass.
+"""
 
 
 class Outcome(NamedTuple):
@@ -62,6 +66,7 @@ class Outputs:
         kind: all that the outputs depend on beside the shard, as JSON-able values.
         suffixes: of the outputs of a shard; the last is published last.
         owner: a name of the run; its processes share their claims.
+        retry: whether to make shards again of which a picture failed for a reason that may pass.
     """
 
     location: str
@@ -69,6 +74,7 @@ class Outputs:
     kind: Mapping[str, Any]
     suffixes: tuple[str, ...]
     owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    retry: bool = False
 
     @cached_property
     def place(self) -> OutputPlace:
@@ -83,13 +89,14 @@ class Outputs:
 
         Raises:
             UserError: the place holds outputs of another command or kind, or cannot be read.
-            ShardError: the outputs there are of another shard with the same name.
+            ShardError: the outputs there are of another shard with the same name, or it is unknown
+                whether they are.
         """
         try:
             record = json.loads(self.place.read(f"{shard.name}.json") or b"null")
             command, kind, files = record["command"], record["kind"], record["files"]
             sizes = {str(name): int(file["bytes"]) for name, file in files.items()}
-            source, source_bytes = str(record["source"]), record["source_bytes"]
+            source = str(record["source"])
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
         where = f"{shown(self.location)}/{shard.name}"
@@ -102,20 +109,21 @@ class Outputs:
                 f"{where}.* are other outputs than requested: {differing}; choose another --out, "
                 "or --force to make them again"
             )
+        if self.retry and record.get("passing") and record.get("owner") != self.owner:
+            return None
         if set(sizes) != {f"{shard.name}{suffix}" for suffix in self.suffixes}:
             return None
         if any(self.place.size(name) != size for name, size in sizes.items()):
             return None
         if source == shown(shard.source):
-            local = "://" not in source  # asking for the size of a remote file takes too long
-            changed = local and shard.bytes() not in (None, source_bytes)
-            return None if changed else record
-        if source_bytes is None or shard.bytes() not in (None, source_bytes):
+            return None if _changed(shard, record) else record
+        digest = record.get("source_sha256")
+        if digest is None or shard.sha256() != digest:
             raise ShardError(
-                f"{where}.* were made of another shard with this name, {source}; choose another "
+                f"{where}.* were made of {source}, which may be another shard; choose another "
                 "--out, or --force to make them again"
             )
-        return record
+        return record  # it has moved
 
     def all_done(self, shards: Sequence[Shard], force: bool = False) -> set[str]:
         """Return the names of the shards that are done; see `done`."""
@@ -130,8 +138,16 @@ class Outputs:
             results = threads.map(is_done, shards)
             return {shard.name for shard, done in zip(shards, results, strict=True) if done}
 
-    def publish(self, shard: Shard, folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def publish(
+        self, shard: Shard, source: Mapping[str, Any], folder: Path, facts: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Move the outputs of a shard from a local folder to their place; return its record.
+
+        Args:
+            shard: the shard.
+            source: what `described` returns of it.
+            folder: where the outputs are.
+            facts: what else to record.
 
         Raises:
             UserError: they cannot be written.
@@ -140,8 +156,7 @@ class Outputs:
         record = {
             "command": self.command,
             "owner": self.owner,
-            "source": shown(shard.source),
-            "source_bytes": shard.bytes(),
+            **source,
             "files": {name: _stated(folder / name) for name in names},
             **facts,
             "kind": _as_json(self.kind),
@@ -189,6 +204,32 @@ class Outputs:
         return ""
 
 
+def described(shard: Shard) -> dict[str, Any]:
+    """Return what a record holds of the shard itself, to recognise it later."""
+    return {
+        "source": shown(shard.source),
+        "source_bytes": shard.bytes(),
+        "source_modified": shard.modified(),
+        "source_sha256": shard.sha256(),
+    }
+
+
+def _changed(shard: Shard, record: Mapping[str, Any]) -> bool:
+    """Whether a shard at the recorded place has another content than recorded.
+
+    One that is not there any more has not, nor has a folder, nor a remote shard: asking would take
+    too long.
+    """
+    size = None if is_url(shard.source) else shard.bytes()
+    if size is None:
+        return False
+    if size != record.get("source_bytes"):
+        return True
+    if shard.modified() == record.get("source_modified"):
+        return False
+    return record.get("source_sha256") not in (None, shard.sha256())
+
+
 def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) -> Outcome:
     """Make and publish the outputs of a shard, unless it is done or another process makes it.
 
@@ -208,15 +249,19 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
             if outputs.done(shard, force):  # another process has just made it
                 return Outcome(shard, "done")
             outputs.check_free(shard)
-            with scratch_folder() as folder:
+            with scratch_folder() as folder, ThreadPoolExecutor(1) as thread:
                 start = time.perf_counter()
+                source = thread.submit(described, shard)  # it reads the shard, which takes a while
                 facts = make(shard, folder)
                 seconds = round(time.perf_counter() - start, 3)
                 check()
                 if outputs.done(shard, force):  # one with the same claim was faster
                     return Outcome(shard, "done")
+                if outputs.retry and not force and not _better(facts, outputs, shard):
+                    log.info(f"{shard}: no more pictures can be read now; its outputs are kept")
+                    return Outcome(shard, "done")
                 facts = {**facts, "seconds": seconds}
-                record = outputs.publish(shard, folder, facts)
+                record = outputs.publish(shard, source.result(), folder, facts)
         # Not the whole record, as there may be a million of them.
         size = sum(file["bytes"] for file in record["files"].values())
         return Outcome(shard, "made", {**facts, "bytes": size})
@@ -226,6 +271,15 @@ def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) 
         return Outcome(shard, "broken", reason=str(error))
     except MemoryError:
         return Outcome(shard, "broken", reason="it needs more memory than there is")
+
+
+def _better(facts: Mapping[str, Any], outputs: Outputs, shard: Shard) -> bool:
+    """Whether fewer pictures failed than in outputs that are there, or fewer that may pass."""
+    before = replace(outputs, retry=False).done(shard)
+    if before is None:
+        return True
+    now, then = ((of.get("failed", 0), of.get("passing", 0)) for of in (facts, before))
+    return now < then
 
 
 def make_shards(

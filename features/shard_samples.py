@@ -5,9 +5,9 @@ samples or with a `ShardError`.
 """
 
 import hashlib
-import io
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
@@ -21,13 +21,13 @@ from features.generated_texts import REGISTRY, registered
 from features.images import PictureError, read_picture
 from features.kinds import PICTURE_SUFFIXES, suffix_kind
 from features.remote_files import (
-    RemoteError,
-    copy_limited,
+    TransferError,
     download,
+    fetched,
     file_system,
     is_url,
     is_web,
-    open_url,
+    may_pass,
     reason,
 )
 from features.shard_tar import TarError, inflate, is_gzip, members
@@ -141,34 +141,30 @@ def read_sample(sample: Sample) -> Image.Image:
         return read_picture(Path(source))
     try:
         return read_picture(_content(sample.content, MAX_PICTURE_BYTES))
-    except RemoteError as error:
-        raise PictureError(str(error), passing=True) from error
+    except TransferError as error:
+        raise PictureError(str(error), error.passing) from error
     except OSError as error:
-        raise PictureError(reason(error), passing=True) from error
+        raise PictureError(reason(error), may_pass(error)) from error
 
 
 def _content(content: Content, most: int) -> bytes:
-    """Return the bytes of a file; RemoteError or OSError if it cannot be read."""
+    """Return the bytes of a file; TransferError or OSError if it cannot be read."""
     source, start, count = content
     if not is_url(source):
         with Path(source).open("rb") as file:
             file.seek(start)
             data = file.read(most + 1 if count is None else count)
         if len(data) > most:
-            raise RemoteError(f"larger than {most:,} bytes")
+            raise TransferError(f"larger than {most:,} bytes")
         return data
-    for again in (True, False):
-        into = io.BytesIO()
-        try:
-            with open_url(source) as remote:
-                copy_limited(remote, into, most, _PICTURE_SECONDS)
-            return into.getvalue()
-        except RemoteError:
+    end = time.monotonic() + _PICTURE_SECONDS
+    try:
+        return b"".join(fetched(source, most, _PICTURE_SECONDS))
+    except TransferError as error:
+        left = end - time.monotonic()
+        if not error.passing or left < 1:
             raise
-        except Exception as error:  # each file system has exceptions of its own
-            if not again or isinstance(error, FileNotFoundError):
-                raise RemoteError(reason(error)) from error
-    raise AssertionError
+    return b"".join(fetched(source, most, left))
 
 
 def _local_copy(shard: Shard, folder: Path) -> Path:
@@ -177,7 +173,7 @@ def _local_copy(shard: Shard, folder: Path) -> Path:
         copy = folder / f"downloaded{shard.suffix}"
         try:
             download(shard.source, copy, _MAX_SHARD_BYTES)
-        except RemoteError as error:
+        except TransferError as error:
             raise ShardError(f"it cannot be read: {error}") from error
         return copy
     path = Path(shard.source)
@@ -191,6 +187,7 @@ def _local_copy(shard: Shard, folder: Path) -> Path:
 
 
 def _in_tar(path: Path, folder: Path, passed_over: Counter[str]) -> Iterator[Sample]:
+    """Yield the samples of a tar archive, which is decompressed to `folder` if need be."""
     try:
         if is_gzip(path):
             inflated = folder / "inflated.tar"
@@ -233,6 +230,7 @@ def _in_folder(shard: Shard, passed_over: Counter[str]) -> Iterator[Sample]:
 
 
 def _extension(name: str) -> str:
+    """Return the suffix of a file name, in lower case and without its dot."""
     return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
 
 
@@ -323,6 +321,7 @@ def _grouped(
 
 
 def _registered(name: str, content: Content) -> dict[str, str]:
+    """Return the hashes of generated text files by name, from a file that records them."""
     try:
         return registered(_bytes(name, content))
     except ValueError as error:
@@ -332,15 +331,17 @@ def _registered(name: str, content: Content) -> dict[str, str]:
 
 
 def _bytes(name: str, content: Content) -> bytes:
+    """Return the content of a caption file; ShardError if it is too large or cannot be read."""
     if content.bytes is not None and content.bytes > _MAX_TEXT_BYTES:
         raise ShardError(f"{name!r} has more than {_MAX_TEXT_BYTES:,} bytes")
     try:
         return _content(content, _MAX_TEXT_BYTES)
-    except (RemoteError, OSError) as error:
+    except (TransferError, OSError) as error:
         raise ShardError(f"{name!r} cannot be read: {error}") from error
 
 
 def _text(name: str, data: bytes) -> str:
+    """Decode the content of a caption file; ShardError if it is not UTF-8."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -358,24 +359,34 @@ def _captions(kind: str, name: str, text: str) -> list[str]:
         found = value.get("captions") if value.get("caption") is None else value["caption"]
     except (ValueError, RecursionError) as error:
         raise ShardError(f"{name!r} is not JSON ({error})") from error
-    return caption_texts(found, name)
+    return caption_texts(found, repr(name))
 
 
 def caption_texts(value: object, where: str) -> list[str]:
     """Return the captions in a value of a .json or a list: a text, several, or none.
+
+    Args:
+        value: the value.
+        where: where it stands, for the error.
 
     Raises:
         ShardError: it is something else.
     """
     texts: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(text, str) for text in texts):
-        raise ShardError(f"{where!r}: expected captions as text, found {str(value)[:100]!r}")
+        raise ShardError(f"{where}: expected captions as text, found {quoted(value)}")
     # Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
     clean = (text.encode(errors="replace").decode().strip() for text in texts)
     return [text for text in clean if text]
 
 
+def quoted(value: object) -> str:
+    """Return a value of a strange type for an error, in a hundred characters at most."""
+    return "nothing" if value is None else repr(str(value)[:100])
+
+
 def _check_key(key: str) -> None:
+    """Raise ShardError unless a key is short text."""
     try:
         long = len(key.encode()) > _MAX_KEY_BYTES
     except UnicodeEncodeError:

@@ -5,6 +5,7 @@ list of the paths of pictures. `features.shard_samples` reads them.
 """
 
 import glob
+import hashlib
 import itertools
 import os
 import re
@@ -50,6 +51,33 @@ class Shard:
                 return file_system(self.source).info(self.source)["size"]
             return Path(self.source).stat().st_size
         except Exception:  # each file system has exceptions of its own
+            return None
+
+    def modified(self) -> int | None:
+        """Return when its local file was modified, in nanoseconds since 1970, or None."""
+        if not self.suffix or is_url(self.source):
+            return None
+        try:
+            return Path(self.source).stat().st_mtime_ns
+        except OSError:
+            return None
+
+    def sha256(self) -> str | None:
+        """Return the SHA-256 of its local file; of a folder, that of the names and sizes in it.
+
+        None if it is remote, missing or cannot be read now.
+        """
+        if is_url(self.source) or not os.path.exists(self.source):  # noqa: PTH110
+            return None
+        try:
+            if os.path.isfile(self.source):  # noqa: PTH113 - reading a pipe would wait for ever
+                with Path(self.source).open("rb") as file:
+                    return hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.sha256()
+            for file_name, size in sorted(_files(Path(self.source))):
+                digest.update(os.fsencode(file_name) + b"\0%d\0" % size)
+            return digest.hexdigest()
+        except OSError:
             return None
 
 
@@ -133,7 +161,10 @@ def _matches(pattern: str) -> Iterator[str]:
             continue
         found = _glob_remote(one) if is_url(one) else _glob_local(one)
         if not found:
-            raise UserError(f"--shards {shown(pattern)} matches nothing")
+            raise UserError(
+                f"--shards {shown(pattern)} matches nothing; check the path, and quote the pattern "
+                "so that the shell does not expand it"
+            )
         yield from found
 
 
@@ -159,6 +190,20 @@ def _glob_remote(pattern: str) -> list[str]:
         return [system.unstrip_protocol(path) for path in sorted(system.glob(pattern))]
     except Exception as error:  # each file system has exceptions of its own
         raise UserError(f"--shards {shown(pattern)} cannot be listed: {reason(error)}") from error
+
+
+def _files(folder: Path) -> Iterator[tuple[str, int]]:
+    """Yield the path in a folder, and the size, of each file in it that is not hidden."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                path = Path(parent, name)
+                yield str(path.relative_to(folder)), path.stat().st_size
 
 
 def _suffix(source: str) -> str:

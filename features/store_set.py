@@ -24,7 +24,7 @@ MOST_OPEN = 16
 _MAKE_ALIKE = f"extract all shards in the same way ({EXTRACT} --shards), or move it elsewhere"
 
 
-class Shard(NamedTuple):
+class StoreEntry(NamedTuple):
     """One store of a set."""
 
     name: str
@@ -64,9 +64,9 @@ def stores_in(folder: Path) -> list[Path]:
     return paths
 
 
-def shard_of(store: FeatureStore) -> Shard:
+def entry_of(store: FeatureStore) -> StoreEntry:
     """Return the name and the size of a store."""
-    return Shard(store.path.stem, len(store), store.path.stat().st_size)
+    return StoreEntry(store.path.stem, len(store), store.path.stat().st_size)
 
 
 class StoreSet:
@@ -97,7 +97,7 @@ class StoreSet:
     def __init__(
         self,
         folder: Path,
-        shards: Sequence[Shard] | None = None,
+        shards: Sequence[StoreEntry] | None = None,
         description: Mapping[str, Any] | None = None,
         find: Find | None = None,
     ) -> None:
@@ -116,7 +116,7 @@ class StoreSet:
         self.row_format = first.row_format
         if shards is None:
             stores = map(self._checked, paths)
-            self.shards = tuple(shard_of(store) for store in stores)
+            self.shards = tuple(entry_of(store) for store in stores)
         rows_S = np.array([shard.rows for shard in self.shards], np.int64)
         self.first_S = rows_S.cumsum() - rows_S
         self._length = int(rows_S.sum())
@@ -150,7 +150,7 @@ class StoreSet:
                 shard = self.shards[number]
                 path = self.path / f"{shard.name}.h5"
                 found = self._checked(path)
-                if shard_of(found) != shard:
+                if entry_of(found) != shard:
                     raise UserError(f"{path} has changed since {PREPARE} read it; run it again")
                 self._open[number] = found
                 if len(self._open) > MOST_OPEN:

@@ -21,7 +21,7 @@ import numpy as np
 from features.errors import UserError
 from features.files import delete_temporaries, reading, replacing, sync, write_json
 from features.locks import locked
-from features.parts import Place, read_record, scan
+from features.parts import CONTINUES, Place, read_record, scan
 from features.row_format import Record, RowFormat
 from features.store import (
     FAILED,
@@ -140,6 +140,7 @@ def merge(
     versions: Mapping[str, str],
     prune: bool = False,
     keys: Sequence[str] | None = None,
+    advice: str = CONTINUES,
 ) -> None:
     """Merge the rows of `old` and the parts into a new store at `store`, then remove the parts.
 
@@ -151,6 +152,7 @@ def merge(
         versions: versions of the libraries that computed the features.
         prune: drop all other images; without it, those with features follow, sorted by id.
         keys: see `write_store`; only where there are no other images.
+        advice: as there.
 
     Raises:
         UserError: the disk is full, or a file is damaged; the parts and `old` are kept.
@@ -164,11 +166,10 @@ def merge(
     sources.update(places)
     order = [*image_ids, *([] if prune else sorted(stored.difference(image_ids)))]
     if places or old is None or old.image_ids.tolist() != order:
-        _check_free(
-            store, (old.path.stat().st_size if old else 0) + sum(p.bytes for p in places.values())
-        )
+        size = (old.path.stat().st_size if old else 0) + sum(p.bytes for p in places.values())
+        _check_free(store, size, f"free some space; {advice}")
         records = (_record(sources[image_id], row_format, old) for image_id in order)
-        write_store(store, row_format, order, records, versions, keys)
+        write_store(store, row_format, order, records, versions, keys, advice)
     discard(parts_folder(store))
 
 
@@ -197,6 +198,7 @@ def write_store(
     records: Iterable[Record],
     versions: Mapping[str, str],
     keys: Sequence[str] | None = None,
+    advice: str = CONTINUES,
 ) -> None:
     """Write a store and put it at `path` once it is complete.
 
@@ -207,6 +209,7 @@ def write_store(
         records: the record of each row.
         versions: versions of the libraries that computed the features.
         keys: the name of each picture in its shard, of which the image id was made.
+        advice: what to do if it cannot be written, for the user.
 
     Raises:
         UserError: the disk is full, or the file cannot be written.
@@ -215,7 +218,7 @@ def write_store(
     # The structures of HDF5 1.10 (2016) have checksums and need a third of the memory.
     libver = ("v110", "v110")
     with (
-        _write_errors(path),
+        _write_errors(path, advice),
         replacing(path) as temporary,
         # Nobody else knows the temporary file, and some network disks have no locks.
         h5py.File(temporary, "w", libver=libver, locking=False) as file,
@@ -262,17 +265,14 @@ def write_store(
 
 
 @contextmanager
-def _write_errors(path: Path) -> Iterator[None]:
+def _write_errors(path: Path, advice: str) -> Iterator[None]:
     """Turn the errors of h5py while it writes `path` into a UserError."""
     try:
         yield
     except (OSError, RuntimeError) as error:  # HDF5 raises both, with errno only in the text
         number = re.search(r"errno = (\d+)", str(error))
         why = os.strerror(int(number[1])) if number else error
-        raise UserError(
-            f"cannot write {path}: {why}; what was extracted is kept, and the same command "
-            "continues from there"
-        ) from error
+        raise UserError(f"cannot write {path}: {why}; {advice}") from error
 
 
 def check_disk(store: Path, row_format: RowFormat, images: int) -> None:
@@ -281,16 +281,20 @@ def check_disk(store: Path, row_format: RowFormat, images: int) -> None:
     if row_format.compression == "deflate":
         packed = int(packed * _LEAST_RATIO)
     views = len(row_format.views)
-    _check_free(store, _COPIES * images * views * (packed + 2 * row_format.channels))
+    needed = _COPIES * images * views * (packed + 2 * row_format.channels)
+    _check_free(
+        store,
+        needed,
+        "free some space, choose a smaller --grid or fewer --views, or a --work on another disk; "
+        "what was stored is kept",
+    )
 
 
-def _check_free(store: Path, needed: int) -> None:
+def _check_free(store: Path, needed: int, advice: str) -> None:
     free = shutil.disk_usage(store.parent).free
     if needed > free:
         raise UserError(
-            f"{store} needs {as_size(needed)} more, but the disk has {as_size(free)} free; free "
-            "some space, choose a smaller --grid or fewer --views, or a --work on another disk; "
-            "what was extracted is kept"
+            f"{store} needs {as_size(needed)} more, but the disk has {as_size(free)} free; {advice}"
         )
 
 

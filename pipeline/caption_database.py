@@ -33,7 +33,7 @@ from features.commands import PREPARE
 from features.errors import UserError
 from features.files import reading
 from features.store import FeatureStore
-from features.store_set import Shard, Store, StoreSet
+from features.store_set import Store, StoreEntry, StoreSet
 from pipeline import captions
 from pipeline.captions import SPLITS, Caption, CaptionTable, Image, Source
 from pipeline.work import WorkFolder
@@ -241,14 +241,19 @@ class AllImages(Sequence[Image]):
     def __getitem__(self, index: slice) -> list[Image]: ...
     def __getitem__(self, index: int | slice) -> Image | list[Image]:
         """Return an image, or those of a slice."""
-        if isinstance(index, slice):
-            return [self[i] for i in range(len(self))[index]]
-        index = range(len(self))[index]
+        indices = range(len(self))[index]
+        return self._at([indices])[0] if isinstance(indices, int) else self._at(indices)
+
+    def _at(self, indices: Sequence[int]) -> list[Image]:
+        """Return some images, which are read split by split."""
+        found: dict[int, Image] = {}
+        first = 0
         for images in self._splits:
-            if index < len(images):
-                return images[index]
-            index -= len(images)
-        raise IndexError(index)
+            here = [index for index in indices if first <= index < first + len(images)]
+            of_split = images.at([index - first for index in here])
+            found.update(zip(here, of_split, strict=True))
+            first += len(images)
+        return [found[index] for index in indices]
 
     def __iter__(self) -> Iterator[Image]:
         return chain.from_iterable(self._splits)
@@ -276,7 +281,7 @@ class CaptionDatabase(CaptionTable):
     path_of_database: Path
     folder: Path
     """Of the stores."""
-    shards: tuple[Shard, ...]
+    shards: tuple[StoreEntry, ...]
     description: Mapping[str, Any]
     """What the features depend on; see `features.backbones`."""
     splits: Mapping[str, SplitImages]
@@ -350,6 +355,8 @@ def open_database(path: Path) -> CaptionDatabase:
         counts = np.array([counts for _, _, _, *counts in entries], np.int64).reshape(-1, 3)
         if any(Path(name).name != name for name, *_ in entries) or counts.min(initial=0) < 0:
             raise ValueError("the table of shards")
+        if not entries:
+            raise ValueError("it has no shards")
         source = Source(**info["sources"][0])
         splits = {
             split: SplitImages(read, split, counts[:, number], info[split], source.name)
@@ -363,7 +370,7 @@ def open_database(path: Path) -> CaptionDatabase:
             sources=(source,),
             path_of_database=path,
             folder=folder,
-            shards=tuple(Shard(name, rows, bytes_) for name, rows, bytes_, *_ in entries),
+            shards=tuple(StoreEntry(name, rows, bytes_) for name, rows, bytes_, *_ in entries),
             description=info["description"],
             splits=splits,
             read=read,

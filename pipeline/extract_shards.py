@@ -7,10 +7,9 @@ OUT/SHARD.json    the record; see `features.shard_outputs`
 """
 
 import json
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -19,22 +18,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from features.backbones import Backbone, load_backbone, load_network
 from features.devices import choose_device
 from features.distributed import own_device
-from features.errors import UserError, first_few
+from features.errors import UserError, counted, first_few
 from features.estimate import estimate
 from features.extraction import calibrate, extract, versions
 from features.files import read_json, write_json
-from features.folders import passed_over_note
+from features.images import PictureError
 from features.locks import locked
 from features.parts import PartWriter
 from features.row_format import RowFormat
-from features.scratch import scratch_folder
+from features.scratch import ADVICE, scratch_folder
 from features.shard_lists import parse_columns
 from features.shard_outputs import Outcome, Outputs, make_shards
-from features.shard_samples import ShardError, read_sample, samples_of
+from features.shard_report import report_shards
+from features.shard_samples import Sample, ShardError, read_sample, samples_of
 from features.shards import Shard, find_shards
 from features.store import FeatureStore, differences, fingerprint
 from features.store_writing import begin, merge
@@ -76,15 +77,15 @@ def extract_shards(options: ExtractOptions) -> int:
     if options.scale is not None and (options.scale.exists() or not options.dry_run):
         first = partial(_calibrate, shards, samples, load, options.workers)
         row_format = replace(row_format, scale=_scale(options.scale, row_format, first))
-    outputs = Outputs(options.out, "pipeline.extract", _kind(row_format), _SUFFIXES)
+    kind = _kind(row_format, options.columns, options.prefix_keys)
+    outputs = Outputs(options.out, "pipeline.extract", kind, _SUFFIXES, retry=options.retry)
     if options.verify:
         return _verify(shards, outputs)
     done = outputs.all_done(shards, options.force)
     todo = [shard for shard in shards if shard.name not in done]
-    print(f"extract: {len(shards):,} shards, {len(done):,} are done, {len(todo):,} to do")
+    print(f"extract: {counted(len(shards), 'shard')}, {len(done):,} done, {len(todo):,} to do")
     if options.dry_run:
-        _dry_run(options, todo, samples, load, row_format)
-        return 0
+        return _dry_run(options, todo, samples, load, row_format)
     make = partial(
         extract_shard,
         row_format=row_format,
@@ -133,6 +134,16 @@ def extract_shard(
     """
     passed_over: Counter[str] = Counter()
     pictures = samples(shard, folder, passed_over=passed_over)
+    passing: set[int] = set()
+
+    def read(sample: Sample) -> Image.Image:
+        try:
+            return read_sample(sample)
+        except PictureError as error:
+            if error.passing:
+                passing.add(sample.id)
+            raise
+
     backbone = load()
     own = {**backbone.description, "dtype": row_format.description["dtype"]}
     if differing := differences(row_format.description, own):
@@ -141,12 +152,13 @@ def extract_shard(
             "install the same versions on all machines"
         )
     store_path = folder / f"{shard.name}.h5"
-    with closing(PartWriter(begin(store_path, row_format, None), row_format)) as writer:
+    parts = begin(store_path, row_format, None)
+    with closing(PartWriter(parts, row_format, advice=ADVICE)) as writer:
         by_id = [(sample.id, sample) for sample in pictures]
         views = row_format.views
-        extract(backbone, by_id, writer, views, batch_size, workers, read_sample, hidden=True)
+        extract(backbone, by_id, writer, views, batch_size, workers, read, hidden=True)
     ids, keys = [sample.id for sample in pictures], [sample.key for sample in pictures]
-    merge(store_path, row_format, None, ids, versions(), keys=keys)
+    merge(store_path, row_format, None, ids, versions(), keys=keys, advice=ADVICE)
     failures = FeatureStore(store_path).failures()
     if len(failures) == len(pictures):
         raise ShardError(
@@ -163,6 +175,7 @@ def extract_shard(
     return {
         "pictures": len(pictures),
         "failed": len(failures),
+        "passing": len(passing & failures.keys()),
         "captions": sum(len(sample.captions) for sample in pictures),
         "passed_over": dict(passed_over),
         "backend": backbone.backend,
@@ -177,9 +190,13 @@ def _load(
     return load_backbone(backbone, grid, chosen, backend, batch_size, weights)
 
 
-def _kind(row_format: RowFormat) -> dict[str, Any]:
-    """Return all that the outputs depend on beside the shards."""
+def _kind(row_format: RowFormat, columns: str | None, prefix_keys: bool) -> dict[str, Any]:
+    """Return all that the outputs depend on beside the shards; defaults of options are left out."""
     kind = {**row_format.described(), "fingerprint": fingerprint(row_format.description)}
+    if columns is not None:
+        kind["columns"] = columns
+    if prefix_keys:
+        kind["prefix_keys"] = True
     if row_format.scale is not None:
         kind["scale"] = fingerprint({"scale": row_format.scale.tolist()})
     return kind
@@ -238,8 +255,12 @@ def _dry_run(
     samples: Callable,
     load: Callable[[], Backbone],
     row_format: RowFormat,
-) -> None:
-    """Print the time and the size of the first shard that can be read."""
+) -> int:
+    """Print the time and the size of the first shard that can be read.
+
+    Returns:
+        The exit status: 1 if there are shards to do, but none can be read.
+    """
     for shard in todo:
         with scratch_folder() as folder:
             try:
@@ -253,8 +274,12 @@ def _dry_run(
             )
             print(f"extract --dry-run: the shard {shard}, the first of {len(todo):,} to do:")
             print(figures)
-            return
-    print("extract --dry-run: nothing is left to extract; --force measures all shards")
+            return 0
+    if todo:
+        print("extract --dry-run: no shard to do can be read")
+        return 1
+    print("extract --dry-run: all shards are done; --force measures the first one anyway")
+    return 0
 
 
 def _verify(shards: Sequence[Shard], outputs: Outputs) -> int:
@@ -267,33 +292,25 @@ def _verify(shards: Sequence[Shard], outputs: Outputs) -> int:
 
 
 def _report(outcomes: Sequence[Outcome], done_before: int, seconds: float) -> int:
-    """Print what became of the shards; return the exit status."""
+    """Print what became of the shards, with figures in JSON; return the exit status."""
+    status = report_shards("extract", outcomes)
     counts = Counter(outcome.state for outcome in outcomes)
-    broken = [outcome for outcome in outcomes if outcome.state == "broken"]
-    made: list[Mapping[str, Any]] = [o.facts for o in outcomes if o.state == "made"]
-    for outcome in broken:
-        print(f"broken shard: {outcome.shard}: {outcome.reason}", file=sys.stderr)
+    made = [outcome.facts for outcome in outcomes if outcome.state == "made"]
     pictures = sum(facts["pictures"] for facts in made)
     report = {
         "shards": len(outcomes) + done_before,
         "made": counts["made"],
         "done_before": counts["done"] + done_before,
-        "broken": len(broken),
+        "broken": counts["broken"],
         "pictures": pictures,
         "failed": sum(facts["failed"] for facts in made),
+        "passing": sum(facts["passing"] for facts in made),
         "captions": sum(facts["captions"] for facts in made),
         "bytes": sum(facts["bytes"] for facts in made),
         "seconds": round(seconds, 3),
         "images_per_second": round(pictures / seconds, 2),
     }
-    note = f"; broken shards, listed above: {len(broken):,}" if broken else ""
-    print(
-        f"extract: {report['made']:,} shards made of {pictures:,} pictures, "
-        f"{report['failed']:,} of which could not be read, with {report['captions']:,} "
-        f"captions{note}"
-    )
-    passed_over: Counter[str] = sum((Counter(facts["passed_over"]) for facts in made), Counter())
-    if passed_over:
-        print(f"extract: passed over in these shards: {passed_over_note(passed_over)}")
+    if made and not report["captions"]:
+        print("extract: no picture has a caption, so these shards cannot be trained on")
     print(json.dumps(report))
-    return 1 if broken else 0
+    return status

@@ -55,10 +55,6 @@ def extract_work(options: ExtractOptions) -> None:
     paths = {image.id: table.path(image) for image in table.images}
     if not paths:
         raise UserError(f"{table_path} has no images")
-    if options.views > len(VIEWS):
-        raise UserError(
-            f"--views must be at most {len(VIEWS)} ({', '.join(VIEWS)}), found {options.views}"
-        )
     if options.from_ is not None:
         store_files(options, {image.id: image.file_name for image in table.images})
         return

@@ -187,6 +187,9 @@ class ExtractOptions:
     """With --shards: the columns of parquet lists as image=NAME[,caption=NAME][,key=NAME]."""
     prefix_keys: bool = False
     """With --shards: put the shard's name before each key, where keys repeat between shards."""
+    retry: bool = False
+    """With --shards: extract shards again in which pictures failed for reasons that may pass, such
+    as a network failure."""
     scale: Path | None = None
     """With --shards and --dtype int8: the file with the scale of all shards; it is made from the
     first shard if it is missing."""
@@ -222,7 +225,8 @@ class ExtractOptions:
     backend: Literal["auto", "eager", "compile", "onnxruntime", "openvino"] = "auto"
     """The runtime of the network; auto uses the fastest one installed for the device."""
     workers: int | None = None
-    """Number of threads that decode pictures; by default the number of cores."""
+    """Threads that decode pictures, by default one a core; with --engine ray, CPUs of each shard,
+    by default 1."""
     views: int = 1
     """Number of views of each picture to store, for augmentation: the picture, its mirror image,
     crops."""
@@ -245,6 +249,13 @@ class ExtractOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"--{name.replace('_', '-')} must be at least 1, found {value}")
+        if self.views > 1:
+            from features.views import VIEWS
+
+            if self.views > len(VIEWS):
+                raise UserError(
+                    f"--views must be at most {len(VIEWS)} ({', '.join(VIEWS)}), found {self.views}"
+                )
         self._check_sources()
         if self.from_ is None:
             return
@@ -257,7 +268,7 @@ class ExtractOptions:
 
     def _check_sources(self) -> None:
         """Raise UserError unless the options are those of --work, or those of --shards."""
-        for_shards = ("out", "columns", "prefix_keys", "scale", "engine", "gpus")
+        for_shards = ("out", "columns", "prefix_keys", "retry", "scale", "engine", "gpus")
         for_work = ("from_", "keys", "layout", "skip_extra", "prune")
         if not self.shards and self.work is None:
             raise UserError("expected --work PATH, or --shards PATTERN and --out FOLDER")

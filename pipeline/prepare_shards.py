@@ -277,6 +277,8 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise UserError(f"cannot write {path}: {error}; free some space and try again") from error
+        full = getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+        advice = "; free some space and try again" if full else ""
+        raise UserError(f"cannot write {path}: {error}{advice}") from error
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}") from error

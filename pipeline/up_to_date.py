@@ -26,7 +26,7 @@ _WITHOUT_EFFECT = {
     "like",
     "preset",
     "dry_run",
-    "prefix_keys",  # of shards, which have no stamp
+    *("prefix_keys", "retry"),  # of shards, which have no stamp
 }
 
 

@@ -4,6 +4,8 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from features.errors import UserError
+
 # Distinct words that are counted in memory before they are added to those on the disk.
 _IN_MEMORY = 200_000
 
@@ -26,6 +28,16 @@ class WordCounts:
             self._flush()
 
     def _flush(self) -> None:
+        """Add the counts in memory to those on the disk; UserError if it is full."""
+        try:
+            self._write()
+        except sqlite3.Error as error:
+            raise UserError(
+                f"cannot write a temporary file of word counts: {error}; free some space on the "
+                "disk of TMPDIR, and try again"
+            ) from error
+
+    def _write(self) -> None:
         self._database.execute("BEGIN")
         self._database.executemany(
             "INSERT INTO words VALUES (?, ?) "

@@ -62,6 +62,9 @@ class CaptionOptions:
     """With --shards: the columns of parquet lists as image=NAME[,key=NAME]."""
     prefix_keys: bool = False
     """With --shards: put the shard's name before each key, where keys repeat between shards."""
+    retry: bool = False
+    """With --shards: caption shards again in which pictures failed for reasons that may pass, such
+    as a network failure."""
     engine: Literal["ray"] | None = None
     """With --shards: run on a Ray cluster instead of in this process."""
     gpus: float | None = None
@@ -167,7 +170,7 @@ class CaptionOptions:
 
     def _check_shards(self) -> None:
         """Raise UserError unless the options are those of --shards, or none of them is given."""
-        for_shards = ("columns", "prefix_keys", "engine", "gpus")
+        for_shards = ("columns", "prefix_keys", "retry", "engine", "gpus")
         for_others = ("split", "work", "alt", "review", "site", "sidecar", "json", "attention")
         useless = for_others if self.shards else for_shards
         given = [name for name in useless if getattr(self, name) != getattr(CaptionOptions, name)]

@@ -6,9 +6,8 @@ OUT/SHARD.json    the record; see `features.shard_outputs`
 """
 
 import json
-import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,10 +20,11 @@ from decoder.generation.options import GenerateOptions
 from features.content import EmptyPicture
 from features.devices import choose_device
 from features.distributed import own_device
-from features.folders import passed_over_note
+from features.errors import counted
 from features.images import PictureError
 from features.shard_lists import parse_columns
-from features.shard_outputs import Outcome, Outputs, make_shards
+from features.shard_outputs import Outputs, make_shards
+from features.shard_report import report_shards
 from features.shard_samples import Sample, ShardError, read_sample, samples_of
 from features.shards import Shard, find_shards
 from pipeline.work import RunFolder
@@ -68,10 +68,10 @@ def caption_shards(options: CaptionOptions, runs: Runs) -> int:
         "columns": options.columns,
         "prefix_keys": options.prefix_keys,
     }
-    outputs = Outputs(options.out, "decoder.caption", kind, (".jsonl",))
+    outputs = Outputs(options.out, "decoder.caption", kind, (".jsonl",), retry=options.retry)
     done = outputs.all_done(shards, options.force)
     todo = [shard for shard in shards if shard.name not in done]
-    print(f"caption: {len(shards):,} shards, {len(done):,} are done, {len(todo):,} to do")
+    print(f"caption: {counted(len(shards), 'shard')}, {len(done):,} done, {len(todo):,} to do")
     make = partial(caption_shard, samples=samples, load=load)
     if not todo:
         return 0
@@ -79,9 +79,10 @@ def caption_shards(options: CaptionOptions, runs: Runs) -> int:
         from features.ray_engine import make_shards_on_ray
 
         gpus = options.gpus or 0
-        return _report(make_shards_on_ray(todo, outputs, make, "caption", options.force, gpus=gpus))
+        made = make_shards_on_ray(todo, outputs, make, "caption", options.force, gpus=gpus)
+        return report_shards("caption", made)
     load().load()  # a broken run is reported before a shard is downloaded
-    return _report(make_shards(todo, outputs, make, "caption", options.force))
+    return report_shards("caption", make_shards(todo, outputs, make, "caption", options.force))
 
 
 def caption_shard(
@@ -106,17 +107,23 @@ def caption_shard(
     passed_over: Counter[str] = Counter()
     pictures = samples(shard, folder, passed_over=passed_over)
     writer = load()
-    failed, first = 0, ""
+    failed, passing, first = 0, 0, ""
     with (folder / f"{shard.name}.jsonl").open("w", encoding="utf-8") as lines:
         for sample, result in writer.captioned(pictures, read_sample):
             if isinstance(result, PictureError) and not isinstance(result, EmptyPicture):
                 failed += 1
+                passing += result.passing
                 first = first or f"{sample.file_name}: {result}"
             line = {"id": sample.id, "key": sample.key, "file_name": sample.file_name}
             lines.write(json.dumps(line | writer.as_json(result), ensure_ascii=False) + "\n")
     if failed == len(pictures):
         raise ShardError(f"none of its {failed:,} pictures can be read: {first}")
-    return {"pictures": len(pictures), "failed": failed, "passed_over": dict(passed_over)}
+    return {
+        "pictures": len(pictures),
+        "failed": failed,
+        "passing": passing,
+        "passed_over": dict(passed_over),
+    }
 
 
 @lru_cache(maxsize=1)  # once in a process, whatever the number of its shards
@@ -138,21 +145,3 @@ def _load(
         seed=seed,
         device=own_device(choose_device(device)),
     )
-
-
-def _report(outcomes: Sequence[Outcome]) -> int:
-    """Print what became of the shards; return the exit status."""
-    counts = Counter(outcome.state for outcome in outcomes)
-    made = [outcome.facts for outcome in outcomes if outcome.state == "made"]
-    for outcome in outcomes:
-        if outcome.state == "broken":
-            print(f"broken shard: {outcome.shard}: {outcome.reason}", file=sys.stderr)
-    note = f"; broken shards, listed above: {counts['broken']:,}" if counts["broken"] else ""
-    print(
-        f"caption: {len(made):,} shards made of {sum(facts['pictures'] for facts in made):,} "
-        f"pictures, {sum(facts['failed'] for facts in made):,} of which could not be read{note}"
-    )
-    passed_over: Counter[str] = sum((Counter(facts["passed_over"]) for facts in made), Counter())
-    if passed_over:
-        print(f"caption: passed over in these shards: {passed_over_note(passed_over)}")
-    return 1 if counts["broken"] else 0

@@ -141,7 +141,7 @@ def test_a_full_disk_keeps_what_was_stored_and_the_rest_follows(
             writer.close()
             assert pending(path, kind, None, IDS) == IDS[2:]
             # The store does not fit either.
-            with pytest.raises(UserError, match=r"features.h5: File too large; what was extracted"):
+            with pytest.raises(UserError, match=r"features.h5: File too large; what was stored"):
                 merge(path, kind, None, IDS[:2], {})
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)

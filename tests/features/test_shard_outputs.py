@@ -172,10 +172,14 @@ def test_other_outputs_are_not_replaced_unless_forced(
         run(shards, replace(outputs, command="another"), make, force=True)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "0.tar").write_text("another shard 0")
-    namesake = find_shards([f"{tmp_path}/b/0.tar"])
-    (outcome,) = make_shards(namesake, outputs, make, "test")
-    assert outcome.state == "broken"
-    assert "were made of another shard with this name" in outcome.reason
+    (tmp_path / "b" / "1.tar").write_text("1.ta?")  # of the same size
+    (tmp_path / "c" / "0").mkdir(parents=True)
+    (tmp_path / "c" / "0" / "0.tar").write_text("0.tar")
+    patterns = [f"{tmp_path}/{name}" for name in ("b/1.tar", "c/0", "missing/0.tar")]
+    for pattern in (f"{tmp_path}/b/0.tar", *patterns, "https://example.invalid/0.tar"):
+        (outcome,) = make_shards(find_shards([pattern]), outputs, make, "test")
+        assert outcome.state == "broken"
+        assert "which may be another shard; choose another --out" in outcome.reason
     assert run(shards, other, make, force=True) == ["made", "made"]
     assert run(shards, other, make, force=True) == ["done", "done"]  # the same run
     assert content(outputs, "0.h5") == "0.tar 2.h5"
@@ -195,6 +199,50 @@ def test_a_shard_that_moved_is_done_and_one_that_changed_is_not(
     for shard in shards:
         Path(shard.source).write_text("changed")
     assert run(shards, outputs, make) == ["made", "made"]
+    os.utime(shards[0].source, (1, 1))
+    Path(shards[1].source).write_text("Changed")
+    os.utime(shards[1].source, (1, 1))
+    assert run(shards, outputs, make) == ["done", "made"]
+
+
+def test_a_folder_that_moved_is_done_and_one_with_other_files_is_not(tmp_path: Path) -> None:
+    outputs = Outputs(str(tmp_path / "out"), "a.command", {}, SUFFIXES)
+
+    def make(shard: Shard, folder: Path) -> Mapping[str, int]:
+        for suffix in SUFFIXES:
+            (folder / f"{shard.name}{suffix}").touch()
+        return {}
+
+    def shard_in(name: str, *files: str) -> list[Shard]:
+        (tmp_path / name / "photos" / "May").mkdir(parents=True)
+        for file in files:
+            (tmp_path / name / "photos" / file).write_text(file)
+        return find_shards([f"{tmp_path}/{name}/photos"])
+
+    assert run(shard_in("a", "0.jpg", "May/1.jpg"), outputs, make) == ["made"]
+    assert run(shard_in("b", "May/1.jpg", "0.jpg", ".hidden"), outputs, make) == ["done"]
+    assert run(shard_in("c", "0.jpg", "1.jpg"), outputs, make) == ["broken"]
+
+
+def test_failures_that_may_pass_are_tried_again_once_in_a_run(
+    shards: list[Shard], tmp_path: Path
+) -> None:
+    make, outputs = Maker(), Outputs(str(tmp_path / "out"), "a.command", {}, SUFFIXES)
+
+    def failing(shard: Shard, folder: Path) -> Mapping[str, int]:
+        return {**make(shard, folder), "failed": 2, "passing": passing[shard.name]}
+
+    passing = {"0": 0, "1": 2}
+
+    assert run(shards, outputs, failing) == ["made", "made"]
+    assert run(shards, replace(outputs, owner="another"), failing) == ["done", "done"]
+    again = replace(outputs, owner="a third", retry=True)
+    assert run(shards, again, failing) == ["done", "done"]  # as many failed, so the old is kept
+    assert content(outputs, "1.h5") == "1.tar 1.h5"
+    passing["1"] = 1
+    assert run(shards, again, failing) == ["done", "made"]
+    assert run(shards, again, failing) == ["done", "done"]
+    assert content(outputs, "1.h5") == "1.tar 3.h5"
 
 
 def test_two_runs_share_the_work(outputs: Outputs, shards: list[Shard]) -> None:
@@ -348,6 +396,15 @@ def test_what_killed_processes_left_in_temporary_folders_is_deleted(
         with scratch_folder() as another:
             assert {path for path in tmp_path.iterdir() if path.is_dir()} == {alive, another}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_bucket_is_named_without_waiting(
+    bucket: str, shards: list[Shard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_places, "_WAITS", (600,))
+    outputs = Outputs(f"{bucket}-of-nobody/out", "a.command", {}, SUFFIXES)
+    with pytest.raises(UserError, match="no such file; check that the bucket exists and that"):
+        run(shards, outputs, Maker())
 
 
 def test_places_that_cannot_be_written_are_refused(tmp_path: Path) -> None:

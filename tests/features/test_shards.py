@@ -354,10 +354,10 @@ def test_columns_of_a_list_can_be_chosen(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ({"path": [1, 2]}, "row 1: expected the path of a picture, found '1'"),
-        ({"path": ["a", None]}, "row 2: expected the path of a picture"),
+        ({"path": ["a", None]}, "row 2: expected the path of a picture, found nothing"),
         ({"path": ["a", "b"], "key": ["k", "k"]}, "two pictures have the key 'k'"),
-        ({"path": ["a", "b"], "key": ["k", None]}, "row 2: expected a key"),
-        ({"path": ["a"], "caption": [7]}, "'row 1': expected captions as text, found '7'"),
+        ({"path": ["a", "b"], "key": ["k", None]}, "row 2: expected a key, found nothing"),
+        ({"path": ["a"], "caption": [7]}, "row 1: expected captions as text, found '7'"),
         ({"path": ["zip://a.jpg::http://example.org/b.zip"]}, "is no address of a picture"),
         ({"path": []}, "it has no pictures"),
         ({"path": ["a" * 3000]}, "is too long"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,10 @@ def test_a_second_run_makes_only_what_is_missing(
     assert extract(f"{data}/*.tar", out, "--verify") == 0
     assert extract(f"{data}/*.tar", out, "--grid", "5") == 2
     assert "grid [7, 7] instead of [5, 5]" in capsys.readouterr().err
+    assert extract(f"{data}/*.tar", out, "--prefix-keys") == 2
+    assert "other outputs than requested: prefix_keys" in capsys.readouterr().err
+    assert extract(f"{data}/*.tar", out, "--columns", "image=url") == 2
+    assert "other outputs than requested: columns" in capsys.readouterr().err
     content = bytearray((out / "2.h5").read_bytes())
     content[-1] ^= 1
     (out / "2.h5").write_bytes(content)
@@ -169,6 +174,8 @@ def test_a_dry_run_measures_a_shard_and_writes_nothing(
     assert f"the shard 2 ({data}/2.tar), the first of 2 to do" in printed
     assert "2 pictures with efficientnet_lite0" in printed
     assert list(out.iterdir()) == []
+    assert extract(f"{data}/1.tar", out, "--dry-run") == 1
+    assert "extract --dry-run: no shard to do can be read" in capsys.readouterr().out
 
 
 def test_a_shard_without_any_readable_picture_is_broken(
@@ -192,8 +199,10 @@ def test_a_shard_without_any_readable_picture_is_broken(
         ("--shards a.tar --out o --dtype int8", "--dtype int8 and --scale FILE go together"),
         ("--shards a.tar --out o --gpus 0.5", "--gpus: expected --engine ray"),
         ("--shards a.tar --out o --columns x", "--columns: expected image=NAME"),
+        ("--shards a.tar --out o --views 20", "--views must be at most 12"),
+        ("--work w --retry", "leave out --retry: it has no use with --work"),
         ("--shards a.tar --out http://a/b", "a web server cannot be written to"),
-        ("--shards {missing}/*.tar --out o", "matches nothing"),
+        ("--shards {missing}/*.tar --out o", "matches nothing; check the path, and quote"),
     ],
 )
 def test_wrong_use_is_explained(
@@ -240,6 +249,8 @@ class Pages(SimpleHTTPRequestHandler):
             self.send_header("Content-Length", "100000")
             self.end_headers()
             self.wfile.write(bytes(10))
+        elif self.path == "/late.jpg" and not Path(self.directory, "late.jpg").exists():
+            self.send_error(503)
         elif self.path == "/endless.jpg":
             self.send_response(200)
             self.end_headers()
@@ -273,14 +284,33 @@ def test_shards_and_lists_of_pictures_are_read_from_the_web(
     (data / "a.jpg").write_bytes(jpeg())
     out = tmp_path / "out"
     with web_server(data) as address:
-        urls = [f"{address}/a.jpg", f"{address}/missing.jpg", "a.jpg", f"{address}/endless.jpg"]
-        parquet.write_table(pa.table({"url": urls, "key": list("abcd")}), data / "list.parquet")
+        urls = [f"{address}/{name}.jpg" for name in ("a", "missing", "endless", "late")]
+        urls.insert(2, "a.jpg")
+        parquet.write_table(pa.table({"url": urls, "key": list("abcde")}), data / "list.parquet")
         assert extract(f"{address}/{{0,2,4,short}}.tar", out) == 1
         error = capsys.readouterr().err
         assert re.search(r"broken shard: 4 \(http:.*/4\.tar\): it cannot be read: no such", error)
         assert re.search(r"broken shard: short \(http:.*\): it cannot be read: ", error)
+        capsys.readouterr()
         assert extract(f"{address}/list.parquet", out) == 0
+        printed = capsys.readouterr().out
+        assert "1 shard made, 5 pictures, 0 captions; 3 pictures could not be read" in printed
+        assert "1 picture failed for reasons that may pass; run again with --retry" in printed
+        assert "no picture has a caption" in printed
+        (data / "late.jpg").write_bytes(jpeg())
+        assert extract(f"{address}/list.parquet", out) == 0
+        assert report(capsys)["done_before"] == 1
+        assert lines(out, "list")[4]["error"] == "the server answered 503"
+        assert extract(f"{address}/list.parquet", out, "--retry") == 0
+        assert report(capsys)["failed"] == 2
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # like a full disk
+        try:
+            assert extract(f"{address}/0.tar", tmp_path / "another") == 2
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert "set TMPDIR to a folder on a larger disk" in capsys.readouterr().err
     assert [len(lines(out, name)) for name in ("0", "2")] == [3, 2]
     errors = [row.get("error") for row in lines(out, "list")]
     assert errors[:3] == [None, "no such file", None]
-    assert errors[3] == "larger than 262,144 bytes"
+    assert errors[3:] == ["larger than 262,144 bytes", None]

@@ -80,6 +80,9 @@ def test_a_database_equals_the_table_that_its_shards_were_made_from(extracted_sh
         assert found.count_S.sum() == len(images)
         with pytest.raises(IndexError):
             found[len(found)]
+    every = [image for split in captions.SPLITS for image in database.split(split)]
+    assert database.images[-2::-7] == every[-2::-7]
+    assert database.images[-1] == every[-1]
     ids = [image.id for image in table.images]
     assert dict(database.file_names()) == {i.id: i.file_name for i in database.images}
     store, stores = open_features(one), open_features(many)
@@ -253,6 +256,11 @@ def test_a_damaged_database_is_refused_and_another_format_named(run, tmp_path):
     with sqlite3.connect(path) as database:
         database.execute("UPDATE info SET value = '7' WHERE name = 'format'")
     with pytest.raises(captions.UserError, match="has format 7, this version reads format 1"):
+        open_database(path)
+    with sqlite3.connect(path) as database:
+        database.execute(f"UPDATE info SET value = {caption_database.FORMAT} WHERE name = 'format'")
+        database.execute("DELETE FROM shards")
+    with pytest.raises(captions.UserError, match=r"or is damaged \(it has no shards\)"):
         open_database(path)
     os.truncate(path, 3000)
     with pytest.raises(captions.UserError, match="is not a caption database, or is damaged"):

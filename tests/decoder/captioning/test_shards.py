@@ -46,7 +46,10 @@ def test_each_shard_gets_the_captions_that_its_pictures_get_alone(
     assert caption.main(command) == 1, "a shard is broken"
     printed = capsys.readouterr()
     assert "broken shard: 00002 (" in printed.err
-    assert "2 shards made of 7 pictures, 1 of which could not be read" in printed.out
+    assert (
+        "2 shards made, 7 pictures; 1 picture could not be read; 1 broken shard, listed"
+        in printed.out
+    )
     assert sorted(file.name for file in out.glob("*.jsonl")) == ["00000.jsonl", "00001.jsonl"]
     rows = lines_of(out / "00000.jsonl") + lines_of(out / "00001.jsonl")
     assert len({row["id"] for row in rows}) == 7
@@ -66,7 +69,7 @@ def test_each_shard_gets_the_captions_that_its_pictures_get_alone(
     times = {file: file.stat().st_mtime_ns for file in out.glob("*.jsonl")}
     (out / "00001.jsonl").write_text("half")  # no longer whole
     assert caption.main(command) == 1
-    assert "3 shards, 1 are done, 2 to do" in capsys.readouterr().out
+    assert "3 shards, 1 done, 2 to do" in capsys.readouterr().out
     assert lines_of(out / "00001.jsonl") == [row for row in rows if row in rows[3:]]
     assert times[out / "00000.jsonl"] == (out / "00000.jsonl").stat().st_mtime_ns
     assert caption.main([*command, "--beam", "3"]) == 2
