@@ -188,6 +188,10 @@ def test_one_of_two_karpathy_files_is_chosen_with_an_option(prepare: Callable, r
             "expected a non-negative integer as the id of a.jpg, found '3'",
         ),
         (
+            json.dumps({"images": [karpathy_image("A.jpg", "train", cocoid=[3])]}),
+            "expected a non-negative integer as the id of A.jpg, found [3]",
+        ),
+        (
             json.dumps({"images": [karpathy_image("../a.jpg", "train")]}),
             "'../a.jpg' leaves the image root",
         ),
