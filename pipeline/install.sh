@@ -18,7 +18,7 @@ install() {
     install_cpu_torch "$@" || return
     local extras
     extras=$(IFS=,; echo "$*")
-    "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$PROJECT${extras:+[$extras]}" ||
+    "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check --editable "$PROJECT${extras:+[$extras]}" ||
         return
     for extra in base "$@"; do cp "$PROJECT/setup.cfg" "$PROJECT/.venv/.installed-$extra"; done
 }
@@ -52,7 +52,7 @@ install_cpu_torch() {
         echo "installing into .venv: about $size$larger; some minutes the first time"
     elif can_open "$TORCH_INDEX/torch/"; then
         echo "installing into .venv: about $size, with PyTorch for the CPU; some minutes the first time"
-        "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check --index-url "$TORCH_INDEX" "${packages[@]}"
+        "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check --index-url "$TORCH_INDEX" "${packages[@]}"
     else
         larger=", and 4.6 GB for NVIDIA GPUs, since PyTorch's index of CPU builds cannot be reached"
         echo "installing into .venv: about $size$larger; some minutes the first time"
