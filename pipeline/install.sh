@@ -1,7 +1,8 @@
 # Sourced by run_all.sh, tests/run.sh and .ci/run: `install [EXTRA ...]` creates .venv beside setup.cfg if
 # there is none, and installs the project with these extras into it, in place, again whenever setup.cfg changes.
 # Without an NVIDIA GPU, PyTorch comes from TORCH_INDEX, an index of its builds for the CPU; if that cannot be
-# reached or is set to nothing, pip takes its default, which is much larger on Linux.
+# reached or is set to nothing, pip takes its default, which is much larger on Linux. Modules are compiled when
+# they are first imported: compiling all of them takes pip half a minute, those of captioning two seconds.
 # shellcheck shell=bash
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
