@@ -1,7 +1,8 @@
 # Sourced by run_all.sh, tests/run.sh and .ci/run: `install [EXTRA ...]` creates .venv beside setup.cfg if
 # there is none, and installs the project with these extras into it, in place, again whenever setup.cfg changes.
 # Without an NVIDIA GPU, PyTorch comes from TORCH_INDEX, an index of its builds for the CPU; if that cannot be
-# reached or is set to nothing, pip takes its default, which is much larger on Linux.
+# reached or is set to nothing, pip takes its default, which is much larger on Linux. Modules are compiled when
+# they are first imported: compiling all of them takes pip half a minute, those of captioning two seconds.
 # shellcheck shell=bash
 
 PROJECT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -18,7 +19,7 @@ install() {
     install_cpu_torch "$@" || return
     local extras
     extras=$(IFS=,; echo "$*")
-    "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check --editable "$PROJECT${extras:+[$extras]}" ||
+    "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check --editable "$PROJECT${extras:+[$extras]}" ||
         return
     for extra in base "$@"; do cp "$PROJECT/setup.cfg" "$PROJECT/.venv/.installed-$extra"; done
 }
@@ -52,7 +53,7 @@ install_cpu_torch() {
         echo "installing into .venv: about $size$larger; some minutes the first time"
     elif can_open "$TORCH_INDEX/torch/"; then
         echo "installing into .venv: about $size, with PyTorch for the CPU; some minutes the first time"
-        "$VENV_PYTHON" -m pip install --quiet --disable-pip-version-check --index-url "$TORCH_INDEX" "${packages[@]}"
+        "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check --index-url "$TORCH_INDEX" "${packages[@]}"
     else
         larger=", and 4.6 GB for NVIDIA GPUs, since PyTorch's index of CPU builds cannot be reached"
         echo "installing into .venv: about $size$larger; some minutes the first time"

@@ -85,7 +85,7 @@ def read_coco_file(
         records = []
         for image in content["images"]:
             image_id = _as_number(image["id"])
-            if not isinstance(image["file_name"], str):
+            if not isinstance(image["file_name"], str) or not image["file_name"]:
                 raise TypeError(f"expected a file name, found {image['file_name']!r:.80}")
             own = tuple(captions.pop(image_id, ()))
             records.append(Record(image["file_name"], None, own, image_id))

@@ -229,7 +229,7 @@ def _split_by_folder(records: list[Record]) -> list[Record]:
     """Return the records split by their first folder, if all are in train, val or test folders."""
     split = []
     for record in records:
-        first, *rest = PurePosixPath(record.file_name).parts
+        first, *rest = PurePosixPath(record.file_name).parts or ("",)
         if first == "data" and len(rest) > 1:
             first = rest.pop(0)
         try:

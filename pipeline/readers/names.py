@@ -163,12 +163,18 @@ def match_names(records: Iterable[Record], root: Path) -> tuple[list[Record], li
     A name that fits no file stays as it is. Records without ids that mean the same file become one.
 
     Raises:
-        UserError: a name is no string, or two spellings of a picture are in different splits.
+        UserError: a name is no string or an id no integer, or two spellings of a picture are in
+            different splits.
     """
     names, records = PictureNames(root), list(records)
     for record in records:
         if not isinstance(record.file_name, str):
             raise UserError(f"expected the file name of an image, found {record.file_name!r:.80}")
+        if record.id is not None and not isinstance(record.id, int):
+            raise UserError(
+                f"expected a non-negative integer as the id of {record.file_name}, found "
+                f"{record.id!r:.80}"
+            )
     found = {r.file_name: names.find(r.file_name) for r in records}
     exact = {name for name, file in found.items() if name == file}
     claims = Counter(file for name, file in found.items() if file and name != file)

@@ -188,6 +188,10 @@ def test_one_of_two_karpathy_files_is_chosen_with_an_option(prepare: Callable, r
             "expected a non-negative integer as the id of a.jpg, found '3'",
         ),
         (
+            json.dumps({"images": [karpathy_image("A.jpg", "train", cocoid=[3])]}),
+            "expected a non-negative integer as the id of A.jpg, found [3]",
+        ),
+        (
             json.dumps({"images": [karpathy_image("../a.jpg", "train")]}),
             "'../a.jpg' leaves the image root",
         ),
@@ -422,6 +426,11 @@ def test_quoted_caption_may_contain_separators_quotes_and_newlines(
         ("x.jsonl", "\nA dog\n", "line 2: expected JSON"),
         ("x.jsonl", '["a.jpg", "A dog"]\n', "line 1: expected a JSON object"),
         ("x.jsonl", '{"file_name": "a.jpg", "caption": "A", "split": 1}\n', "line 1"),
+        (
+            "x.json",
+            '{"images": [{"id": 1, "file_name": ""}], "annotations": []}',
+            "expected a file name, found ''",
+        ),
         ("x.txt", "", "expected one *.csv or *.jsonl, or a .txt beside each picture, found x.txt"),
     ],
 )

@@ -298,6 +298,7 @@ def test_an_allowed_host_is_a_name(name, capsys):
     assert "expected --allow-host NAME" in capsys.readouterr().err
 
 
+@needs_server
 def test_a_password_file_is_read_only_if_others_cannot(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv(PASSWORD, "from the environment")
     file = tmp_path / "password.txt"
