@@ -190,7 +190,7 @@ def test_a_shard_without_any_readable_picture_is_broken(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "expected --work PATH, or --shards NAME and --out NAME"),
+        ("", "expected --work PATH, or --shards PATTERN and --out FOLDER"),
         ("--work w --shards a.tar", "expected --work or --shards, found both"),
         ("--shards a.tar", "--shards needs --out"),
         ("--work w --out o", "leave out --out: it has no use with --work"),

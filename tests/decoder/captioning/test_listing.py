@@ -290,7 +290,7 @@ def test_a_listing_of_version_0_2_is_continued(captioner, tmp_path, kind, monkey
     monkeypatch.chdir(second)  # here photos/1.png is another picture
     capsys.readouterr()
     assert caption.main(command(captioner, Path("photos"), out)) == 0
-    assert "1 captions added" in capsys.readouterr().out
+    assert "1 caption added" in capsys.readouterr().out
     rows = rows_of(out)
     assert list(rows) == ["photos/1.png", "../b/photos/1.png"]
     assert rows["photos/1.png"]["caption"] == expected

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from decoder import caption
+from decoder.captioning.writer import CaptionWriter
 
 SPACER = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
@@ -95,9 +96,9 @@ def test_pictures_that_a_broken_page_hides_are_named(captioner, site, capsys):
 
 def test_a_site_is_copied_with_one_caption_for_each_picture(captioner, site, capsys, monkeypatch):
     captioned = []
-    captions = caption.CaptionWriter.captions
+    captions = CaptionWriter.captions
     monkeypatch.setattr(
-        caption.CaptionWriter,
+        CaptionWriter,
         "captions",
         lambda self, paths, **more: captioned.extend(paths) or captions(self, paths, **more),
     )
