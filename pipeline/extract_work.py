@@ -1,4 +1,4 @@
-"""Extract the features of a work directory's pictures, as pipeline.extract is told."""
+"""The command pipeline.extract for the pictures of a work directory."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Caption pictures, the images of a web page, a split or shards, as decoder.caption is told."""
+"""The command decoder.caption: caption pictures, web pages, a split or shards."""
 
 import sys
 import tempfile

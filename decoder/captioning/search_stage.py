@@ -1,4 +1,4 @@
-"""Find pictures for a sentence, or captions for a picture, as decoder.search is told."""
+"""The command decoder.search: find pictures for a sentence, or captions for a picture."""
 
 import io
 import json

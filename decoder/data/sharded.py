@@ -25,16 +25,7 @@ _EXAMPLES = 10_000  # images whose captions are checked
 class ShardedReader(TrainingReader):
     """Shuffled training batches from a set of stores; `decoder.data.shard_order` says how.
 
-    Args:
-        store: as those that follow, see `TrainingReader`.
-        table: the images and captions.
-        vocabulary: encodes the captions.
-        size: images in a batch.
-        seed: of the order of the images and of their views.
-        grid: read the grid too, not the pooled features alone.
-
-    Raises:
-        UserError: as `SplitReader`.
+    Arguments and errors are those of `TrainingReader`.
     """
 
     def __init__(

@@ -22,13 +22,9 @@ class SingleStoreReader(TrainingReader):
 
     Under torchrun a process reads every `world_size`th image of a batch, beginning at its rank.
 
+    The arguments that are not named here are those of `TrainingReader`.
+
     Args:
-        store: as those that follow, see `TrainingReader`.
-        table: the images and captions.
-        vocabulary: encodes the captions.
-        size: images in a batch.
-        seed: of the order of the images and of their views.
-        grid: read the grid too, not the pooled features alone.
         weights: how often the images of each source are drawn in an epoch; once by default.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Turn a run into a captioner with scores and a card, as decoder.export is told."""
+"""The command decoder.export: turn a run into a captioner with scores and a card."""
 
 import copy
 import os

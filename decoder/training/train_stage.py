@@ -1,4 +1,4 @@
-"""Train a run from features and captions, as decoder.train is told."""
+"""The command decoder.train: train a run from features and captions."""
 
 from contextlib import nullcontext
 from dataclasses import replace
