@@ -159,6 +159,7 @@ def test_only_what_is_new_or_changed_is_computed(captioner, album, computed, cap
 def test_a_large_album_is_searched_by_an_index_with_the_same_answers(
     captioner, album, computed, monkeypatch, capsys
 ):
+    pytest.importorskip("usearch", reason="needs the extra search")
     for number in range(6):
         paint(album / f"grey{number}.png", (40 * number, 40 * number, 30 * number))
 

@@ -86,6 +86,7 @@ def test_pictures_are_printed_best_first_and_only_those_of_the_split(searched, c
 
 
 def test_an_index_gives_the_same_pictures(searched, capsys, monkeypatch):
+    pytest.importorskip("usearch", reason="needs the extra search")
     run = ["--run", str(run_of(searched))]
     sentence = "a small red circle"
     exact = printed(capsys, sentence, *run)
