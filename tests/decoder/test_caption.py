@@ -42,7 +42,7 @@ def test_your_own_pictures_are_captioned_and_broken_ones_reported(captioner, tmp
 def test_folders_are_searched_for_pictures_and_json_is_printed(captioner, tmp_path, capsys):
     inner = tmp_path / "with space" / "inner"
     inner.mkdir(parents=True)
-    scene = Image.open(next((captioner / "images").iterdir()))
+    scene = Image.open(min((captioner / "images").iterdir()))
     scene.convert("CMYK").save(inner / "é.jpg")
     scene.convert("RGBA").save(tmp_path / "b.PNG")
     (tmp_path / "notes.txt").write_text("no picture")
