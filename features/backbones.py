@@ -181,8 +181,8 @@ def load_network(
         raise UserError(f"--backbone {name}: expected different networks, found the same one twice")
     if weights and not others:
         raise UserError(
-            f"--weights has no effect: the weights of {name} come with its package; name the network "
-            "of the file with --backbone, such as timm:resnet50"
+            f"--weights has no effect: the weights of {name} come with its package; name the "
+            "network of the file with --backbone, such as timm:resnet50"
         )
     if weights and len(weights) != len(others):
         raise UserError(
