@@ -43,15 +43,17 @@ def load(
 
     Raises:
         UserError: there is no such run, or its files are broken or do not belong together; or
-            there is no such device.
+            there is no such device, or `unsure` is no probability.
     """
     # Here, so that `import decoder` takes no time.
     from decoder.captioning.captioner import default_generation
     from decoder.captioning.writer import CaptionWriter
     from decoder.runs.packaged import packaged_captioner
     from features.devices import choose_device
+    from features.errors import require
     from pipeline.work import RunFolder
 
+    require(0 <= unsure <= 1, f"unsure must be from 0 to 1, found {unsure}")
     folder = RunFolder(packaged_captioner() if run is None else Path(run))
     writer = CaptionWriter(
         [(folder, folder.best)],

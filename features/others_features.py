@@ -5,6 +5,8 @@ checks the values of one image.
 """
 
 import hashlib
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from features.array_files import Stored, arrays_in, listing
+from features.array_files import BESIDE, FEATURES, Stored, arrays_in, listing
 from features.backbones import FILES
 from features.errors import UserError, first_few
 from features.extraction import ahead
 
 MOST_BOXES = 100
 """The largest number of regions of an image where it varies, as in bottom-up attention."""
+# What the features of an image are called where its name comes before, as in 9_features.
+_FEATURE_KINDS = ("features", "feats", "feat", "grids", "grid")
+_PART = re.compile(rf"(.+?)[_/]({'|'.join((*_FEATURE_KINDS, *BESIDE, 'mask'))})")
 _MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
@@ -33,7 +38,7 @@ class Found:
         grids: the grid or the boxes of each image, by image id.
         pooled: the pooled features of each image; None to take the mean of its regions.
         description: see `features.backbones.Backbone`.
-        channels_first: whether the grids are (c, h, w).
+        channels_first: whether the grids are (c, h, w), or the boxes (c, regions).
         left_out: number of arrays that belong to no image.
     """
 
@@ -57,6 +62,7 @@ class Found:
             UserError: a file is damaged, has changed, or holds values that cannot be stored.
         """
         grid = _values(self.grids[image_id], image_id)
+        grid = grid.reshape(_unbatched(grid.shape))
         if self.channels_first:
             grid = np.moveaxis(grid, 0, -1)
         grid = np.ascontiguousarray(grid.reshape(-1, grid.shape[-1]))
@@ -103,7 +109,7 @@ def find(
             both.
         images: the file name of each image, by image id.
         keys: "id", "name" or "auto", what the arrays are named by.
-        layout: "hwc", "chw" or "auto", the axes of arrays with three.
+        layout: "hwc", "chw" or "auto", whether the channels are the last axis or the first.
         skip_extra: leave out arrays of other images.
 
     Raises:
@@ -165,6 +171,7 @@ def _matched(
     path: Path, arrays: list[tuple[str, Stored]], images: Mapping[int, str], keys: str, skip: bool
 ) -> tuple[dict[int, Stored], int]:
     """Return the array of each image, and the number of those that belong to none."""
+    arrays = _of_images(arrays, images)
     matched = _image_of_each(path, [name for name, _ in arrays], images, keys)
     extra = [stored.where for name, stored in arrays if name not in matched]
     if extra and not skip:
@@ -192,23 +199,69 @@ def _matched(
     return {image_id: by_image[image_id] for image_id in images}, len(extra)
 
 
+def _of_images(
+    arrays: list[tuple[str, Stored]], images: Mapping[int, str]
+) -> list[tuple[str, Stored]]:
+    """Return the features of images, named by the image alone.
+
+    M2 Transformer's files and their successors hold 9_features, 9_grids and 9_boxes for image 9,
+    others 9/features, and Pythia's 9_info beside 9. Of features and grids the features are taken.
+    """
+    forms = {form for file_name in images.values() for form in _forms(file_name)}
+    parts = []
+    kinds: dict[str, set[str]] = {}
+    for name, stored in arrays:
+        whole = _posix(name) in forms or name in (*FEATURES, *BESIDE)
+        found = None if whole else _PART.fullmatch(name)
+        image, kind = found.groups() if found else (name, "")
+        parts.append((image, kind, name, stored))
+        kinds.setdefault(image, set()).add(kind)
+    kept = []
+    for image, kind, name, stored in parts:
+        best = next((one for one in _FEATURE_KINDS if one in kinds[image]), None)
+        if kind == best:
+            kept.append((image, stored))
+        elif not kind or (best is None and "" not in kinds[image]):
+            kept.append((name, stored))
+    return kept
+
+
+def _posix(name: str) -> str:
+    """Return a name with slashes, and accents not taken apart as macOS does."""
+    return unicodedata.normalize("NFC", name.replace("\\", "/"))
+
+
+def _forms(file_name: str) -> tuple[str, str, str, str]:
+    """Return a file name with and without suffix, and both without folder."""
+    path = PurePosixPath(_posix(file_name))
+    return str(path), str(path.with_suffix("")), path.name, path.stem
+
+
 def _image_of_each(
     path: Path, names: list[str], images: Mapping[int, str], keys: str
 ) -> dict[str, int]:
-    """Return the image of each name that has one."""
-    by_id = {name: int(name) for name in names if name.isdecimal() and int(name) in images}
+    """Return the image of each name that has one; the name may begin with further folders."""
     known: dict[str, set[int]] = {}
+    whole: dict[str, set[int]] = {}
     for image_id, file_name in images.items():
-        posix = PurePosixPath(file_name.replace("\\", "/"))
-        for form in {str(posix), posix.name, str(posix.with_suffix("")), posix.stem}:
+        for number, form in enumerate(_forms(file_name)):
             known.setdefault(form, set()).add(image_id)
+            if number < 2:
+                whole.setdefault(form, set()).add(image_id)
+    by_id: dict[str, int] = {}
     by_name: dict[str, int] = {}
     ambiguous = []
     for name in names:
-        if len(fitting := known.get(name, set())) == 1:
+        posix = _posix(name)
+        *folders, last = posix.split("/")
+        tails = ("/".join((*folders[start:], last)) for start in range(1, len(folders) + 1))
+        fitting = known.get(posix) or next((whole[tail] for tail in tails if tail in whole), set())
+        if len(fitting) == 1:
             (by_name[name],) = fitting
         elif fitting:
             ambiguous.append(name)
+        if last.isdecimal() and int(last) in images and not (folders and fitting):
+            by_id[name] = int(last)
     if keys == "id" or (keys == "auto" and len(by_id) > len(by_name) + len(ambiguous)):
         chosen = by_id
     elif keys == "auto" and by_id and len(by_id) == len(by_name) and by_id != by_name:
@@ -245,17 +298,16 @@ def _shape(
     path: Path, arrays: Mapping[int, Stored], layout: str
 ) -> tuple[tuple[int, int, int], bool, str]:
     """Return the grid and the channels, whether channels come first, and the kind of regions."""
-    first = next(iter(arrays.values()))
-    channels_first = len(first.shape) == 3 and _channels_first(first, layout)
+    channels_first = _channels_first(arrays, layout)
     shapes: dict[tuple[int, ...], Stored] = {}
     for stored in arrays.values():
-        shape = stored.shape
+        shape = _unbatched(stored.shape)
         if len(shape) not in (1, 2, 3) or 0 in shape:
             raise UserError(
                 f"expected features (channels), (regions, channels) or a grid of them, found "
-                f"{shape} in {stored.where}"
+                f"{stored.shape} in {stored.where}"
             )
-        if len(shape) == 3 and channels_first:
+        if channels_first:
             shape = (*shape[1:], shape[0])
         shapes.setdefault(shape, stored)
     channels = {shape[-1]: stored for shape, stored in reversed(shapes.items())}
@@ -271,7 +323,7 @@ def _shape(
     if len(shapes) == 1:
         (shape,) = shapes
         if len(shape) == 2:
-            return (1, shape[0], channel_count), False, "boxes"
+            return (1, shape[0], channel_count), channels_first, "boxes"
         return (*(shape[:-1] if len(shape) == 3 else (1, 1)), channel_count), channels_first, "grid"
     most = max(counts)
     if most > MOST_BOXES:
@@ -282,17 +334,34 @@ def _shape(
     return (1, MOST_BOXES, channel_count), channels_first, "varying boxes"
 
 
-def _channels_first(stored: Stored, layout: str) -> bool:
-    """Return whether an array with three axes is (c, h, w) rather than (h, w, c)."""
+def _unbatched(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a grid without the first axis that it has as a batch of one."""
+    return shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
+
+
+def _channels_first(arrays: Mapping[int, Stored], layout: str) -> bool:
+    """Return whether arrays are (c, h, w) or (c, regions) rather than (h, w, c) or (regions, c)."""
+    stored = next(iter(arrays.values()))
+    shape = _unbatched(stored.shape)
+    if len(shape) not in (2, 3):
+        return False
     if layout != "auto":
         return layout == "chw"
-    first, middle, last = stored.shape
-    if max(first, last) <= middle or first == last:
-        raise UserError(
-            f"expected a grid (h, w, c) or (c, h, w) whose longest axis is the channels, found "
-            f"{stored.shape} in {stored.where}; say which with --layout hwc or --layout chw"
-        )
-    return first > last
+    if len(shape) == 3:
+        longest = "a grid (h, w, c) or (c, h, w) whose longest axis is the channels"
+        if max(shape[0], shape[2]) > shape[1] and shape[0] != shape[2]:
+            return shape[0] > shape[2]
+    else:  # OpenVQA's files have a column for each box
+        firsts, lasts = ({other.shape[end] for other in arrays.values()} for end in (0, -1))
+        if len(lasts) > 1:
+            return len(firsts) == 1
+        if len(firsts) > 1 or shape[0] <= max(MOST_BOXES, shape[1]):
+            return False
+        longest = "(regions, channels) with fewer regions than channels"
+    raise UserError(
+        f"expected {longest}, found {stored.shape} in {stored.where}; say which with --layout hwc "
+        "or --layout chw"
+    )
 
 
 def _values(stored: Stored, image_id: int) -> np.ndarray:

@@ -55,9 +55,10 @@ class Progress:
         self._unit = unit
         self._hidden = hidden or _quiet
         self._scale = scale
-        self._first = self._done = done
-        self._start = time.monotonic()
-        self._next_line = self._start + LINE_AFTER
+        self._done = done
+        # When the first items were done, and how many: before that, networks are loaded.
+        self._first: tuple[float, int] | None = None
+        self._next_line = time.monotonic() + LINE_AFTER
         self._bar = tqdm(
             desc=what,
             total=total,
@@ -82,17 +83,19 @@ class Progress:
         self._bar.update(count)
         if not self._bar.disable or self._hidden:
             return
-        if (now := time.monotonic()) >= self._next_line and self._done != self.total:
+        now = time.monotonic()
+        self._first = self._first or (now, self._done)
+        if now >= self._next_line and self._done != self.total:
             self._next_line = now + LINE_EVERY
-            print(self._line(now - self._start), file=sys.stderr, flush=True)
+            print(self._line(now, *self._first), file=sys.stderr, flush=True)
 
-    def _line(self, seconds: float) -> str:
+    def _line(self, now: float, start: float, first: int) -> str:
         """Return a line such as "extract: 1,200 of 8,000 images, 03:12 left"."""
         left = ""
         counts = [self._done] if self.total is None else [self._done, self.total]
         number = tqdm.format_sizeof if self._scale else "{:,}".format
-        if self.total is not None and self._done > self._first:
-            remaining = (self.total - self._done) * seconds / (self._done - self._first)
+        if self.total is not None and self._done > first:
+            remaining = (self.total - self._done) * (now - start) / (self._done - first)
             left = f", {tqdm.format_interval(max(0, remaining))} left"
         unit = self._unit if self._scale else f" {self._unit}s"
         return f"{self._what}: {' of '.join(map(number, counts))}{unit}{left}"

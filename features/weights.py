@@ -65,10 +65,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         ValueError,
         LookupError,
     ) as error:
+        # torch's own message advises to unpickle the file.
+        detail = "" if isinstance(error, UnpicklingError) else f" ({first_line(error)})"
         raise UserError(
             f"--weights {file}: expected a safetensors file or a state dict of torch.save, found a "
-            f"file that is damaged or contains more than tensors ({first_line(error)[:200]}); save "
-            "the network's state_dict() alone"
+            f"file that is damaged or contains more than tensors{detail}; save the network's "
+            "state_dict() alone"
         ) from error
     for key in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):

@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
+from string import punctuation
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, url2pathname, urlopen
 
 from features.errors import UserError
 from features.images import PictureError
@@ -47,7 +49,8 @@ def fetch(given: Sequence[str], folder: Path) -> Fetched:
     fetched = Fetched([], {}, [])
     for number, picture in enumerate(dict.fromkeys(given)):
         if not is_remote(picture):
-            fetched.paths.append(Path(picture))
+            is_address = picture.lower().startswith("file:///")  # as a browser shows it
+            fetched.paths.append(Path(url2pathname(picture[7:]) if is_address else picture))
             continue
         path = folder / str(number)
         try:
@@ -80,7 +83,10 @@ def _download(address: str) -> bytes:
             bytes are those of something else than a picture.
     """
     try:
-        request = Request(address, headers=_HEADERS)
+        # Browsers and people leave spaces and letters of all languages as they are.
+        parts = urlsplit(address)
+        path, query = (quote(part, safe=punctuation) for part in (parts.path, parts.query))
+        request = Request(parts._replace(path=path, query=query).geturl(), headers=_HEADERS)
         # Redirections lead to http, https or ftp; urllib refuses all others.
         with urlopen(request, timeout=TIMEOUT) as response:
             if not isinstance(response, HTTPResponse):
@@ -88,7 +94,8 @@ def _download(address: str) -> bytes:
             return _content(response)
     except HTTPError as error:
         error.close()
-        raise PictureError(f"the server answered {error.code} {error.reason}") from error
+        said = str(error.reason).partition("\n")[0]
+        raise PictureError(f"the server answered {error.code} {said}") from error
     except (OSError, HTTPException, ValueError) as error:  # also an address that is malformed
         reason = getattr(error, "reason", None) or error
         raise PictureError(f"cannot download it ({reason})", passing=True) from error

@@ -15,7 +15,7 @@ from decoder.captioning.writer import CaptionWriter
 from decoder.ranking.albums import open_album
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
-from decoder.ranking.sheet import sheet
+from decoder.ranking.sheet import check_place, sheet
 from decoder.runs.packaged import packaged_captioner
 from features.commands import RETRIEVE
 from features.devices import choose_device
@@ -68,6 +68,8 @@ def search(options: SearchOptions) -> None:
 
 def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> None:
     device = choose_device(options.device)
+    if options.html is not None:
+        check_place(options.html, options.force)
     with Progress("index", None, "picture") as bar:
         finished = 0
 

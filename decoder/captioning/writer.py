@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from io import IOBase
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -30,6 +31,7 @@ from pipeline.text import as_sentence
 Picture = str | Path | bytes | Image.Image
 """A picture: the path of a file, the content of one, or an image of Pillow."""
 
+_UNREAD = IOBase | bytearray | memoryview
 T = TypeVar("T")
 
 
@@ -218,8 +220,10 @@ class CaptionWriter:
             TypeError: it is something else.
             UserError: see `Captioner`.
         """
-        single = isinstance(pictures, Picture)
-        chosen: list[Picture] = [pictures] if isinstance(pictures, Picture) else list(pictures)
+        # An open file, whose items are lines, and a bytearray are meant as one picture too.
+        chosen: list[Any] = [pictures]
+        if isinstance(pictures, Iterable) and not isinstance(pictures, Picture | _UNREAD):
+            chosen = list(pictures)
         for picture in chosen:
             if not isinstance(picture, Picture):
                 raise TypeError(
@@ -228,12 +232,9 @@ class CaptionWriter:
                 )
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):  # the caller's random numbers are left alone
-            captions = (
-                [_one(result) for _, result in self.captioned(chosen, read_picture)]
-                if chosen
-                else []
-            )
-        return captions[0] if single else captions
+            results = self.captioned(chosen, read_picture) if chosen else ()
+            captions = [_one(result) for _, result in results]
+        return captions[0] if isinstance(pictures, Picture) else captions
 
     def captioned(
         self, pictures: Sequence[T], read: Callable[[T], Image.Image]

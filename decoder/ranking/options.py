@@ -62,7 +62,8 @@ class SearchOptions:
     device: str = "auto"
     """cpu or cuda; auto uses a GPU if there is one."""
     force: bool = False
-    """Rank the split again although nothing changed."""
+    """Rank the split again although nothing changed, or replace the file of --html whoever
+    made it."""
 
     def __post_init__(self) -> None:
         if self.folder is not None:

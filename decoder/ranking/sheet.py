@@ -9,9 +9,11 @@ from urllib.parse import quote
 
 from decoder.ranking.albums import Album, AlbumResult, AlbumResults, Unreadable
 from evaluation.gallery import picture
-from features.errors import UserError
+from features.errors import UserError, require
+from features.files import reading
 
 _WIDTH = 480  # of the pictures inside, in pixels
+_MARK = '<meta name="generator" content="caption-pipeline search">'
 _GRADE = '<span class="grade {0}">{0}</span>'
 _CSS = """
 :root { color-scheme: light dark; --ink: #1c2024; --soft: #5b6570; --page: #f5f6f7; --card: #fff;
@@ -41,6 +43,23 @@ ul { padding-left: 1.2rem; overflow-wrap: anywhere }
 """
 
 
+def check_place(at: Path, force: bool) -> None:
+    """Raise UserError if a page cannot go there, or would replace what `sheet` did not make.
+
+    Args:
+        at: where the page will be.
+        force: replace a file whoever made it.
+    """
+    require(not at.is_dir(), f"--html {at}: expected a file to write, found a folder")
+    if at.exists() and not force:
+        with reading(at), at.open("rb") as file:
+            require(
+                _MARK.encode() in file.read(1000),
+                f"--html {at} exists and was not written by this command; choose another file, or "
+                "replace it with --force",
+            )
+
+
 def sheet(
     query: str, folder: Path, album: Album, found: AlbumResults, alts: Mapping[Path, str], at: Path
 ) -> str:
@@ -65,7 +84,7 @@ def sheet(
         listed = "".join(items)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{_MARK}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(query)}</title><style>{_CSS}</style></head><body><main>"
         f"<h1>{escape(query)}</h1>{''.join(notes)}<ol>{listed}</ol>"
         f"{_unreadable(album.unreadable, folder)}</main></body></html>\n"

@@ -13,6 +13,7 @@ from decoder.sharing.front_matter import (
     scored_rows,
     sources_of,
 )
+from features.backbones import FILES, from_files
 
 
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -34,10 +35,10 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         f"- A decoder with {captioner['parameters']:,} parameters ({model['model']}, "
         f"{model['cell']} cells, hidden size {model['hidden']}) and a vocabulary of "
         f"{captioner['words']:,} words, stored in {captioner['bits']} bits.",
-        f"- It reads features of {_networks(captioner['features'])}, not included in this folder. "
+        f"- It reads features of {_networks(captioner['features'])} not included in this folder. "
         f"The fingerprint of these features is `{captioner['fingerprint'][:16]}`.",
         *_reranking(captioner["reranks"]),
-        "- Use it with `python -m decoder.caption --run THIS_FOLDER photo.jpg`.",
+        f"- Use it with `python -m decoder.caption --run THIS_FOLDER {_pictures(captioner)}`.",
         "",
         "## Data",
         "",
@@ -87,9 +88,15 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
 def _networks(features: Mapping[str, Any]) -> str:
     """Return the CNNs of features, with their weights unless these are the published ones."""
     names = features["backbone"].split("+")
+    if from_files(features):
+        return f"{features['backbone'].removeprefix(FILES)}, files of another program,"
     if ":" not in features["backbone"] and "weights_file" not in features:
         return f"{', '.join(names)}, trained on ImageNet and"  # as torchvision publishes them, too
     return f"{', '.join(names)} with the weights {features['weights'].replace('+', ', ')},"
+
+
+def _pictures(captioner: Mapping[str, Any]) -> str:
+    return "--split test --work WORK" if from_files(captioner["features"]) else "photo.jpg"
 
 
 def _reranking(reranks: bool) -> Iterable[str]:

@@ -286,6 +286,14 @@ def test_the_sheet_has_pictures_links_and_what_was_not_searched(
     assert "Unknown words were ignored: xylophonist." in text
     assert "<li>a &amp; b.jpg: " in text
     assert "good 80%, fair 50%, weak 10%" in text
+    again = ["red", "--run", str(captioner), "--folder", str(album), "--html", str(page)]
+    assert search.main(again) == 0, "its own page is replaced"
+    page.write_text("<h1>Our holiday</h1>")
+    assert search.main(again) == 2
+    assert "was not written by this command" in capsys.readouterr().err
+    assert page.read_text() == "<h1>Our holiday</h1>"
+    assert search.main([*again, "--force"]) == 0
+    assert "holiday" not in page.read_text()
 
 
 def test_queries_are_divided_as_captions_are(captioner):

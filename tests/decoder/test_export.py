@@ -22,6 +22,7 @@ from decoder.generation.options import GenerateOptions
 from decoder.model.decoders import MODELS, build
 from decoder.model.options import ModelOptions
 from decoder.sharing import calibration, front_matter
+from decoder.sharing.card import markdown
 from decoder.sharing.claims import count_claims
 from decoder.sharing.onnx import decoder_files
 from evaluation import score
@@ -227,6 +228,11 @@ def test_the_card_has_the_scores_and_terms_of_the_data(run, exported):
     assert about["features"]["backbone"] == "efficientnet_lite0"
     assert about["fingerprint"] == config["fingerprint"]
     assert json.loads((exported / "config.json").read_text()) == config
+    assert "features of efficientnet_lite0, trained on ImageNet and not included" in card
+    about["features"] |= {"backbone": "files:cocobu_att", "weights": "unknown"}
+    others = markdown(about, config)
+    assert "features of cocobu_att, files of another program, not included" in others
+    assert "THIS_FOLDER --split test --work WORK`" in others
 
 
 def test_the_card_leaves_out_scores_of_other_weights(run, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """decoder.load: captions from Python are those of the command, whatever form a picture has."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -83,8 +84,11 @@ def test_a_list_gives_a_list_and_errors_are_values(captioner, tmp_path):
     (missing,) = c.caption([tmp_path / "none.jpg"])
     assert missing == Caption(None, None, None, None, "no such file")
     assert c.caption(b"").error == "the file is empty"
-    with pytest.raises(TypeError, match="or an image of Pillow, found int"):
-        c.caption([5])
+    for wrong in ([5], 5, None, io.BytesIO(b"a\nb"), bytearray(b"ab"), [["a.jpg"]]):
+        with pytest.raises(TypeError, match="or an image of Pillow, found "):
+            c.caption(wrong)
+    with pytest.raises(UserError, match="unsure must be from 0 to 1, found 60"):
+        decoder.load(captioner, unsure=60)
     with pytest.raises(UserError, match="there is no run"):
         decoder.load(tmp_path / "none")
 

@@ -32,6 +32,14 @@ def test_a_log_gets_a_line_now_and_then_with_the_time_left(clock, capsys):
     assert done[-1] == "1,970", "nothing is left to say at the end"
 
 
+def test_the_time_that_networks_take_to_load_is_not_multiplied(clock, capsys):
+    with Progress("caption", 10, "picture") as shown:
+        for clock.now in (20, 21, 52):
+            shown.update()
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == ["caption: 1 of 10 pictures", "caption: 3 of 10 pictures, 01:52 left"]
+
+
 def test_bytes_are_shown_in_large_units(clock, capsys):
     with Progress("coco.zip", None, "B", scale=True) as shown:
         clock.now = 20

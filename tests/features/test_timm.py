@@ -105,12 +105,14 @@ def test_files_of_other_networks_or_kinds_are_refused_by_name(folder, tmp_path):
         with pytest.raises(UserError, match=message.replace(".", r"\.")):
             load_network("timm:test_resnet", 2, CPU, [file])
     (file := tmp_path / "text.pth").write_text("no weights")
-    with pytest.raises(UserError, match="damaged or contains more than tensors"):
+    with pytest.raises(UserError, match="damaged or contains more than tensors; save"):
         load_network("timm:test_resnet", 2, CPU, [file])
     with pytest.raises(UserError, match="did you mean timm:test_resnet"):
         load_network("timm:test_resnett", 2, CPU)
     with pytest.raises(UserError, match="expected one file for each of timm:test_resnet, found 2"):
         load_network("timm:test_resnet", 2, CPU, [file, file])
+    with pytest.raises(UserError, match="has no effect: the weights of efficientnet_lite0 come"):
+        load_network("efficientnet_lite0", 2, CPU, [file])
 
 
 def test_usual_wrappers_and_torchvision_networks_are_read(tmp_path):

@@ -23,6 +23,7 @@ def jpeg() -> bytes:
 
 ANSWERS = {
     "/photo.jpg": (200, {}, jpeg()),
+    "/my%20caf%C3%A9.jpg?a=%C3%BC": (200, {}, jpeg()),
     "/no.jpg": (404, {}, b""),
     "/page.jpg": (200, {}, b"<!DOCTYPE html><title>Log in</title>" + b" " * 2000),
     "/moved.jpg": (302, {"Location": "/photo.jpg"}, b""),
@@ -88,6 +89,16 @@ def test_what_is_not_a_picture_of_sensible_size_is_not_downloaded(
     ((file, error),) = fetched.failed
     assert reason in str(error)
     assert fetched.names[file] == address + path
+
+
+def test_addresses_are_taken_as_browsers_show_them(address, tmp_path):
+    (tmp_path / "my café.jpg").write_bytes(jpeg())
+    (tmp_path / "fetched").mkdir()
+    given = [f"{address}/my café.jpg?a=ü", f"{address}/my%20caf%C3%A9.jpg?a=%C3%BC"]
+    fetched = remote.fetch(given, tmp_path / "fetched")
+    assert [path.read_bytes() for path in fetched.paths] == [jpeg()] * 2
+    local = remote.fetch([(tmp_path / "my café.jpg").as_uri()], tmp_path / "fetched")
+    assert local.paths == [tmp_path / "my café.jpg"]
 
 
 def test_a_server_that_is_not_there_is_named_with_the_reason(tmp_path):
