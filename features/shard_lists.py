@@ -7,15 +7,11 @@ from typing import Any
 
 from features.errors import UserError
 from features.extras import need
+from features.kinds import LONGEST, kind_of
 from features.remote_files import is_url
-from features.shard_samples import (
-    MAX_TEXTS_BYTES,
-    Content,
-    Sample,
-    ShardError,
-    caption_texts,
-    quoted,
-)
+from features.shard_captions import caption_texts, quoted
+from features.shard_samples import MAX_TEXTS_BYTES, Content, Sample
+from features.shards import ShardError
 
 # The columns that hold each thing, in order of preference; case does not matter.
 COLUMNS = {
@@ -76,6 +72,11 @@ def listed(path: Path, source: str, columns: Mapping[str, str]) -> Iterator[Samp
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:  # those of damaged content have none
             raise ShardError(f"it cannot be read now: {os.strerror(error.errno)}") from error
+        with path.open("rb") as opened:
+            start = opened.read(LONGEST)
+        kind = None if start.startswith(b"PAR1") else kind_of(start)
+        if kind is not None:
+            raise ShardError(f"not a parquet file but {kind.name}") from error
         raise ShardError(f"not a parquet file, or a damaged one ({error})") from error
 
 

@@ -22,6 +22,10 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
+class ShardError(Exception):
+    """A shard that cannot be used; the message is the reason, without the name of the shard."""
+
+
 @dataclass(frozen=True)
 class Shard:
     """One shard, which need not exist.

@@ -1,5 +1,6 @@
 """Shards are named and read rightly, or refused by name in bounded time and memory."""
 
+import bz2
 import gzip
 import hashlib
 import io
@@ -21,8 +22,8 @@ from features.errors import UserError
 from features.generated_texts import REGISTRY
 from features.images import PictureError
 from features.shard_lists import parse_columns
-from features.shard_samples import ShardError, id_of_key, read_sample, samples_of
-from features.shards import Shard, expand_braces, find_shards
+from features.shard_samples import id_of_key, read_sample, samples_of
+from features.shards import Shard, ShardError, expand_braces, find_shards
 from tests.tar_shards import jpeg, shard, tar
 
 
@@ -149,6 +150,55 @@ def test_keys_end_at_the_first_dot_and_files_of_a_key_may_lie_apart(tmp_path: Pa
     assert read(path) == {"x/a": ["one", "two"], "x/b": ["one", "?"]}
 
 
+def test_captions_in_a_text_and_a_json_are_all_read_and_none_is_read_twice(tmp_path: Path) -> None:
+    files = {
+        # What img2dataset writes: the caption of the .json is in the .txt too, by str().
+        "a": ("line\nbreak", {"caption": "line\nbreak"}),
+        "b": ("nan", {"caption": float("nan")}),
+        "c": ("['one', 'two']", {"caption": ["one", "two"]}),
+        # What others write.
+        "d": ("by hand", {"caption": "one", "captions": ["one", None, "two"]}),
+        "e": ("1\u2028one\r\n2\x85two\r3\x0bthree", {}),
+    }
+    members = []
+    for key, (text, value) in files.items():
+        members += [(f"{key}.jpg", jpeg()), (f"{key}.json", json.dumps(value).encode())]
+        members += [(f"{key}.txt", text.encode())]
+    assert read(tar(tmp_path / "0.tar", members)) == {
+        "a": ["line\nbreak"],
+        "b": [],
+        "c": ["one", "two"],
+        "d": ["by hand", "one", "two"],
+        "e": ["1\u2028one", "2\x85two", "3\x0bthree"],
+    }
+
+
+def test_a_dotted_name_is_a_picture_where_its_key_has_no_other_and_strange_files_are_counted(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("IMG.2020.jpg", jpeg()),
+        ("IMG.2020.txt", b"dotted"),
+        ("left.image.jpg", jpeg()),
+        ("left.json", b'{"caption": "a"}'),
+        ("one.jpg", jpeg()),
+        ("one.mask.png", b"mask"),
+        ("one.jpg.txt", b"not read"),
+        ("one.cls", b"7"),
+        ("Thumbs.db", b"thumbnails"),
+        ("metadata.csv", b"a,b"),
+        ("x//./two.jpg", jpeg()),
+    ]
+    passed_over: Counter[str] = Counter()
+    found = read(tar(tmp_path / "0.tar", members), passed_over=passed_over)
+    assert found == {"IMG": ["dotted"], "left": ["a"], "one": [], "x/two": []}
+    assert passed_over == {
+        "further picture of a key": 1,
+        "text file not named as its picture": 1,
+        "file that is no picture": 3,
+    }
+
+
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_every_format_of_tar_is_read(format_: int, tmp_path: Path) -> None:
     name = f"{'long/' * 30}é"
@@ -223,6 +273,15 @@ HOSTILE_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "same name twice": (lambda p: tar(p, [PICTURE, PICTURE]), "the key 'a' occurs twice"),
     "two pictures": (lambda p: tar(p, [PICTURE, ("a.png", b"")]), "'a.jpg' and 'a.png'"),
+    "dotted names": (
+        lambda p: tar(p, [("a.1.jpg", jpeg()), ("a.2.jpg", jpeg())]),
+        "for keys end at the first dot as in webdataset: a.1.jpg, a.2.jpg; rename them",
+    ),
+    "bzip2": (lambda p: p.write_bytes(bz2.compress(bytes(999))), "but a bzip2 file"),
+    "Git LFS": (
+        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        "not a tar archive but a Git LFS pointer",
+    ),
     "no picture": (lambda p: tar(p, [PICTURE, ("b.txt", b"b")]), "'b' has no picture, only b.txt"),
     "wrong json": (lambda p: tar(p, [PICTURE, ("a.json", b"{")]), "'a.json' is not JSON"),
     "deep json": (lambda p: tar(p, [PICTURE, ("a.json", b"[" * 10**6)]), "'a.json' is not JSON"),
@@ -242,8 +301,8 @@ HOSTILE_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
         "its gzip compression is damaged or cut off",
     ),
     "missing": (lambda p: None, "no such file"),
-    "folder": (lambda p: p.mkdir(), "it is not a file but a folder"),
-    "named pipe": (os.mkfifo, "it is not a file but a folder or a device"),
+    "folder": (lambda p: p.mkdir(), "it is a folder; name the files in it"),
+    "named pipe": (os.mkfifo, "it is not a file but a device"),
 }
 
 
