@@ -55,11 +55,11 @@ def file_system(url: str) -> Any:
     """Return the file system of fsspec that reaches a URL.
 
     Raises:
-        UserError: the kind of URL is unknown, or the package that it needs is not installed.
+        UserError: the kind of URL is unknown, the package that it needs is not installed, or its
+            server cannot be reached.
     """
-    import fsspec
+    from fsspec.core import url_to_fs
 
-    protocol = url.partition("://")[0].lower()
     if "::" in url:
         raise UserError(f"{shown(url)}: expected one URL, found several joined by ::")
     options: dict[str, Any] = {}
@@ -69,7 +69,7 @@ def file_system(url: str) -> Any:
             limits = {"sock_connect": _CONNECT_SECONDS, "sock_read": _SILENT_SECONDS}
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, **limits)}
         # Others write to the same folders, so listings are not kept.
-        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        return url_to_fs(url, use_listings_cache=False, **options)[0]
     except ImportError as error:
         raise UserError(
             f"{shown(url)} needs a package that is not installed ({first_line(error)}); S3 and "
@@ -79,6 +79,8 @@ def file_system(url: str) -> Any:
         raise UserError(
             f"{shown(url)}: {first_line(error)}; expected s3://, https://..."
         ) from error
+    except Exception as error:  # FTP and SSH connect at once
+        raise UserError(f"{shown(url)} cannot be reached: {reason(error)}") from error
 
 
 def open_url(url: str) -> BinaryIO:

@@ -95,6 +95,13 @@ def _chosen(schema: Any, columns: Mapping[str, str]) -> dict[str, str]:
         found = next((names[name] for name in known if name in names), None)
         if found is not None:
             chosen[role] = found
+    lower = [name.lower() for name in schema.names]
+    for name in chosen.values():
+        exact = name in columns.values()
+        if (schema.names.count(name) if exact else lower.count(name.lower())) > 1:
+            raise ShardError(
+                f"it has several columns {name!r}; its columns: {', '.join(schema.names)}"
+            )
     if "image" not in chosen:
         raise ShardError(
             f"expected a column {', '.join(COLUMNS['image'])}, or --columns image=NAME, found "

@@ -40,6 +40,7 @@ _MAX_TEXT_BYTES = 2**22  # of a caption file
 MAX_TEXTS_BYTES = 2**28  # of all captions of a shard, which are held in memory
 _MAX_KEY_BYTES = 2000
 _PICTURE_SECONDS = 120.0  # to fetch one from the web
+_OTHER_TEXT = "text file not named as a picture"
 
 
 class Content(NamedTuple):
@@ -241,11 +242,28 @@ def _local_names(folder: str, passed_over: Counter[str]) -> tuple[list[str], lis
         raise ShardError(f"cannot open {path}: {error.strerror}")
     passed_over += found.passed_over
     names = [os.path.relpath(path, folder) for path in found.pictures]
-    texts = (f"{os.path.splitext(name)[0]}.{text}" for name in names for text in TEXTS)  # noqa: PTH122
-    folders = {os.path.dirname(name) for name in names}  # noqa: PTH120
-    registries = (os.path.join(folder_name, REGISTRY) for folder_name in sorted(folders))  # noqa: PTH118
-    beside = dict.fromkeys((*registries, *texts))
-    return names, [n for n in beside if os.path.isfile(os.path.join(folder, n))]  # noqa: PTH113, PTH118
+    folders = sorted({os.path.dirname(name) for name in names})  # noqa: PTH120
+    files = (
+        os.path.join(parent, entry.name)  # noqa: PTH118
+        for parent in folders
+        for entry in os.scandir(os.path.join(folder, parent))  # noqa: PTH118
+        if entry.is_file()  # reading a pipe would wait for ever
+    )
+    return names, _beside(names, files, passed_over)
+
+
+def _beside(pictures: Iterable[str], files: Iterable[str], passed_over: Counter[str]) -> list[str]:
+    """Return which files of folders belong to their pictures: texts, and the record of texts."""
+    keys = {os.path.splitext(name)[0] for name in pictures}  # noqa: PTH122
+    found = []
+    for name in sorted(files):
+        key, suffix = os.path.splitext(name)  # noqa: PTH122
+        file = name.rpartition("/")[2]
+        if file == REGISTRY or (key in keys and suffix[1:].lower() in TEXTS):
+            found.append(name)
+        elif suffix[1:].lower() in TEXTS and not file.startswith("."):
+            passed_over[_OTHER_TEXT] += 1
+    return found
 
 
 def _remote_names(url: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
@@ -259,15 +277,10 @@ def _remote_names(url: str, passed_over: Counter[str]) -> tuple[list[str], list[
     except Exception as error:  # each file system has exceptions of its own
         raise ShardError(f"it cannot be listed: {reason(error)}") from error
     pictures = [name for name in names if f".{_extension(name)}" in PICTURE_SUFFIXES]
-    keys = {os.path.splitext(name)[0] for name in pictures}  # noqa: PTH122
-    others = []
     for name in names:
-        key, extension = os.path.splitext(name)[0], _extension(name)  # noqa: PTH122
-        if (key in keys and extension in TEXTS) or name.rpartition("/")[2] == REGISTRY:
-            others.append(name)
-        elif f".{extension}" not in PICTURE_SUFFIXES:
+        if f".{_extension(name)}" not in PICTURE_SUFFIXES and _extension(name) not in TEXTS:
             passed_over[suffix_kind(PurePosixPath(name)) or "file that is no picture"] += 1
-    return pictures, others
+    return pictures, _beside(pictures, names, passed_over)
 
 
 def _grouped(
@@ -354,7 +367,7 @@ def _left_out(kind: str) -> str:
     last = _extension(kind) or kind
     if f".{last}" in PICTURE_SUFFIXES:
         return "further picture of a key"
-    return "text file not named as its picture" if last in TEXTS else "file that is no picture"
+    return _OTHER_TEXT if last in TEXTS else "file that is no picture"
 
 
 def _registered(name: str, content: Content) -> dict[str, str]:

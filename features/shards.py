@@ -154,6 +154,11 @@ def _numbers(text: str) -> Iterable[str]:
 
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the absolute path or the URL of each shard that a pattern names."""
+    if not is_url(pattern):
+        pattern = os.path.expanduser(pattern)  # noqa: PTH111 - the shell does not, in quotes
+        if os.path.exists(pattern):  # noqa: PTH110 - whatever braces and brackets it has
+            yield os.path.abspath(pattern)  # noqa: PTH100
+            return
     for count, one in enumerate(expand_braces(pattern)):
         if count == _MAX_SHARDS:
             raise UserError(f"--shards {shown(pattern)} names more than {_MAX_SHARDS:,} shards")
@@ -219,7 +224,12 @@ def _name(source: str) -> str:
     path = unquote(urlsplit(source).path) if is_url(source) else source
     last = path.rstrip("/").rpartition("/")[2]
     name = last[: len(last) - len(_suffix(source))]
-    if not name or name.startswith(".") or CONTROL.search(name) or len(os.fsencode(name)) > 200:
+    try:
+        size = len(name.encode())
+        source.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--shards: the name {source!r} is not UTF-8; rename it") from None
+    if not name or name.startswith(".") or CONTROL.search(name) or size > 200:
         raise UserError(
             f"--shards: {shown(source)!r} cannot name an output: expected a name of at most 200 "
             "bytes that does not start with a dot"

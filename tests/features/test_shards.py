@@ -82,14 +82,20 @@ def test_braces_expand_as_in_a_shell_and_webdataset(pattern: str, expected: list
     assert list(expand_braces(pattern)) == expected
 
 
-def test_patterns_find_archives_folders_and_lists(tmp_path: Path) -> None:
+def test_patterns_find_archives_folders_and_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "set" / "c.d").mkdir(parents=True)
     for name in ("a.tar", "b.tar.gz", "e.parquet"):
         (tmp_path / "set" / name).touch()
-    found = find_shards([f"{tmp_path}/set/*", f"{tmp_path}/later/{{0..1}}.tgz"])
+    (tmp_path / "f{0,1} [x].tar").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))  # the patterns are quoted
+    found = find_shards(
+        ["~/set/*", f"{tmp_path}/later/{{0..1}}.tgz", f"{tmp_path}/f{{0,1}} [x].tar"]
+    )
     assert [(s.name, s.suffix) for s in found] == [
         *(("a", ".tar"), ("b", ".tar.gz"), ("c.d", ""), ("e", ".parquet")),
-        *(("0", ".tgz"), ("1", ".tgz")),
+        *(("0", ".tgz"), ("1", ".tgz"), ("f{0,1} [x]", ".tar")),
     ]
     (remote,) = find_shards(["https://user:secret@example.org/a/0%200.tar?token=secret"])
     assert str(remote) == "0 0 (https://example.org/a/0%200.tar)"
@@ -103,6 +109,8 @@ def test_patterns_find_archives_folders_and_lists(tmp_path: Path) -> None:
         (["{here}/a.tar", "{here}/b/A.tar"], "are both called A"),
         (["https://example.org/*.tar"], "a web server cannot be listed; name the shards with"),
         (["{here}/.tar"], "cannot name an output"),
+        (["{here}/\udcff/0.tar"], "is not UTF-8; rename it"),
+        (["ftp://127.0.0.1:1/*.tar"], "ftp://127.0.0.1:1/*.tar cannot be reached"),
         (["{0..99999999999}.tar"], "names more than 10,000,000 shards"),
     ],
 )
@@ -194,7 +202,7 @@ def test_a_dotted_name_is_a_picture_where_its_key_has_no_other_and_strange_files
     assert found == {"IMG": ["dotted"], "left": ["a"], "one": [], "x/two": []}
     assert passed_over == {
         "further picture of a key": 1,
-        "text file not named as its picture": 1,
+        "text file not named as a picture": 1,
         "file that is no picture": 3,
     }
 
@@ -361,16 +369,20 @@ def test_a_folder_gives_its_pictures_and_the_captions_beside_them(tmp_path: Path
     (folder / ".thumbnails").mkdir()
     for name in ("a.JPG", "2020.05/b.c.jpg", ".thumbnails/a.jpg"):
         (folder / name).write_bytes(jpeg())
-    (folder / "a.txt").write_text("one\ntwo\n")
+    (folder / "a.TXT").write_text("one\ntwo\n")
     (folder / "2020.05" / "b.c.json").write_text('{"caption": "three"}')
     (folder / "notes.txt").write_text("no caption")
-    assert read(folder) == {"2020.05/b.c": ["three"], "a": ["one", "two"]}
+    os.mkfifo(folder / "a.json")
+    passed_over: Counter[str] = Counter()
+    found = read(folder, passed_over=passed_over)
+    assert found == {"2020.05/b.c": ["three"], "a": ["one", "two"]}
+    assert passed_over["text file not named as a picture"] == 1
     (folder / "a.png").write_bytes(b"")
     with pytest.raises(ShardError, match="the key 'a' occurs twice"):
         read(folder)
     (folder / "a.png").unlink()
-    (folder / "a.txt").write_bytes(bytes(2**22 + 1))
-    with pytest.raises(ShardError, match=r"'a.txt' cannot be read: larger than 4,194,304 bytes"):
+    (folder / "a.TXT").write_bytes(bytes(2**22 + 1))
+    with pytest.raises(ShardError, match=r"'a.TXT' cannot be read: larger than 4,194,304 bytes"):
         read(folder)
     with pytest.raises(ShardError, match="expected a folder, or a file that ends in"):
         read(tmp_path / "missing")
@@ -412,6 +424,7 @@ def test_columns_of_a_list_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
+        ({"URL": ["a"], "url": ["b"]}, "several columns 'url'; its columns: URL, url"),
         ({"path": [1, 2]}, "row 1: expected the path of a picture, found '1'"),
         ({"path": ["a", None]}, "row 2: expected the path of a picture, found nothing"),
         ({"path": ["a", "b"], "key": ["k", "k"]}, "two pictures have the key 'k'"),
