@@ -1,6 +1,7 @@
 """The captions of a picture in a shard: in a .txt or .json beside it, or in the row of a list."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,12 @@ from features.shards import ShardError
 
 TEXTS = ("txt", "caption", "json")
 """Extensions of the files that hold captions."""
+OTHER_TEXT = "text file not named as a picture"
+
+
+def extension_of(name: str) -> str:
+    """Return the suffix of a file name, in lower case and without its dot."""
+    return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
 
 
 def decoded(name: str, data: bytes) -> str:

@@ -1,6 +1,7 @@
 """Parquet lists of pictures: a path or URL, captions, and perhaps a key in each row."""
 
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 from features.errors import UserError
 from features.extras import need
 from features.kinds import LONGEST, kind_of
-from features.remote_files import is_url
+from features.remote_files import is_url, is_web
 from features.shard_captions import caption_texts, quoted
 from features.shard_samples import MAX_TEXTS_BYTES, Content, Sample
 from features.shards import ShardError
@@ -146,7 +147,10 @@ def _location(name: str, source: str, where: str) -> str:
         return os.path.join(os.path.dirname(source), name)  # noqa: PTH118, PTH120
     if name.startswith(("/", "\\")):
         raise ShardError(f"{where}: a list at {source.partition('://')[0]}:// names a local file")
-    return f"{source.partition('?')[0].rpartition('/')[0]}/{name}"
+    if is_web(source):
+        return f"{source.partition('?')[0].rpartition('/')[0]}/{name}"
+    protocol, _, place = source.rpartition("/")[0].partition("://")
+    return f"{protocol}://{posixpath.normpath(f'{place}/{name}')}"  # .. has no meaning there
 
 
 def _bounded(samples: Iterable[Sample]) -> Iterator[Sample]:

@@ -9,29 +9,27 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
 from features.errors import first_few
-from features.folders import find_pictures
 from features.generated_texts import REGISTRY, registered
 from features.images import PictureError, read_picture
-from features.kinds import PICTURE_SUFFIXES, suffix_kind
+from features.kinds import PICTURE_SUFFIXES
 from features.remote_files import (
     TransferError,
     download,
     fetched,
-    file_system,
     is_url,
-    is_web,
     may_pass,
     reason,
 )
-from features.shard_captions import TEXTS, captions_in, decoded
+from features.shard_captions import OTHER_TEXT, TEXTS, captions_in, decoded, extension_of
+from features.shard_folders import names_in
 from features.shard_tar import TarError, inflate, is_gzip, members
-from features.shards import CONTROL, SUFFIXES, Shard, ShardError
+from features.shards import CONTROL, Shard, ShardError
 
 MAX_PICTURES = 500_000  # in a shard
 MAX_PICTURE_BYTES = 2**27
@@ -40,7 +38,6 @@ _MAX_TEXT_BYTES = 2**22  # of a caption file
 MAX_TEXTS_BYTES = 2**28  # of all captions of a shard, which are held in memory
 _MAX_KEY_BYTES = 2000
 _PICTURE_SECONDS = 120.0  # to fetch one from the web
-_OTHER_TEXT = "text file not named as a picture"
 
 
 class Content(NamedTuple):
@@ -212,75 +209,16 @@ def _split_key(name: str) -> tuple[str, str]:
 
 def _in_folder(shard: Shard, passed_over: Counter[str]) -> Iterator[Sample]:
     """Yield the pictures in a folder and below it; each has its path without suffix as its key."""
-    if is_url(shard.source):
-        pictures, others = _remote_names(shard.source, passed_over)
-    else:
-        pictures, others = _local_names(shard.source, passed_over)
+    pictures, texts = names_in(shard.source, passed_over)
     separator = "" if shard.source.endswith("/") else "/"
     files = (
         (os.path.splitext(name)[0], kind, name, Content(f"{shard.source}{separator}{name}"))  # noqa: PTH122
         for name, kind in (
             *((name, "picture") for name in pictures),  # some have no suffix
-            *((name, _extension(name)) for name in others),
+            *((name, extension_of(name)) for name in texts),
         )
     )
     yield from _grouped(files, passed_over)
-
-
-def _extension(name: str) -> str:
-    """Return the suffix of a file name, in lower case and without its dot."""
-    return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
-
-
-def _local_names(folder: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
-    """Return the paths in a folder of its pictures, and of the text files beside them."""
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise ShardError(f"expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
-    found = find_pictures([Path(folder)])
-    if found.closed:
-        path, error = found.closed[0]
-        raise ShardError(f"cannot open {path}: {error.strerror}")
-    passed_over += found.passed_over
-    names = [os.path.relpath(path, folder) for path in found.pictures]
-    folders = sorted({os.path.dirname(name) for name in names})  # noqa: PTH120
-    files = (
-        os.path.join(parent, entry.name)  # noqa: PTH118
-        for parent in folders
-        for entry in os.scandir(os.path.join(folder, parent))  # noqa: PTH118
-        if entry.is_file()  # reading a pipe would wait for ever
-    )
-    return names, _beside(names, files, passed_over)
-
-
-def _beside(pictures: Iterable[str], files: Iterable[str], passed_over: Counter[str]) -> list[str]:
-    """Return which files of folders belong to their pictures: texts, and the record of texts."""
-    keys = {os.path.splitext(name)[0] for name in pictures}  # noqa: PTH122
-    found = []
-    for name in sorted(files):
-        key, suffix = os.path.splitext(name)  # noqa: PTH122
-        file = name.rpartition("/")[2]
-        if file == REGISTRY or (key in keys and suffix[1:].lower() in TEXTS):
-            found.append(name)
-        elif suffix[1:].lower() in TEXTS and not file.startswith("."):
-            passed_over[_OTHER_TEXT] += 1
-    return found
-
-
-def _remote_names(url: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
-    """Return the same of a folder at a URL."""
-    if is_web(url):
-        raise ShardError("a web server's folder cannot be listed; put the pictures into a tar")
-    system = file_system(url)
-    try:
-        start = len(system._strip_protocol(url).rstrip("/")) + 1
-        names = sorted(path[start:] for path in system.find(url))
-    except Exception as error:  # each file system has exceptions of its own
-        raise ShardError(f"it cannot be listed: {reason(error)}") from error
-    pictures = [name for name in names if f".{_extension(name)}" in PICTURE_SUFFIXES]
-    for name in names:
-        if f".{_extension(name)}" not in PICTURE_SUFFIXES and _extension(name) not in TEXTS:
-            passed_over[suffix_kind(PurePosixPath(name)) or "file that is no picture"] += 1
-    return pictures, _beside(pictures, names, passed_over)
 
 
 def _grouped(
@@ -343,7 +281,7 @@ def _has_picture(key: str, group: dict[str, tuple[str, Content]]) -> bool:
     """
     if "picture" in group:
         return True
-    dotted = [kind for kind in group if f".{_extension(kind)}" in PICTURE_SUFFIXES]
+    dotted = [kind for kind in group if f".{extension_of(kind)}" in PICTURE_SUFFIXES]
     names = first_few((name for name, _ in group.values()), 3)
     if len(dotted) > 1:
         raise ShardError(
@@ -351,23 +289,23 @@ def _has_picture(key: str, group: dict[str, tuple[str, Content]]) -> bool:
             f"webdataset: {names}; rename them, or give a folder of them as the shard"
         )
     if dotted:
-        stem = dotted[0].removesuffix(_extension(dotted[0]))
+        stem = dotted[0].removesuffix(extension_of(dotted[0]))
         group["picture"] = group.pop(dotted[0])
         for kind in TEXTS:
             if f"{stem}{kind}" in group:
                 group.setdefault(kind, group.pop(f"{stem}{kind}"))
         return True
-    if any((_extension(kind) or kind) in TEXTS for kind in group):
+    if any((extension_of(kind) or kind) in TEXTS for kind in group):
         raise ShardError(f"the key {key!r} has no picture, only {names}")
     return False
 
 
 def _left_out(kind: str) -> str:
     """Return what a file with a picture's key is that is neither the picture nor its captions."""
-    last = _extension(kind) or kind
+    last = extension_of(kind) or kind
     if f".{last}" in PICTURE_SUFFIXES:
         return "further picture of a key"
-    return _OTHER_TEXT if last in TEXTS else "file that is no picture"
+    return OTHER_TEXT if last in TEXTS else "file that is no picture"
 
 
 def _registered(name: str, content: Content) -> dict[str, str]:

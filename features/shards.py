@@ -12,10 +12,9 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from features.errors import UserError, first_few
-from features.remote_files import file_system, is_url, is_web, reason, shown
+from features.remote_files import file_system, is_url, is_web, reason, shown, url_path
 
 _MAX_SHARDS = 10_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
@@ -164,7 +163,7 @@ def _matches(pattern: str) -> Iterator[str]:
             raise UserError(f"--shards {shown(pattern)} names more than {_MAX_SHARDS:,} shards")
         one = one.removeprefix("file://")
         # The question mark of a web address starts its query.
-        wild = "*" in urlsplit(one).path if is_web(one) else glob.has_magic(one)
+        wild = "*" in url_path(one) if is_web(one) else glob.has_magic(one)
         if not wild or (not is_url(one) and os.path.exists(one)):  # noqa: PTH110
             yield one if is_url(one) else os.path.abspath(one)  # noqa: PTH100
             continue
@@ -216,12 +215,12 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _suffix(source: str) -> str:
-    path = urlsplit(source).path if is_url(source) else source
+    path = url_path(source) if is_url(source) else source
     return next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
 
 
 def _name(source: str) -> str:
-    path = unquote(urlsplit(source).path) if is_url(source) else source
+    path = url_path(source) if is_url(source) else source
     last = path.rstrip("/").rpartition("/")[2]
     name = last[: len(last) - len(_suffix(source))]
     try:

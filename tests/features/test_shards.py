@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -97,6 +98,8 @@ def test_patterns_find_archives_folders_and_lists(
         *(("a", ".tar"), ("b", ".tar.gz"), ("c.d", ""), ("e", ".parquet")),
         *(("0", ".tgz"), ("1", ".tgz"), ("f{0,1} [x]", ".tar")),
     ]
+    (remote,) = find_shards(["s3://bucket/100%20 #1.tar"])
+    assert (remote.name, str(remote)) == ("100%20 #1", "100%20 #1 (s3://bucket/100%20 #1.tar)")
     (remote,) = find_shards(["https://user:secret@example.org/a/0%200.tar?token=secret"])
     assert str(remote) == "0 0 (https://example.org/a/0%200.tar)"
 
@@ -110,6 +113,7 @@ def test_patterns_find_archives_folders_and_lists(
         (["https://example.org/*.tar"], "a web server cannot be listed; name the shards with"),
         (["{here}/.tar"], "cannot name an output"),
         (["{here}/\udcff/0.tar"], "is not UTF-8; rename it"),
+        (["http://[a/0.tar"], "is no web address: Invalid IPv6 URL"),
         (["ftp://127.0.0.1:1/*.tar"], "ftp://127.0.0.1:1/*.tar cannot be reached"),
         (["{0..99999999999}.tar"], "names more than 10,000,000 shards"),
     ],
@@ -404,6 +408,24 @@ def test_a_parquet_list_names_pictures_beside_it(tmp_path: Path) -> None:
     assert (second.file_name, second.captions) == (f"{tmp_path}/b.jpg", [])
     with pytest.raises(PictureError, match="no such file"):
         read_sample(second)
+
+
+def test_a_folder_and_a_list_of_an_object_store_are_read_as_on_a_disk(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    pictures = ("a.JPG", ".trash/b.jpg", "__MACOSX/a.jpg", "._a.jpg", "d/c.jpg")
+    texts = ("a.txt", "d/notes.txt", "d/Thumbs.db")
+    for name in (*pictures, *texts):
+        memory.pipe_file(f"/walks/{name}", jpeg() if name in pictures else b"caption")
+    passed_over: Counter[str] = Counter()
+    samples = samples_of(Shard("walks", "memory://walks"), tmp_path, passed_over=passed_over)
+    assert {s.key: s.captions for s in samples} == {"a": ["caption"], "d/c": []}
+    kinds = ["hidden folder", "folder of metadata", "text file not named as a picture"]
+    assert passed_over == dict.fromkeys([*kinds, "file that is no picture"], 1)
+    path = listing(tmp_path / "0.parquet", path=["../walks/./a.JPG"])
+    memory.put_file(str(path), "/lists/0.parquet")
+    (sample,) = samples_of(Shard("0", "memory://lists/0.parquet"), tmp_path)
+    assert (sample.key, read_sample(sample).size) == ("../walks/./a.JPG", (48, 40))
+    memory.rm("/", recursive=True)
 
 
 def test_columns_of_a_list_can_be_chosen(tmp_path: Path) -> None:
