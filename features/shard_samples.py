@@ -191,6 +191,7 @@ def _in_tar(path: Path, folder: Path, passed_over: Counter[str]) -> Iterator[Sam
         files = (
             (*_split_key(member.name), member.name, Content(str(path), member.start, member.bytes))
             for member in members(path)
+            if not member.name.startswith("__MACOSX/")  # metadata, which folders pass over too
         )
         yield from _grouped(files, passed_over)
     except TarError as error:

@@ -198,6 +198,8 @@ def test_a_dotted_name_is_a_picture_where_its_key_has_no_other_and_strange_files
         ("one.jpg.txt", b"not read"),
         ("one.cls", b"7"),
         ("Thumbs.db", b"thumbnails"),
+        ("__MACOSX/one.jpg", b"metadata"),
+        ("._one.jpg", b"metadata"),
         ("metadata.csv", b"a,b"),
         ("x//./two.jpg", jpeg()),
     ]
