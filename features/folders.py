@@ -3,7 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from features.images import can_read
@@ -93,7 +93,7 @@ def _pictures(given: Path, found: Found) -> Iterator[Path]:
             for entry in inside:
                 if not _is_folder(entry):
                     stack.append((path / entry.name, False))
-                elif kind := _passed_over(entry.name, path):
+                elif kind := folder_passed_over(entry.name, path):
                     found.passed_over[kind] += 1
                 elif not entry.is_symlink():
                     stack.append((path / entry.name, True))
@@ -108,7 +108,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _passed_over(name: str, parent: Path) -> str | None:
+def folder_passed_over(name: str, parent: PurePath) -> str | None:
     """Return the kind of a folder whose pictures are not read, or None if they are."""
     name = name.casefold()
     kind = _FOLDERS.get(name) or _FOLDER_SUFFIXES.get(Path(name).suffix)

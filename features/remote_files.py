@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from features.errors import UserError, first_line
 from features.extras import how_to_install
@@ -45,21 +45,38 @@ def is_web(location: str) -> bool:
 
 def shown(location: str) -> str:
     """Return a location without a query, user or password, which may be secret."""
-    if not is_url(location):
-        return location
-    parts = urlsplit(location)
+    if not is_web(location):  # elsewhere ? and # belong to the name
+        return re.sub(r"^([A-Za-z][\w+.:-]*://)[^/@]*@", r"\1", location)
+    parts = _split(location)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+
+
+def url_path(url: str) -> str:
+    """Return the path of a URL; that of a web address without its query and percent signs.
+
+    Raises:
+        UserError: it is a web address that cannot be understood.
+    """
+    return unquote(_split(url).path) if is_web(url) else url.partition("://")[2].partition("/")[2]
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise UserError(f"{url!r} is no web address: {error}") from error
 
 
 def file_system(url: str) -> Any:
     """Return the file system of fsspec that reaches a URL.
 
     Raises:
-        UserError: the kind of URL is unknown, or the package that it needs is not installed.
+        UserError: the kind of URL is unknown, the package that it needs is not installed, or its
+            server cannot be reached.
     """
-    import fsspec
+    from fsspec.core import url_to_fs
 
-    protocol = url.partition("://")[0].lower()
+    protocol, _, rest = url.partition("://")
     if "::" in url:
         raise UserError(f"{shown(url)}: expected one URL, found several joined by ::")
     options: dict[str, Any] = {}
@@ -69,7 +86,7 @@ def file_system(url: str) -> Any:
             limits = {"sock_connect": _CONNECT_SECONDS, "sock_read": _SILENT_SECONDS}
             options["client_kwargs"] = {"timeout": aiohttp.ClientTimeout(total=None, **limits)}
         # Others write to the same folders, so listings are not kept.
-        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        return url_to_fs(f"{protocol.lower()}://{rest}", use_listings_cache=False, **options)[0]
     except ImportError as error:
         raise UserError(
             f"{shown(url)} needs a package that is not installed ({first_line(error)}); S3 and "
@@ -79,6 +96,8 @@ def file_system(url: str) -> Any:
         raise UserError(
             f"{shown(url)}: {first_line(error)}; expected s3://, https://..."
         ) from error
+    except Exception as error:  # FTP and SSH connect at once
+        raise UserError(f"{shown(url)} cannot be reached: {reason(error)}") from error
 
 
 def open_url(url: str) -> BinaryIO:
@@ -165,6 +184,7 @@ def reason(error: Exception) -> str:
         return "no such file"
     if isinstance(error, OSError) and error.strerror:
         return str(error.strerror)
-    if isinstance(status := getattr(error, "status", None), int):  # its text has the whole address
-        return f"the server answered {status}"
+    status = getattr(error, "status", None)
+    if isinstance(status, int):  # its text has the whole address
+        return f"the server answered {status}" if status else type(error).__name__
     return f"{type(error).__name__}: {first_line(error)}"

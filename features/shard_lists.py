@@ -1,21 +1,18 @@
 """Parquet lists of pictures: a path or URL, captions, and perhaps a key in each row."""
 
 import os
+import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from features.errors import UserError
 from features.extras import need
-from features.remote_files import is_url
-from features.shard_samples import (
-    MAX_TEXTS_BYTES,
-    Content,
-    Sample,
-    ShardError,
-    caption_texts,
-    quoted,
-)
+from features.kinds import LONGEST, kind_of
+from features.remote_files import is_url, is_web
+from features.shard_captions import caption_texts, quoted
+from features.shard_samples import MAX_TEXTS_BYTES, Content, Sample
+from features.shards import ShardError
 
 # The columns that hold each thing, in order of preference; case does not matter.
 COLUMNS = {
@@ -76,6 +73,11 @@ def listed(path: Path, source: str, columns: Mapping[str, str]) -> Iterator[Samp
     except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
         if isinstance(error, OSError) and error.errno:  # those of damaged content have none
             raise ShardError(f"it cannot be read now: {os.strerror(error.errno)}") from error
+        with path.open("rb") as opened:
+            start = opened.read(LONGEST)
+        kind = None if start.startswith(b"PAR1") else kind_of(start)
+        if kind is not None:
+            raise ShardError(f"not a parquet file but {kind.name}") from error
         raise ShardError(f"not a parquet file, or a damaged one ({error})") from error
 
 
@@ -94,6 +96,13 @@ def _chosen(schema: Any, columns: Mapping[str, str]) -> dict[str, str]:
         found = next((names[name] for name in known if name in names), None)
         if found is not None:
             chosen[role] = found
+    lower = [name.lower() for name in schema.names]
+    for name in chosen.values():
+        exact = name in columns.values()
+        if (schema.names.count(name) if exact else lower.count(name.lower())) > 1:
+            raise ShardError(
+                f"it has several columns {name!r}; its columns: {', '.join(schema.names)}"
+            )
     if "image" not in chosen:
         raise ShardError(
             f"expected a column {', '.join(COLUMNS['image'])}, or --columns image=NAME, found "
@@ -138,7 +147,10 @@ def _location(name: str, source: str, where: str) -> str:
         return os.path.join(os.path.dirname(source), name)  # noqa: PTH118, PTH120
     if name.startswith(("/", "\\")):
         raise ShardError(f"{where}: a list at {source.partition('://')[0]}:// names a local file")
-    return f"{source.partition('?')[0].rpartition('/')[0]}/{name}"
+    if is_web(source):
+        return f"{source.partition('?')[0].rpartition('/')[0]}/{name}"
+    protocol, _, place = source.rpartition("/")[0].partition("://")
+    return f"{protocol}://{posixpath.normpath(f'{place}/{name}')}"  # .. has no meaning there
 
 
 def _bounded(samples: Iterable[Sample]) -> Iterator[Sample]:

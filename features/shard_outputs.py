@@ -28,8 +28,7 @@ from features.output_places import CLAIMS, Busy, OutputPlace, output_place
 from features.progress import Progress
 from features.remote_files import is_url, shown
 from features.scratch import scratch_folder
-from features.shard_samples import ShardError
-from features.shards import Shard
+from features.shards import Shard, ShardError
 from features.store import differences
 
 log = logging.getLogger(__name__)

@@ -5,33 +5,31 @@ samples or with a `ShardError`.
 """
 
 import hashlib
-import json
 import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
 from features.errors import first_few
-from features.folders import find_pictures
 from features.generated_texts import REGISTRY, registered
 from features.images import PictureError, read_picture
-from features.kinds import PICTURE_SUFFIXES, suffix_kind
+from features.kinds import PICTURE_SUFFIXES
 from features.remote_files import (
     TransferError,
     download,
     fetched,
-    file_system,
     is_url,
-    is_web,
     may_pass,
     reason,
 )
+from features.shard_captions import OTHER_TEXT, TEXTS, captions_in, decoded, extension_of
+from features.shard_folders import names_in
 from features.shard_tar import TarError, inflate, is_gzip, members
-from features.shards import CONTROL, SUFFIXES, Shard
+from features.shards import CONTROL, Shard, ShardError
 
 MAX_PICTURES = 500_000  # in a shard
 MAX_PICTURE_BYTES = 2**27
@@ -40,11 +38,6 @@ _MAX_TEXT_BYTES = 2**22  # of a caption file
 MAX_TEXTS_BYTES = 2**28  # of all captions of a shard, which are held in memory
 _MAX_KEY_BYTES = 2000
 _PICTURE_SECONDS = 120.0  # to fetch one from the web
-_TEXTS = ("txt", "caption", "json")
-
-
-class ShardError(Exception):
-    """A shard that cannot be used; the message is the reason, without the name of the shard."""
 
 
 class Content(NamedTuple):
@@ -179,8 +172,10 @@ def _local_copy(shard: Shard, folder: Path) -> Path:
     path = Path(shard.source)
     if not path.exists():
         raise ShardError("no such file")
+    if path.is_dir():  # as Spark writes a list
+        raise ShardError(f"it is a folder; name the files in it: '{path}/*{shard.suffix}'")
     if not path.is_file():  # reading a pipe would wait for ever
-        raise ShardError("it is not a file but a folder or a device")
+        raise ShardError("it is not a file but a device")
     if path.stat().st_size > _MAX_SHARD_BYTES:
         raise ShardError(f"larger than {_MAX_SHARD_BYTES:,} bytes")
     return path
@@ -196,6 +191,7 @@ def _in_tar(path: Path, folder: Path, passed_over: Counter[str]) -> Iterator[Sam
         files = (
             (*_split_key(member.name), member.name, Content(str(path), member.start, member.bytes))
             for member in members(path)
+            if not member.name.startswith("__MACOSX/")  # metadata, which folders pass over too
         )
         yield from _grouped(files, passed_over)
     except TarError as error:
@@ -214,63 +210,16 @@ def _split_key(name: str) -> tuple[str, str]:
 
 def _in_folder(shard: Shard, passed_over: Counter[str]) -> Iterator[Sample]:
     """Yield the pictures in a folder and below it; each has its path without suffix as its key."""
-    if is_url(shard.source):
-        pictures, others = _remote_names(shard.source, passed_over)
-    else:
-        pictures, others = _local_names(shard.source, passed_over)
+    pictures, texts = names_in(shard.source, passed_over)
     separator = "" if shard.source.endswith("/") else "/"
     files = (
         (os.path.splitext(name)[0], kind, name, Content(f"{shard.source}{separator}{name}"))  # noqa: PTH122
         for name, kind in (
             *((name, "picture") for name in pictures),  # some have no suffix
-            *((name, _extension(name)) for name in others),
+            *((name, extension_of(name)) for name in texts),
         )
     )
     yield from _grouped(files, passed_over)
-
-
-def _extension(name: str) -> str:
-    """Return the suffix of a file name, in lower case and without its dot."""
-    return os.path.splitext(name)[1][1:].lower()  # noqa: PTH122
-
-
-def _local_names(folder: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
-    """Return the paths in a folder of its pictures, and of the text files beside them."""
-    if not os.path.isdir(folder):  # noqa: PTH112
-        raise ShardError(f"expected a folder, or a file that ends in {', '.join(SUFFIXES)}")
-    found = find_pictures([Path(folder)])
-    if found.closed:
-        path, error = found.closed[0]
-        raise ShardError(f"cannot open {path}: {error.strerror}")
-    passed_over += found.passed_over
-    names = [os.path.relpath(path, folder) for path in found.pictures]
-    texts = (f"{os.path.splitext(name)[0]}.{text}" for name in names for text in _TEXTS)  # noqa: PTH122
-    folders = {os.path.dirname(name) for name in names}  # noqa: PTH120
-    registries = (os.path.join(folder_name, REGISTRY) for folder_name in sorted(folders))  # noqa: PTH118
-    beside = dict.fromkeys((*registries, *texts))
-    return names, [n for n in beside if os.path.isfile(os.path.join(folder, n))]  # noqa: PTH113, PTH118
-
-
-def _remote_names(url: str, passed_over: Counter[str]) -> tuple[list[str], list[str]]:
-    """Return the same of a folder at a URL."""
-    if is_web(url):
-        raise ShardError("a web server's folder cannot be listed; put the pictures into a tar")
-    system = file_system(url)
-    try:
-        start = len(system._strip_protocol(url).rstrip("/")) + 1
-        names = sorted(path[start:] for path in system.find(url))
-    except Exception as error:  # each file system has exceptions of its own
-        raise ShardError(f"it cannot be listed: {reason(error)}") from error
-    pictures = [name for name in names if f".{_extension(name)}" in PICTURE_SUFFIXES]
-    keys = {os.path.splitext(name)[0] for name in pictures}  # noqa: PTH122
-    others = []
-    for name in names:
-        key, extension = os.path.splitext(name)[0], _extension(name)  # noqa: PTH122
-        if (key in keys and extension in _TEXTS) or name.rpartition("/")[2] == REGISTRY:
-            others.append(name)
-        elif f".{extension}" not in PICTURE_SUFFIXES:
-            passed_over[suffix_kind(PurePosixPath(name)) or "file that is no picture"] += 1
-    return pictures, others
 
 
 def _grouped(
@@ -300,11 +249,12 @@ def _grouped(
             raise ShardError(f"the key {key!r} has more than 100 files")
     left = MAX_TEXTS_BYTES
     for key, group in groups.items():
-        if "picture" not in group:
-            names = first_few((name for name, _ in group.values()), 3)
-            raise ShardError(f"the key {key!r} has no picture, only {names}")
-        captions: list[str] = []
-        for kind in _TEXTS:
+        if not _has_picture(key, group):
+            passed_over["file that is no picture"] += len(group)
+            continue
+        passed_over += Counter(_left_out(kind) for kind in group.keys() - {"picture", *TEXTS})
+        texts: dict[str, str] = {}
+        for kind in TEXTS:
             if kind not in group:
                 continue
             name, content = group[kind]
@@ -316,8 +266,47 @@ def _grouped(
             if generated.get(folder, {}).get(file) == hashlib.sha256(data).hexdigest():
                 passed_over["text file that decoder.caption wrote"] += 1
                 continue
-            captions += _captions(kind, name, _text(name, data))
-        yield Sample(key, group["picture"][0], list(dict.fromkeys(captions)), group["picture"][1])
+            texts[kind] = decoded(name, data)
+        captions = captions_in(texts, group["json"][0] if "json" in group else "")
+        yield Sample(key, group["picture"][0], captions, group["picture"][1])
+
+
+def _has_picture(key: str, group: dict[str, tuple[str, Content]]) -> bool:
+    """Whether a key has a picture; the files of `group` are named by "picture" or extension.
+
+    Where no extension is that of a picture, but one ends so (`photo.left.jpg`), it is the picture,
+    and the texts named like it are its captions.
+
+    Raises:
+        ShardError: it has several such pictures, or captions only.
+    """
+    if "picture" in group:
+        return True
+    dotted = [kind for kind in group if f".{extension_of(kind)}" in PICTURE_SUFFIXES]
+    names = first_few((name for name, _ in group.values()), 3)
+    if len(dotted) > 1:
+        raise ShardError(
+            f"the key {key!r} has several pictures, for keys end at the first dot as in "
+            f"webdataset: {names}; rename them, or give a folder of them as the shard"
+        )
+    if dotted:
+        stem = dotted[0].removesuffix(extension_of(dotted[0]))
+        group["picture"] = group.pop(dotted[0])
+        for kind in TEXTS:
+            if f"{stem}{kind}" in group:
+                group.setdefault(kind, group.pop(f"{stem}{kind}"))
+        return True
+    if any((extension_of(kind) or kind) in TEXTS for kind in group):
+        raise ShardError(f"the key {key!r} has no picture, only {names}")
+    return False
+
+
+def _left_out(kind: str) -> str:
+    """Return what a file with a picture's key is that is neither the picture nor its captions."""
+    last = extension_of(kind) or kind
+    if f".{last}" in PICTURE_SUFFIXES:
+        return "further picture of a key"
+    return OTHER_TEXT if last in TEXTS else "file that is no picture"
 
 
 def _registered(name: str, content: Content) -> dict[str, str]:
@@ -338,51 +327,6 @@ def _bytes(name: str, content: Content) -> bytes:
         return _content(content, _MAX_TEXT_BYTES)
     except (TransferError, OSError) as error:
         raise ShardError(f"{name!r} cannot be read: {error}") from error
-
-
-def _text(name: str, data: bytes) -> str:
-    """Decode the content of a caption file; ShardError if it is not UTF-8."""
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ShardError(f"{name!r} is not UTF-8 ({error.reason})") from error
-
-
-def _captions(kind: str, name: str, text: str) -> list[str]:
-    """Return the captions in a file: each line of a .txt, "caption" or "captions" of a .json."""
-    if kind != "json":
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    try:
-        value = json.loads(text)
-        if not isinstance(value, dict):
-            raise ShardError(f"{name!r}: expected a JSON object, found {type(value).__name__}")
-        found = value.get("captions") if value.get("caption") is None else value["caption"]
-    except (ValueError, RecursionError) as error:
-        raise ShardError(f"{name!r} is not JSON ({error})") from error
-    return caption_texts(found, repr(name))
-
-
-def caption_texts(value: object, where: str) -> list[str]:
-    """Return the captions in a value of a .json or a list: a text, several, or none.
-
-    Args:
-        value: the value.
-        where: where it stands, for the error.
-
-    Raises:
-        ShardError: it is something else.
-    """
-    texts: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(isinstance(text, str) for text in texts):
-        raise ShardError(f"{where}: expected captions as text, found {quoted(value)}")
-    # Half a surrogate pair, which JSON can hold and UTF-8 cannot, becomes a question mark.
-    clean = (text.encode(errors="replace").decode().strip() for text in texts)
-    return [text for text in clean if text]
-
-
-def quoted(value: object) -> str:
-    """Return a value of a strange type for an error, in a hundred characters at most."""
-    return "nothing" if value is None else repr(str(value)[:100])
 
 
 def _check_key(key: str) -> None:

@@ -12,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from isal import igzip, igzip_lib
 
+from features.kinds import LONGEST, kind_of
 from features.remote_files import TransferError, chunks
 
 _BLOCK = 512
@@ -74,7 +75,7 @@ def members(path: Path) -> Iterator[Member]:
             with tarfile.open(fileobj=headers, mode="r:") as tar:  # type: ignore[call-overload]
                 yield from _members(tar, headers, size)
         except (tarfile.TarError, RecursionError, ValueError, OverflowError) as error:
-            raise TarError(_explained(error, headers)) from error
+            raise TarError(_explained(error, headers, path)) from error
 
 
 def _members(tar: tarfile.TarFile, headers: "_Headers", size: int) -> Iterator[Member]:
@@ -98,7 +99,7 @@ def _members(tar: tarfile.TarFile, headers: "_Headers", size: int) -> Iterator[M
 
 
 def _checked_name(member: tarfile.TarInfo) -> str:
-    name = member.name.removeprefix("./")
+    name = "/".join(part for part in member.name.split("/") if part not in ("", "."))
     shown = member.name[:200]
     if member.name.startswith("/") or ".." in member.name.split("/"):
         raise TarError(f"the member {shown!r} leads outside a folder")
@@ -111,12 +112,15 @@ def _checked_name(member: tarfile.TarInfo) -> str:
     return name
 
 
-def _explained(error: Exception, headers: "_Headers") -> str:
+def _explained(error: Exception, headers: "_Headers", path: Path) -> str:
     if isinstance(error, RecursionError):
         return "headers of headers without end"
     if headers.moved:
         return f"damaged or cut off at byte {headers.tell():,} ({error})"
-    return f"not a tar archive ({error})"
+    with path.open("rb") as file:
+        start = file.read(LONGEST)
+    kind = None if start[257:262] == b"ustar" else kind_of(start)
+    return f"not a tar archive but {kind.name}" if kind else f"not a tar archive ({error})"
 
 
 class _Headers:

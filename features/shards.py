@@ -12,14 +12,17 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from features.errors import UserError, first_few
-from features.remote_files import file_system, is_url, is_web, reason, shown
+from features.remote_files import file_system, is_url, is_web, reason, shown, url_path
 
 _MAX_SHARDS = 10_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
 CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class ShardError(Exception):
+    """A shard that cannot be used; the message is the reason, without the name of the shard."""
 
 
 @dataclass(frozen=True)
@@ -150,12 +153,17 @@ def _numbers(text: str) -> Iterable[str]:
 
 def _matches(pattern: str) -> Iterator[str]:
     """Yield the absolute path or the URL of each shard that a pattern names."""
+    if not is_url(pattern):
+        pattern = os.path.expanduser(pattern)  # noqa: PTH111 - the shell does not, in quotes
+        if os.path.exists(pattern):  # noqa: PTH110 - whatever braces and brackets it has
+            yield os.path.abspath(pattern)  # noqa: PTH100
+            return
     for count, one in enumerate(expand_braces(pattern)):
         if count == _MAX_SHARDS:
             raise UserError(f"--shards {shown(pattern)} names more than {_MAX_SHARDS:,} shards")
         one = one.removeprefix("file://")
         # The question mark of a web address starts its query.
-        wild = "*" in urlsplit(one).path if is_web(one) else glob.has_magic(one)
+        wild = "*" in url_path(one) if is_web(one) else glob.has_magic(one)
         if not wild or (not is_url(one) and os.path.exists(one)):  # noqa: PTH110
             yield one if is_url(one) else os.path.abspath(one)  # noqa: PTH100
             continue
@@ -207,15 +215,20 @@ def _files(folder: Path) -> Iterator[tuple[str, int]]:
 
 
 def _suffix(source: str) -> str:
-    path = urlsplit(source).path if is_url(source) else source
+    path = url_path(source) if is_url(source) else source
     return next((suffix for suffix in SUFFIXES if path.lower().endswith(suffix)), "")
 
 
 def _name(source: str) -> str:
-    path = unquote(urlsplit(source).path) if is_url(source) else source
+    path = url_path(source) if is_url(source) else source
     last = path.rstrip("/").rpartition("/")[2]
     name = last[: len(last) - len(_suffix(source))]
-    if not name or name.startswith(".") or CONTROL.search(name) or len(os.fsencode(name)) > 200:
+    try:
+        size = len(name.encode())
+        source.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"--shards: the name {source!r} is not UTF-8; rename it") from None
+    if not name or name.startswith(".") or CONTROL.search(name) or size > 200:
         raise UserError(
             f"--shards: {shown(source)!r} cannot name an output: expected a name of at most 200 "
             "bytes that does not start with a dot"

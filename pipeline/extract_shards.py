@@ -35,8 +35,8 @@ from features.scratch import ADVICE, scratch_folder
 from features.shard_lists import parse_columns
 from features.shard_outputs import Outcome, Outputs, make_shards
 from features.shard_report import report_shards
-from features.shard_samples import Sample, ShardError, read_sample, samples_of
-from features.shards import Shard, find_shards
+from features.shard_samples import Sample, read_sample, samples_of
+from features.shards import Shard, ShardError, find_shards
 from features.store import FeatureStore, differences, fingerprint
 from features.store_writing import begin, merge
 from features.views import VIEWS

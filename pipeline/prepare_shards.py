@@ -261,7 +261,7 @@ def _check_unique(database: sqlite3.Connection, root: Path) -> None:
     if keys:
         raise UserError(
             f"{root}: pictures with the keys {first_few(map(repr, keys))} have an id that occurs "
-            "twice; give each picture a key of its own, or remove one of the shards that hold it"
+            "twice; extract the shards with --prefix-keys, or remove one of the shards that hold it"
         )
 
 

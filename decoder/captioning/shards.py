@@ -25,8 +25,8 @@ from features.images import PictureError
 from features.shard_lists import parse_columns
 from features.shard_outputs import Outputs, make_shards
 from features.shard_report import report_shards
-from features.shard_samples import Sample, ShardError, read_sample, samples_of
-from features.shards import Shard, find_shards
+from features.shard_samples import Sample, read_sample, samples_of
+from features.shards import Shard, ShardError, find_shards
 from pipeline.work import RunFolder
 
 

@@ -157,14 +157,19 @@ class SplitReader:
         """Read only the pooled features of the first view, float32 [I, C]."""
         return torch.from_numpy(self._store.pooled(self._rows[np.asarray(indices)])).float()
 
-    def batches(self, size: int, views: int = 1) -> Iterator[tuple[list[Image], Features]]:
+    def batches(
+        self, size: int, views: int = 1, first: int = 0, step: int = 1
+    ) -> Iterator[tuple[list[Image], Features]]:
         """Yield all images in order with their features, and read the next batch meanwhile.
 
         Args:
             size: images in a batch.
             views: number of views to read of each image; they are neighbours in the features.
+            first: the batch to start with.
+            step: 2 for every second batch; those between are not read.
         """
-        indices = [range(i, min(i + size, len(self))) for i in range(0, len(self), size)]
+        starts = range(first * size, len(self), step * size)
+        indices = [range(start, min(start + size, len(self))) for start in starts]
 
         def read(chosen: range) -> Callable[[], Features]:
             every_view = np.tile(np.arange(views), len(chosen))

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -131,9 +130,8 @@ class Validation:
         if len(written) < len(self.images):  # a state of another device may end within a batch
             del written[len(written) // size * size :]
         done = -(-len(written) // size)
-        batches = self.images.batches(size)
         shares: list[list[list[str]]] = []
-        for images, features in islice(batches, done + rank(), None, world):
+        for images, features in self.images.batches(size, first=done + rank(), step=world):
             shares.append(self.write_captions(averaged, images, features))
             if world == 1:
                 written += shares[-1]

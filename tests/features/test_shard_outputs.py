@@ -19,8 +19,7 @@ from features.output_places import Busy, output_place
 from features.remote_files import file_system
 from features.scratch import scratch_folder
 from features.shard_outputs import Outputs, make_shard, make_shards
-from features.shard_samples import ShardError
-from features.shards import Shard, find_shards
+from features.shards import Shard, ShardError, find_shards
 from tests.object_store import object_store
 
 SUFFIXES = (".jsonl", ".h5")

@@ -1,5 +1,6 @@
 """Shards are named and read rightly, or refused by name in bounded time and memory."""
 
+import bz2
 import gzip
 import hashlib
 import io
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
@@ -21,8 +23,8 @@ from features.errors import UserError
 from features.generated_texts import REGISTRY
 from features.images import PictureError
 from features.shard_lists import parse_columns
-from features.shard_samples import ShardError, id_of_key, read_sample, samples_of
-from features.shards import Shard, expand_braces, find_shards
+from features.shard_samples import id_of_key, read_sample, samples_of
+from features.shards import Shard, ShardError, expand_braces, find_shards
 from tests.tar_shards import jpeg, shard, tar
 
 
@@ -81,15 +83,23 @@ def test_braces_expand_as_in_a_shell_and_webdataset(pattern: str, expected: list
     assert list(expand_braces(pattern)) == expected
 
 
-def test_patterns_find_archives_folders_and_lists(tmp_path: Path) -> None:
+def test_patterns_find_archives_folders_and_lists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "set" / "c.d").mkdir(parents=True)
     for name in ("a.tar", "b.tar.gz", "e.parquet"):
         (tmp_path / "set" / name).touch()
-    found = find_shards([f"{tmp_path}/set/*", f"{tmp_path}/later/{{0..1}}.tgz"])
+    (tmp_path / "f{0,1} [x].tar").touch()
+    monkeypatch.setenv("HOME", str(tmp_path))  # the patterns are quoted
+    found = find_shards(
+        ["~/set/*", f"{tmp_path}/later/{{0..1}}.tgz", f"{tmp_path}/f{{0,1}} [x].tar"]
+    )
     assert [(s.name, s.suffix) for s in found] == [
         *(("a", ".tar"), ("b", ".tar.gz"), ("c.d", ""), ("e", ".parquet")),
-        *(("0", ".tgz"), ("1", ".tgz")),
+        *(("0", ".tgz"), ("1", ".tgz"), ("f{0,1} [x]", ".tar")),
     ]
+    (remote,) = find_shards(["s3://bucket/100%20 #1.tar"])
+    assert (remote.name, str(remote)) == ("100%20 #1", "100%20 #1 (s3://bucket/100%20 #1.tar)")
     (remote,) = find_shards(["https://user:secret@example.org/a/0%200.tar?token=secret"])
     assert str(remote) == "0 0 (https://example.org/a/0%200.tar)"
 
@@ -102,6 +112,9 @@ def test_patterns_find_archives_folders_and_lists(tmp_path: Path) -> None:
         (["{here}/a.tar", "{here}/b/A.tar"], "are both called A"),
         (["https://example.org/*.tar"], "a web server cannot be listed; name the shards with"),
         (["{here}/.tar"], "cannot name an output"),
+        (["{here}/\udcff/0.tar"], "is not UTF-8; rename it"),
+        (["http://[a/0.tar"], "is no web address: Invalid IPv6 URL"),
+        (["ftp://127.0.0.1:1/*.tar"], "ftp://127.0.0.1:1/*.tar cannot be reached"),
         (["{0..99999999999}.tar"], "names more than 10,000,000 shards"),
     ],
 )
@@ -147,6 +160,57 @@ def test_keys_end_at_the_first_dot_and_files_of_a_key_may_lie_apart(tmp_path: Pa
     folder.type = tarfile.DIRTYPE
     path = tar(tmp_path / "0.tar", [(folder, b""), *members])
     assert read(path) == {"x/a": ["one", "two"], "x/b": ["one", "?"]}
+
+
+def test_captions_in_a_text_and_a_json_are_all_read_and_none_is_read_twice(tmp_path: Path) -> None:
+    files = {
+        # What img2dataset writes: the caption of the .json is in the .txt too, by str().
+        "a": ("line\nbreak", {"caption": "line\nbreak"}),
+        "b": ("nan", {"caption": float("nan")}),
+        "c": ("['one', 'two']", {"caption": ["one", "two"]}),
+        # What others write.
+        "d": ("by hand", {"caption": "one", "captions": ["one", None, "two"]}),
+        "e": ("1\u2028one\r\n2\x85two\r3\x0bthree", {}),
+    }
+    members = []
+    for key, (text, value) in files.items():
+        members += [(f"{key}.jpg", jpeg()), (f"{key}.json", json.dumps(value).encode())]
+        members += [(f"{key}.txt", text.encode())]
+    assert read(tar(tmp_path / "0.tar", members)) == {
+        "a": ["line\nbreak"],
+        "b": [],
+        "c": ["one", "two"],
+        "d": ["by hand", "one", "two"],
+        "e": ["1\u2028one", "2\x85two", "3\x0bthree"],
+    }
+
+
+def test_a_dotted_name_is_a_picture_where_its_key_has_no_other_and_strange_files_are_counted(
+    tmp_path: Path,
+) -> None:
+    members = [
+        ("IMG.2020.jpg", jpeg()),
+        ("IMG.2020.txt", b"dotted"),
+        ("left.image.jpg", jpeg()),
+        ("left.json", b'{"caption": "a"}'),
+        ("one.jpg", jpeg()),
+        ("one.mask.png", b"mask"),
+        ("one.jpg.txt", b"not read"),
+        ("one.cls", b"7"),
+        ("Thumbs.db", b"thumbnails"),
+        ("__MACOSX/one.jpg", b"metadata"),
+        ("._one.jpg", b"metadata"),
+        ("metadata.csv", b"a,b"),
+        ("x//./two.jpg", jpeg()),
+    ]
+    passed_over: Counter[str] = Counter()
+    found = read(tar(tmp_path / "0.tar", members), passed_over=passed_over)
+    assert found == {"IMG": ["dotted"], "left": ["a"], "one": [], "x/two": []}
+    assert passed_over == {
+        "further picture of a key": 1,
+        "text file not named as a picture": 1,
+        "file that is no picture": 3,
+    }
 
 
 @pytest.mark.parametrize("format_", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -223,6 +287,15 @@ HOSTILE_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "same name twice": (lambda p: tar(p, [PICTURE, PICTURE]), "the key 'a' occurs twice"),
     "two pictures": (lambda p: tar(p, [PICTURE, ("a.png", b"")]), "'a.jpg' and 'a.png'"),
+    "dotted names": (
+        lambda p: tar(p, [("a.1.jpg", jpeg()), ("a.2.jpg", jpeg())]),
+        "for keys end at the first dot as in webdataset: a.1.jpg, a.2.jpg; rename them",
+    ),
+    "bzip2": (lambda p: p.write_bytes(bz2.compress(bytes(999))), "but a bzip2 file"),
+    "Git LFS": (
+        lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n"),
+        "not a tar archive but a Git LFS pointer",
+    ),
     "no picture": (lambda p: tar(p, [PICTURE, ("b.txt", b"b")]), "'b' has no picture, only b.txt"),
     "wrong json": (lambda p: tar(p, [PICTURE, ("a.json", b"{")]), "'a.json' is not JSON"),
     "deep json": (lambda p: tar(p, [PICTURE, ("a.json", b"[" * 10**6)]), "'a.json' is not JSON"),
@@ -242,8 +315,8 @@ HOSTILE_TARS: dict[str, tuple[Callable[[Path], object], str]] = {
         "its gzip compression is damaged or cut off",
     ),
     "missing": (lambda p: None, "no such file"),
-    "folder": (lambda p: p.mkdir(), "it is not a file but a folder"),
-    "named pipe": (os.mkfifo, "it is not a file but a folder or a device"),
+    "folder": (lambda p: p.mkdir(), "it is a folder; name the files in it"),
+    "named pipe": (os.mkfifo, "it is not a file but a device"),
 }
 
 
@@ -302,16 +375,20 @@ def test_a_folder_gives_its_pictures_and_the_captions_beside_them(tmp_path: Path
     (folder / ".thumbnails").mkdir()
     for name in ("a.JPG", "2020.05/b.c.jpg", ".thumbnails/a.jpg"):
         (folder / name).write_bytes(jpeg())
-    (folder / "a.txt").write_text("one\ntwo\n")
+    (folder / "a.TXT").write_text("one\ntwo\n")
     (folder / "2020.05" / "b.c.json").write_text('{"caption": "three"}')
     (folder / "notes.txt").write_text("no caption")
-    assert read(folder) == {"2020.05/b.c": ["three"], "a": ["one", "two"]}
+    os.mkfifo(folder / "a.json")
+    passed_over: Counter[str] = Counter()
+    found = read(folder, passed_over=passed_over)
+    assert found == {"2020.05/b.c": ["three"], "a": ["one", "two"]}
+    assert passed_over["text file not named as a picture"] == 1
     (folder / "a.png").write_bytes(b"")
     with pytest.raises(ShardError, match="the key 'a' occurs twice"):
         read(folder)
     (folder / "a.png").unlink()
-    (folder / "a.txt").write_bytes(bytes(2**22 + 1))
-    with pytest.raises(ShardError, match=r"'a.txt' cannot be read: larger than 4,194,304 bytes"):
+    (folder / "a.TXT").write_bytes(bytes(2**22 + 1))
+    with pytest.raises(ShardError, match=r"'a.TXT' cannot be read: larger than 4,194,304 bytes"):
         read(folder)
     with pytest.raises(ShardError, match="expected a folder, or a file that ends in"):
         read(tmp_path / "missing")
@@ -335,6 +412,24 @@ def test_a_parquet_list_names_pictures_beside_it(tmp_path: Path) -> None:
         read_sample(second)
 
 
+def test_a_folder_and_a_list_of_an_object_store_are_read_as_on_a_disk(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    pictures = ("a.JPG", ".trash/b.jpg", "__MACOSX/a.jpg", "._a.jpg", "d/c.jpg")
+    texts = ("a.txt", "d/notes.txt", "d/Thumbs.db")
+    for name in (*pictures, *texts):
+        memory.pipe_file(f"/walks/{name}", jpeg() if name in pictures else b"caption")
+    passed_over: Counter[str] = Counter()
+    samples = samples_of(Shard("walks", "memory://walks"), tmp_path, passed_over=passed_over)
+    assert {s.key: s.captions for s in samples} == {"a": ["caption"], "d/c": []}
+    kinds = ["hidden folder", "folder of metadata", "text file not named as a picture"]
+    assert passed_over == dict.fromkeys([*kinds, "file that is no picture"], 1)
+    path = listing(tmp_path / "0.parquet", path=["../walks/./a.JPG"])
+    memory.put_file(str(path), "/lists/0.parquet")
+    (sample,) = samples_of(Shard("0", "memory://lists/0.parquet"), tmp_path)
+    assert (sample.key, read_sample(sample).size) == ("../walks/./a.JPG", (48, 40))
+    memory.rm("/", recursive=True)
+
+
 def test_columns_of_a_list_can_be_chosen(tmp_path: Path) -> None:
     columns = parse_columns("image=photo,caption=alt,key=number")
     path = listing(tmp_path / "0.parquet", photo=["a", "a"], alt=[["x", "y"], []], number=[7, 8])
@@ -353,6 +448,7 @@ def test_columns_of_a_list_can_be_chosen(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
+        ({"URL": ["a"], "url": ["b"]}, "several columns 'url'; its columns: URL, url"),
         ({"path": [1, 2]}, "row 1: expected the path of a picture, found '1'"),
         ({"path": ["a", None]}, "row 2: expected the path of a picture, found nothing"),
         ({"path": ["a", "b"], "key": ["k", "k"]}, "two pictures have the key 'k'"),

@@ -14,8 +14,7 @@ import pytest
 from decoder.runs.folder import digest
 from features.row_format import RowFormat
 from features.shard_outputs import Outputs, make_shard
-from features.shard_samples import ShardError
-from features.shards import Shard, find_shards
+from features.shards import Shard, ShardError, find_shards
 from pipeline import caption_database, captions, prepare, vocabulary
 from pipeline.caption_database import CaptionDatabase, open_database, open_features
 from pipeline.word_counts import WordCounts

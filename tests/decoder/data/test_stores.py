@@ -64,6 +64,24 @@ def test_everything_but_training_reads_the_first_view(views: SingleStoreReader) 
         np.testing.assert_array_equal(features.grid_IRC, views._store.grid(rows, [0] * len(rows)))
 
 
+def test_each_process_reads_only_its_share_of_the_validation_batches(
+    views: SingleStoreReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = captions.load(views._store.path.with_name("captions.json"))
+    reader = SplitReader(views._store, table, "val")
+    ids = [[image.id for image in images] for images, _ in reader.batches(4)]
+    begun, begin = [], reader._begin
+    monkeypatch.setattr(
+        reader, "_begin", lambda chosen, views: begun.append(chosen) or begin(chosen, views)
+    )
+    for rank in range(3):
+        begun.clear()
+        mine = list(reader.batches(4, first=1 + rank, step=3))
+        assert [[image.id for image in images] for images, _ in mine] == ids[1 + rank :: 3]
+        assert [len(features.pooled_IC) for _, features in mine] == list(map(len, begun))
+    assert list(reader.batches(4, first=len(ids), step=3)) == []
+
+
 def test_a_run_trained_on_8_bits_captions_splits_and_new_pictures(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
