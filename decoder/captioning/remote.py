@@ -7,7 +7,8 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import HTTPError
-from urllib.request import Request, urlopen
+from urllib.parse import urlsplit
+from urllib.request import Request, url2pathname, urlopen
 
 from features.errors import UserError
 from features.images import PictureError
@@ -47,7 +48,10 @@ def fetch(given: Sequence[str], folder: Path) -> Fetched:
     fetched = Fetched([], {}, [])
     for number, picture in enumerate(dict.fromkeys(given)):
         if not is_remote(picture):
-            fetched.paths.append(Path(picture))
+            # File managers copy a path as file:///photos/a%20b.jpg.
+            is_file_url = picture.lower().startswith("file://")
+            local = url2pathname(urlsplit(picture).path) if is_file_url else picture
+            fetched.paths.append(Path(local))
             continue
         path = folder / str(number)
         try:
