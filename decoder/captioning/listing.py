@@ -38,6 +38,9 @@ COLUMNS = (*OLD_COLUMNS, "labels", "error")
 # A name that is not UTF-8 must be read back as the same bytes. JSON holds it escaped instead.
 _ERRORS = "surrogateescape"
 
+# The time of a picture as a spreadsheet program may save it.
+_ROUNDED = re.compile(rb'[,"]\d[.,]\d+E\+1\d[,"]')
+
 
 class State(NamedTuple):
     """Size and time of a picture, which show whether it has changed since it was captioned."""
@@ -260,17 +263,16 @@ class Listing:
 
     def _lines(self) -> list[str]:
         """Return the complete lines, as this class writes them whatever program saved the file."""
-        with self._real.open("rb") as file:
-            header = file.readline().decode("utf-8", _ERRORS)
-            file.seek(0)
-            own = header in (_csv_line(self._columns), _csv_line(OLD_COLUMNS))
-            if not self._csv or own or not header.endswith(("\r", "\n")):
-                return list(self._complete_lines(file))
-            return list(self._converted(file.read()))
+        content = self._real.read_bytes()
+        header = content[: content.find(b"\n") + 1].decode("utf-8", _ERRORS)
+        own = header in ("", _csv_line(self._columns), _csv_line(OLD_COLUMNS))
+        if self._csv and (not own or b"\r" in content or _ROUNDED.search(content)):
+            return list(self._converted(content))
+        return list(self._complete_lines(content))
 
-    def _complete_lines(self, file: io.BufferedReader) -> Iterator[str]:
+    def _complete_lines(self, content: bytes) -> Iterator[str]:
         start = b"path,caption," if self._csv else b'{"path": '
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(io.BytesIO(content), 1):
             if not line.endswith(b"\n"):  # a killed run was writing it
                 if number == 1 and not (line.startswith(start) or start.startswith(line)):
                     raise self._foreign(number)
