@@ -20,16 +20,20 @@ NOISE = 0.35
 NOISE_SPREAD = (0.55, 0.93)
 
 
+NOTHING = "it shows nothing: "
+"""How the reason of an `EmptyPicture` starts, so that it is known again in a table."""
+
+
 class EmptyPicture(PictureError):
     """A picture that can be read but shows nothing; the message says why.
 
     Args:
-        reason: the message.
+        reason: why; the message starts with `NOTHING`.
         spacer: whether it is invisible or too small to be seen, so that it is only layout.
     """
 
     def __init__(self, reason: str, spacer: bool) -> None:
-        super().__init__(reason)
+        super().__init__(NOTHING + reason)
         self.spacer = spacer
 
 
@@ -41,15 +45,13 @@ def check_content(picture: Image.Image) -> None:
             gradient, or noise.
     """
     if min(picture.size) < SMALLEST:
-        raise EmptyPicture(
-            f"it shows nothing: only {picture.width} x {picture.height} pixels", spacer=True
-        )
+        raise EmptyPicture(f"only {picture.width} x {picture.height} pixels", spacer=True)
     if picture.info.get("transparent"):
-        raise EmptyPicture("it shows nothing: every pixel is transparent", spacer=True)
+        raise EmptyPicture("every pixel is transparent", spacer=True)
     if _contrast(_mosaic(picture, 64)) < PLAIN:
-        raise EmptyPicture("it shows nothing: a plain colour or a gradient", spacer=False)
+        raise EmptyPicture("a plain colour or a gradient", spacer=False)
     if _is_noise(_mosaic(picture, 32)):
-        raise EmptyPicture("it shows nothing: only noise", spacer=False)
+        raise EmptyPicture("only noise", spacer=False)
 
 
 def _mosaic(picture: Image.Image, cells: int) -> np.ndarray:

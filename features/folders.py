@@ -25,8 +25,18 @@ _FOLDERS = {
     "system volume information": "system",
     "lost+found": "trash",
     "lost.dir": "trash",  # Android
+    "network trash folder": "trash",  # macOS, on network disks
+    "temporary items": "trash",
+    "trashbox": "trash",  # Buffalo
+    "~snapshot": "snapshots",  # NetApp
+    "files_trashbin": "trash",  # Nextcloud and ownCloud
+    "files_versions": "earlier versions",
+    "thmbnl": "thumbnails",  # Sony's cameras, of videos
 }
 _FOLDER_SUFFIXES = {".lrdata": "previews", ".lrcat-data": "previews"}  # Lightroom
+_TRASHED_FILES = (".trashed-", ".pending-")  # Android, beside the other pictures
+# Not opened to see whether they are pictures, because there may be one beside each picture.
+_OTHER_FILES = {".aae", ".csv", ".db", ".html", ".ini", ".json", ".jsonl", ".txt", ".xml", ".xmp"}
 # In a library of Apple's Photos, iPhoto or Aperture, only `_ORIGINALS` hold what people imported.
 _LIBRARIES = {".photoslibrary", ".photolibrary", ".migratedphotolibrary", ".aplibrary"}
 _ORIGINALS = {"originals", "masters"}
@@ -47,8 +57,9 @@ def find_pictures(given: Iterable[Path]) -> Found:
     """Return the files given, and the pictures in the folders given and below them.
 
     Pictures are those with a suffix in `PICTURE_SUFFIXES`, and files without a suffix that start
-    like one. Linked folders are followed, and each folder is read once, under its own name rather
-    than a link's. A picture that is given or linked twice is returned once.
+    like one. Those with another suffix, such as .jpg_original, are counted. Linked folders are
+    followed, and each folder is read once, under its own name rather than a link's. A picture that
+    is given or linked twice is returned once.
     """
     found = Found([], Counter(), [])
     seen: set[str] = set()
@@ -114,6 +125,8 @@ def folder_passed_over(name: str, parent: PurePath) -> str | None:
     kind = _FOLDERS.get(name) or _FOLDER_SUFFIXES.get(Path(name).suffix)
     if kind:
         return f"folder of {kind}"
+    if name.startswith("appdata_oc"):  # Nextcloud and ownCloud
+        return "folder of previews"
     if name.startswith("."):
         return "hidden folder"
     if parent.suffix.casefold() in _LIBRARIES and name not in _ORIGINALS:
@@ -124,6 +137,9 @@ def folder_passed_over(name: str, parent: PurePath) -> str | None:
 def _is_picture(path: Path, passed_over: Counter[str]) -> bool:
     """Whether a file in a folder is a picture; if it is not but might be missed, count it."""
     if path.name.startswith("._"):  # metadata written by macOS
+        return False
+    if path.name.startswith(_TRASHED_FILES):
+        passed_over["picture in the trash"] += 1
         return False
     suffix = path.suffix.lower()
     kind = suffix_kind(path)
@@ -138,6 +154,8 @@ def _is_picture(path: Path, passed_over: Counter[str]) -> bool:
             return True
     elif not suffix and _starts_as_picture(path):
         return True
+    elif kind is None and suffix not in _OTHER_FILES and _starts_as_picture(path):
+        kind = f"picture named *{suffix} (read if given by name)"
     if kind is not None:
         passed_over[kind] += 1
     return False

@@ -13,13 +13,14 @@ PICTURE_SUFFIXES |= {".png", ".apng", ".gif", ".webp", ".tif", ".tiff", ".bmp", 
 PICTURE_SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".pfm"}
 
 _OTHER_SUFFIXES = {
-    "RAW": "3fr arw cr2 cr3 crw dcr dng erf fff iiq k25 kdc mef mos mrw nef nrw orf pef raf raw "
-    "rw2 rwl sr2 srf srw x3f",
-    "video": "3g2 3gp avi flv insv lrv m2ts m4v mkv mov mp4 mpeg mpg mts ogv vob webm wmv",
+    "RAW": "3fr arw cr2 cr3 crw dcr dng eip erf fff gpr iiq k25 kdc mef mos mrw nef nrw orf pef "
+    "raf raw rw2 rwl sr2 srf srw x3f",
+    "video": "3g2 3gp asf avi divx dv flv insv lrv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv "
+    "vob webm wmv",
     "SVG": "svg svgz",
     "Photoshop": "psb psd",
-    "drawing": "ai cdr emf eps wmf",
-    "layered picture": "afphoto clip kra ora procreate xcf",
+    "drawing": "ai cdr emf eps fig indd pct pict sketch wmf",
+    "layered picture": "afphoto clip kra ora pdn procreate xcf",
     "PDF": "djvu pdf",
     "JPEG XL": "jxl",
     "picture in another format": "cur dcm dds exr fits hdr icns ico jxr pcx qoi tga wdp",
@@ -151,7 +152,7 @@ _SIGNATURES: tuple[tuple[int, bytes, Kind], ...] = (
 LONGEST = 1024
 """Number of bytes at the start of a file that `kind_of` needs."""
 
-_HTML_TAG = re.compile(rb"<!doctype html|<(html|head|body|title|meta|script)[\s>]")
+_HTML_TAG = re.compile(rb"<!doctype html|<(html|head|body|title|meta|script)[\s/>]")
 _UTF16 = ((b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 
 
@@ -200,7 +201,7 @@ def _kind_of_text(start: bytes) -> Kind | None:
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     lower = text.lower()
     html = _HTML_TAG.search(lower)
-    svg = re.search(rb"<(svg:)?svg[\s>]|<!doctype svg", lower)
+    svg = re.search(rb"<(svg:)?svg[\s/>]|<!doctype svg", lower)
     if lower.startswith(b"<") and svg and not (html and html.start() < svg.start()):
         return _SVG
     if lower.startswith(b"<"):

@@ -112,15 +112,15 @@ def check_file_name(name: object) -> str:
     """
     if not isinstance(name, str) or not name:
         raise UserError(f"expected the file name of an image, found {name!r}")
-    path = PurePosixPath(name.replace("\\", "/"))
-    if (
-        path.is_absolute()
-        or ".." in path.parts
-        or CONTROL.search(name)
-        or any("\ud800" <= c <= "\udfff" for c in name)
-    ):
+    if leaves_root(name) or CONTROL.search(name) or any("\ud800" <= c <= "\udfff" for c in name):
         raise UserError(f"the file name {name!r} leaves the image root or is not a plain path")
     return name
+
+
+def leaves_root(name: str) -> bool:
+    """Whether a file name is an absolute path or contains ".."."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    return path.is_absolute() or ".." in path.parts
 
 
 def is_id(value: object) -> TypeGuard[int]:

@@ -58,6 +58,7 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     _remark(remarks, len(reading.records) - len(records), "images are in no split, left out")
     records, renamed = match_names(records, reading.image_root)
     remarks += renamed
+    _check_inside(records, reading.image_root)
     numbered = _numbered(records, options.dataset)
     existing = _existing(numbered, reading.image_root, options.skip_missing, remarks)
     source = Source(options.name or options.dataset, options.dataset, options.terms)
@@ -71,6 +72,15 @@ def _remark(remarks: list[str], count: int, what: str, items: Iterable[object] =
     if count:
         named = first_few(items)
         remarks.append(f"{count} {what}" + (f": {named}" if named else ""))
+
+
+def _check_inside(records: list[Record], image_root: Path) -> None:
+    outside = [r.file_name for r in records if captions.leaves_root(r.file_name)]
+    if outside:
+        raise UserError(
+            f"{image_root}: expected file names inside of it, {len(outside)} of {len(records)} "
+            f"leave it: {first_few(outside)}{_near_misses(outside, image_root)}"
+        )
 
 
 def _numbered(records: list[Record], dataset: str) -> list[tuple[int, Record]]:

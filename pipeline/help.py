@@ -3,6 +3,7 @@
 A dataclass of options has two class variables beside its fields: `EXAMPLES`, what a command line
 does and its arguments, and `EVERYDAY`, the fields that --help shows ("rl.epochs" for a field of a
 nested dataclass). --help-all adds the other fields. A field's docstring is its help text.
+A third one, `ONCE`, names options that must not be repeated, since the last would win.
 """
 
 import ast

@@ -27,8 +27,10 @@ def parse(options_class: type[Options], prog: str, arguments: Sequence[str]) -> 
         arguments: those behind it.
 
     Raises:
-        UserError: an option is unknown, is missing or has a wrong value.
+        UserError: an option is unknown, is missing or has a wrong or empty value, or one of
+            `options_class.ONCE` is repeated.
     """
+    _check_given(options_class, arguments)
     box = io.StringIO()
     try:
         with redirect_stderr(box):
@@ -36,6 +38,21 @@ def parse(options_class: type[Options], prog: str, arguments: Sequence[str]) -> 
     except SystemExit:
         problem = _problem(list(options_of(options_class)), list(arguments), box.getvalue())
         raise UserError(f"{problem}; see {prog} --help") from None
+
+
+def _check_given(options_class: type, arguments: Sequence[str]) -> None:
+    """Refuse what would be taken for something else than was meant."""
+    given = [_name(argument) for argument in arguments if argument.startswith("--")]
+    for option in getattr(options_class, "ONCE", ()):
+        if given.count(option) > 1:  # only the last one would count
+            raise UserError(f"expected {option} once, found it twice; run the command for each")
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if not argument:  # as a path it would be the current folder
+            usages = [option.usage for option in options_of(options_class)]
+            wanted = next((usage for usage in usages if usage.split()[0] == before), "a value")
+            raise UserError(
+                f"expected {wanted}, found an empty argument; is a variable of your shell not set?"
+            )
 
 
 def _problem(options: list[Option], arguments: list[str], box: str) -> str:

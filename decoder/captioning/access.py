@@ -119,7 +119,7 @@ def read_password(file: Path | None, *, needed: bool) -> str | None:
 
 def _first_line(file: Path) -> str:
     try:
-        with file.open(encoding="utf-8") as opened:
+        with file.open(encoding="utf-8-sig") as opened:  # Notepad writes a mark
             mode = os.fstat(opened.fileno()).st_mode & 0o777
             require(
                 mode & 0o077 == 0,

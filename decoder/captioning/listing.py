@@ -9,10 +9,12 @@ listing, so that both can be moved together. Rows of version 0.2 have paths as t
 relative to a folder that is not known. They are kept as they are unless their picture is located.
 """
 
+import codecs
 import csv
 import io
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,7 +22,9 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from decoder.captioning.files import check_names
+from decoder.captioning.spreadsheets import TableError, exact, read_table
 from decoder.captioning.writer import CaptionWriter
+from features.content import NOTHING, EmptyPicture
 from features.errors import UserError
 from features.files import make_folder, write_atomically
 from features.folders import real_path
@@ -33,6 +37,9 @@ OLD_COLUMNS = ("path", "caption", "unsure", "confidence", "bytes", "modified", "
 COLUMNS = (*OLD_COLUMNS, "labels", "error")
 # A name that is not UTF-8 must be read back as the same bytes. JSON holds it escaped instead.
 _ERRORS = "surrogateescape"
+
+# The time of a picture as a spreadsheet program may save it.
+_ROUNDED = re.compile(rb'[,"]\d[.,]\d+E\+1\d[,"]')
 
 
 class State(NamedTuple):
@@ -56,11 +63,14 @@ def state_of(picture: Path) -> State | None:
 
 
 def _is_same(recorded: State, found: State | None) -> bool:
-    """Whether a picture is unchanged. Browsers, and so the page, know its time in milliseconds."""
-    if found is None or recorded == found:
-        return recorded == found
-    in_milliseconds = found._replace(modified=found.modified // 1_000_000 * 1_000_000)
-    return recorded == in_milliseconds
+    """Whether a picture is unchanged, as far as the time in its row is exact.
+
+    Browsers, and so the page, know milliseconds; spreadsheet programs keep 15 digits.
+    """
+    if found is None:
+        return False
+    apart = abs(recorded.modified - found.modified)
+    return recorded.bytes == found.bytes and apart < 1_000_000
 
 
 class Row(NamedTuple):
@@ -107,6 +117,7 @@ class Listing:
         self._csv = path.suffix.lower() == ".csv"
         self._done: dict[str, Done] = {}
         self._has_outdated_rows = False
+        self._theirs: tuple[str, ...] = ()  # columns that a person added
 
     def __enter__(self) -> "Listing":
         make_folder(self._real.parent)
@@ -194,18 +205,20 @@ class Listing:
         The file is rewritten only if something changes.
         """
         try:
-            with self._real.open("rb") as file:
-                lines = list(self._complete_lines(file))
+            lines = self._lines()
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}") from error
         kept: dict[str, str] = {}
+        theirs: dict[str, dict[str, str]] = {}
         columns: tuple[str, ...] = ()
         if self._csv:
             header, *lines = lines or [_csv_line(self._columns)]
-            columns = self._header(header)
+            columns = OLD_COLUMNS if header == _csv_line(OLD_COLUMNS) else self._columns
             kept["header"] = _csv_line(self._columns)
         self._done = {}
         for number, line in enumerate(lines, 1 + self._csv):
+            if not line.strip("\r\n"):
+                continue
             row = self._parsed(line, number, columns)
             if row.writer != self._writer:
                 raise UserError(
@@ -220,6 +233,10 @@ class Listing:
             if row.is_old:  # from now on its path no longer depends on the current folder
                 values = {**row.values, "path": self.path_of(Path(real)), "error": None}
                 line = self._line(values)
+            if cells := {name: row.values[name] for name in self._theirs if row.values.get(name)}:
+                theirs[real] = cells
+            elif real in theirs:  # the new row of a picture that has changed
+                line = self._line({**row.values, **theirs[real]})
             self._done[real] = Done(row.state, row.error)
             kept[f"row {real}"] = line  # the last row of a picture, where its first one stood
         self._has_outdated_rows = False
@@ -244,26 +261,47 @@ class Listing:
                 return real_path(folder / row.path)
         return None
 
-    def _complete_lines(self, file: io.BufferedReader) -> Iterator[str]:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                return  # a killed run was writing this line
-            try:
-                yield line.decode("utf-8", _ERRORS)
-            except UnicodeDecodeError as error:
-                raise self._foreign(number) from error
+    def _lines(self) -> list[str]:
+        """Return the complete lines, as this class writes them whatever program saved the file."""
+        content = self._real.read_bytes()
+        header = content[: content.find(b"\n") + 1].decode("utf-8", _ERRORS)
+        own = header in ("", _csv_line(self._columns), _csv_line(OLD_COLUMNS))
+        if self._csv and (not own or b"\r" in content or _ROUNDED.search(content)):
+            return list(self._converted(content))
+        return list(self._complete_lines(content))
 
-    def _header(self, line: str) -> tuple[str, ...]:
-        """Return the columns of the file, which may be those of version 0.2."""
-        for columns in (self._columns, OLD_COLUMNS):
-            if line == _csv_line(columns):
-                return columns
-        if line.startswith(_csv_line(COLUMNS).rstrip("\n")):
+    def _complete_lines(self, content: bytes) -> Iterator[str]:
+        start = b"path,caption," if self._csv else b'{"path": '
+        for number, line in enumerate(io.BytesIO(content), 1):
+            if not line.endswith(b"\n"):  # a killed run was writing it
+                if number == 1 and not (line.startswith(start) or start.startswith(line)):
+                    raise self._foreign(number)
+                return
+            yield line.removeprefix(codecs.BOM_UTF8).decode("utf-8", _ERRORS)
+
+    def _converted(self, content: bytes) -> Iterator[str]:
+        """Yield the lines of a CSV file that a spreadsheet program saved, or a person extended."""
+        try:
+            names, rows = read_table(content)
+        except TableError as error:
+            raise UserError(f"{self.path}, {error}") from error
+        if not {*COLUMNS} <= {*names} or len({*names}) < len(names):
+            raise self._foreign(1)
+        added = [name for name in names if name not in COLUMNS]
+        captions = {name for name in added if re.fullmatch(r"caption_\d+", name)}
+        if captions != {*self._columns} - {*COLUMNS, *self._theirs}:
             raise UserError(
                 f"{self.path} holds another number of captions of each picture; choose another "
                 "--out, or replace the file with --force"
             )
-        raise self._foreign(1)
+        self._theirs = tuple(name for name in added if name not in captions)
+        self._columns += tuple(name for name in self._theirs if name not in self._columns)
+        yield _csv_line(self._columns)
+        for row in rows:
+            found = state_of(Path(self._joined(row["path"])))
+            is_same = found is not None and str(found.bytes) == row["bytes"]
+            row["modified"] = exact(row["modified"], found.modified if found and is_same else None)
+            yield _csv_line(" ".join(row[name].splitlines()) for name in self._columns)
 
     def _parsed(self, line: str, number: int, columns: tuple[str, ...]) -> Row:
         try:
@@ -317,7 +355,7 @@ def write_listing(writer: CaptionWriter, paths: Sequence[Path], out: Path, overw
             if row is None:
                 missing.append(path)
             elif row.error:
-                writer.unreadable.append((path, PictureError(row.error)))
+                writer.unreadable.append((path, _as_error(row.error)))
             else:
                 done += 1
         for path, result in writer.results(missing, done):
@@ -327,6 +365,13 @@ def write_listing(writer: CaptionWriter, paths: Sequence[Path], out: Path, overw
     failed = len(writer.unreadable)
     without = f", {failed} picture{'s' * (failed != 1)} without one (named below)" if failed else ""
     print(f"caption: {added} added to {out}, {done} already there{without}")
+
+
+def _as_error(reason: str) -> PictureError:
+    """Return the error of a picture from its row; one that shows nothing is readable."""
+    if reason.startswith(NOTHING):
+        return EmptyPicture(reason.removeprefix(NOTHING), spacer=False)
+    return PictureError(reason)
 
 
 def _as_cell(value: Any) -> str:

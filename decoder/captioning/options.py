@@ -30,6 +30,7 @@ class CaptionOptions:
         ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--out", "--sidecar", "--review")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "pictures",
         "shards",

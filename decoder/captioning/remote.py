@@ -49,8 +49,10 @@ def fetch(given: Sequence[str], folder: Path) -> Fetched:
     fetched = Fetched([], {}, [])
     for number, picture in enumerate(dict.fromkeys(given)):
         if not is_remote(picture):
-            is_address = picture.lower().startswith("file:///")  # as a browser shows it
-            fetched.paths.append(Path(url2pathname(picture[7:]) if is_address else picture))
+            # File managers copy a path as file:///photos/a%20b.jpg.
+            is_file_url = picture.lower().startswith("file://")
+            local = url2pathname(urlsplit(picture).path) if is_file_url else picture
+            fetched.paths.append(Path(local))
             continue
         path = folder / str(number)
         try:

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from decoder.captioning.spreadsheets import TableError, read_table
 from features.errors import UserError
 from features.files import write_atomically
 
@@ -128,43 +129,18 @@ class Review:
 
 
 def _read(path: Path) -> list[Row]:
-    """Read a table, also as spreadsheet programs save it: with semicolons, tabs or in UTF-16."""
+    """Read a table, also as spreadsheet programs save it."""
     try:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    text = _decoded(content)
-    header = text.split("\n", 1)[0]
-    separator = max(",;\t", key=header.count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     try:
-        names = [name.strip().lower() for name in next(lines, [])]
-        missing = [name for name in Row._fields if name not in names]
-        if missing:
-            raise UserError(
-                f"{path}: expected the columns {', '.join(Row._fields)}, found no "
-                f"{', '.join(missing)}; choose another file for --review"
-            )
-        rows = []
-        for cells in lines:
-            if not any(cells):
-                continue
-            if len(cells) != len(names):
-                raise UserError(
-                    f"{path}, line {lines.line_num}: expected {len(names)} cells, found "
-                    f"{len(cells)}; put a text that contains {separator!r} in quotation marks"
-                )
-            values = dict(zip(names, cells, strict=True))
-            rows.append(Row(*(values[name].strip() for name in Row._fields)))
-    except csv.Error as error:
-        raise UserError(f"{path}, line {lines.line_num}: {error}") from error
-    return rows
-
-
-def _decoded(content: bytes) -> str:
-    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return content.decode("utf-16", "replace")
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError:  # saved by a spreadsheet program in the encoding of Windows
-        return content.decode("cp1252", "replace")
+        names, rows = read_table(content)
+    except TableError as error:
+        raise UserError(f"{path}, {error}") from error
+    if missing := [name for name in Row._fields if name not in names]:
+        raise UserError(
+            f"{path}: expected the columns {', '.join(Row._fields)}, found no "
+            f"{', '.join(missing)}; choose another file for --review"
+        )
+    return [Row(*(values[name].strip() for name in Row._fields)) for values in rows]

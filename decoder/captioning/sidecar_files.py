@@ -103,7 +103,7 @@ def read_registry(folder: Path) -> dict[str, str]:
 def write_registry(folder: Path, digests: Mapping[str, str]) -> None:
     """Replace the registry of `folder`, which must be `locked`."""
     text = json.dumps(digests, ensure_ascii=False, indent=1, sort_keys=True)
-    replace_content(folder / REGISTRY, f"{text}\n".encode())
+    replace_content(folder / REGISTRY, f"{text}\n".encode(errors="backslashreplace"))
 
 
 def digest(content: bytes) -> str:

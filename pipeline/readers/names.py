@@ -1,6 +1,9 @@
 """File names as tables write them, matched with the files on disk."""
 
+import html
+import itertools
 import os
+import posixpath
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -14,7 +17,11 @@ from urllib.parse import unquote
 from features.errors import UserError
 from features.kinds import PICTURE_SUFFIXES
 from pipeline.readers.records import Record
+from pipeline.text import CONTROL
 
+# A path of another machine: /home/x.jpg, C:/x.jpg, //server/x.jpg or file:/x.jpg.
+_ABSOLUTE = re.compile(r"(?:file:)?/|[a-z]:/", re.IGNORECASE)
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _INVISIBLE = " \t\r\n\u00a0\u200b\u200e\u200f\u2060\ufeff\"'"
 
 
@@ -87,9 +94,10 @@ class NameIndex:
 class PictureNames:
     """The files below a folder, found by names that other systems spell differently.
 
-    A name is tried as it is, then without blanks, quotes, "./", backslashes, %20 and the folder's
-    own name in front; then in another letter case and Unicode form; then without its folder or its
-    suffix. Only what fits exactly one file counts.
+    A name is tried as it is, then without blanks, quotes, "./", "../", backslashes, %20 and the
+    folder's own name in front; then in another letter case and Unicode form; then without its
+    folder or its suffix. Of the path of another machine, the end may mean a file. Only what fits
+    exactly one file counts.
     """
 
     def __init__(self, root: Path) -> None:
@@ -103,7 +111,9 @@ class PictureNames:
         for spelling in spellings:
             if self._is_file(spelling):
                 return spelling
-        return self._index.find(spellings)
+        plain = plain_spellings(name)[0]
+        of_elsewhere = self._index.agreeing(plain) if _ABSOLUTE.match(plain) else []
+        return self._index.find(spellings) or _only(of_elsewhere)
 
     def nearest(self, name: str) -> str | None:
         """Return the file whose name is most similar to that of a missing one."""
@@ -112,7 +122,9 @@ class PictureNames:
     def _spellings(self, name: str) -> Iterator[str]:
         """Yield `name` in the plain forms that other systems' spellings of it may mean."""
         for variant in plain_spellings(name):
-            path = PurePosixPath(variant)
+            path = PurePosixPath(posixpath.normpath(variant))
+            # ../images/x.jpg, seen from a folder beside the images
+            path = PurePosixPath(*itertools.dropwhile(lambda part: part == "..", path.parts))
             for root in (self._root, Path(os.path.realpath(self._root))):
                 if path.is_absolute() and path.is_relative_to(root.as_posix()):
                     path = path.relative_to(root.as_posix())
@@ -142,18 +154,20 @@ class PictureNames:
         for folder, folders, names in os.walk(self._root):
             folders.sort()
             for name in sorted(names):
-                # A file name may hold bytes that are not UTF-8; a table cannot name it.
-                if not name.startswith(".") and name.isprintable():
+                # A table cannot name a file with control characters or bytes that are not UTF-8.
+                if not (name.startswith(".") or CONTROL.search(name) or _SURROGATE.search(name)):
                     path = os.path.relpath(os.path.join(folder, name), self._root)  # noqa: PTH118
                     yield PurePosixPath(path).as_posix()
 
 
 def plain_spellings(name: str) -> list[str]:
-    """Return the forms of `name` without quotes, blanks, backslashes, %20 and #1 at the end."""
+    """Return the forms of `name` without quotes, blanks, backslashes, %20, &amp; and a last #1."""
     plain = name.strip(_INVISIBLE).replace("\\", "/")
     variants = [plain]
     if "%" in plain:
         variants.append(unquote(plain))
+    if "&" in plain:
+        variants.append(html.unescape(plain))
     return variants + [short for v in variants if (short := re.sub(r"#\d+$", "", v)) != v]
 
 
@@ -183,7 +197,7 @@ def match_names(records: Iterable[Record], root: Path) -> tuple[list[Record], li
         if file is None or name == file:
             continue
         # "1.jpg" is not b/1.jpg if the table names b/1.jpg too: then another picture is meant.
-        guessed = _base_name_differs(name, file)
+        guessed = _is_guessed(name, file, root)
         if not guessed or (file not in exact and claims[file] == 1):
             changed[name] = file
     if not changed:
@@ -214,9 +228,12 @@ def _merged(records: list[Record], changed: Mapping[str, str]) -> list[Record]:
     return list(merged.values())
 
 
-def _base_name_differs(name: str, file: str) -> bool:
-    """Whether a file was found in a folder that `name` does not mention."""
-    return "/" in file and "/" not in name.replace("\\", "/")
+def _is_guessed(name: str, file: str, root: Path) -> bool:
+    """Whether a file was found in other folders than those that `name` mentions."""
+    plain = name.replace("\\", "/")
+    if _ABSOLUTE.match(plain):
+        return not PurePosixPath(plain).is_relative_to(os.path.realpath(root))
+    return "/" in file and "/" not in plain
 
 
 def _only(files: list[str] | None) -> str | None:
@@ -224,5 +241,9 @@ def _only(files: list[str] | None) -> str | None:
 
 
 def fold(name: str) -> str:
-    """Return the form in which names are compared, whatever their letter case and Unicode form."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    """Return the form in which names are compared: whatever letter case, Unicode form and blanks.
+
+    macOS puts a narrow no-break space before the AM of its screenshots.
+    """
+    blanks = " ".join(name.split())
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", blanks).casefold())

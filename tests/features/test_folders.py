@@ -56,6 +56,12 @@ def test_a_picture_without_suffix_is_found_by_its_content(tmp_path: Path) -> Non
         "System Volume Information",
         "lost+found",
         ".git/annex",
+        "Network Trash Folder",
+        "Temporary Items",
+        "files_trashbin/files",
+        "appdata_oc12ab/preview",
+        "PRIVATE/M4ROOT/THMBNL",
+        "~snapshot/daily",
     ],
 )
 def test_thumbnails_trash_and_hidden_folders_are_passed_over_and_counted(
@@ -122,6 +128,21 @@ def test_what_cannot_be_read_is_counted_by_kind(
         assert part in note
     assert "iCloud" in note
     assert sum(found.passed_over.values()) == 11
+
+
+def test_pictures_with_unusual_names_and_trashed_ones_are_counted(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.jpg", "JPEG")
+    for name in ("b.jpg_original", "c.insp", ".trashed-1700000000-d.jpg"):
+        (tmp_path / name).write_bytes((tmp_path / "a.jpg").read_bytes())
+    make(tmp_path, "e.py", "f.GPR")
+    found = find_pictures([tmp_path])
+    assert found.pictures == [tmp_path / "a.jpg"]
+    assert found.passed_over == {
+        "picture named *.jpg_original (read if given by name)": 1,
+        "picture named *.insp (read if given by name)": 1,
+        "picture in the trash": 1,
+        "RAW": 1,
+    }
 
 
 def test_a_folder_that_cannot_be_opened_is_named(

@@ -333,6 +333,32 @@ def test_names_are_found_however_they_are_spelled(prepare: Callable, root: Path)
     assert "have no row" not in outcome.out
 
 
+def test_paths_of_another_machine_are_found_by_their_ends(prepare: Callable, root: Path) -> None:
+    spellings = {
+        "a/1.jpg": "/home/me/set/a/1.jpg",
+        "b/1.jpg": r"C:\Users\me\set\b\1.jpg",
+        "c/2.jpg": r"\\nas\share\c\2.jpg",
+        "3.jpg": "../root/3.jpg",
+        "images/4.jpg": "a/../images/4.jpg",
+        "5.jpg": f"{root.resolve()}/x/../5.jpg",
+        "d/at 9\u202fAM.jpg": "file:///data/d/at 9 AM.jpg",
+        "x & y.jpg": "x &amp;  y.jpg",
+    }
+    rows = "".join(f"{name},A dog {i}\n" for i, name in enumerate(spellings.values()))
+    write(root, {"x.csv": HEADER + rows}, "")
+    write(root, dict.fromkeys(spellings, JPEG), "")
+    expected = {name: [f"A dog {i}"] for i, name in enumerate(spellings)}
+    assert prepare("folder").texts == expected
+
+
+def test_paths_of_another_machine_are_not_guessed(prepare: Callable, root: Path) -> None:
+    table = HEADER + "/x/1.jpg,A dog\n/y/1.jpg,A cat\n2.jpg,A cow\n"
+    write(root, {"x.csv": table}, "1.jpg 2.jpg")
+    refused = prepare("folder").err
+    assert "expected file names inside of it, 2 of 3 leave it: /x/1.jpg, /y/1.jpg" in refused
+    assert "did you mean '1.jpg' for '/x/1.jpg'" in refused
+
+
 @pytest.mark.parametrize(
     ("name", "pictures", "near"),
     [

@@ -311,6 +311,8 @@ def test_a_password_file_is_read_only_if_others_cannot(tmp_path, monkeypatch, ca
         file.chmod(mode)
         assert read_password(file, needed=True) == SECRET
     file.chmod(0o600)
+    file.write_text(SECRET, encoding="utf-8-sig")
+    assert read_password(file, needed=True) == SECRET
     file.write_bytes(b"\xff\xfe not UTF-8 at all")
     assert demo.main(["--port", "0", "--password-file", str(file)]) == 2
     assert "is not UTF-8" in capsys.readouterr().err

@@ -318,6 +318,14 @@ def test_generated_text_files_are_registered_and_no_others(tmp_path, writer, mon
     assert registry(folder)["b.jpg.txt"] == hashlib.sha256(b"A cat.\n").hexdigest()
 
 
+def test_a_name_that_is_not_utf_8_is_registered(tmp_path):
+    name = os.fsdecode(b"\xff.jpg")
+    album(tmp_path, a__jpg=b"", **{name: b""})
+    for _ in range(2):
+        assert run(tmp_path, kind="txt") == 0
+    assert registry(tmp_path).keys() == {"a.jpg.txt", f"{name}.txt"}
+
+
 def test_one_text_file_is_not_written_for_two_pictures(tmp_path, capsys):
     album(tmp_path, a__jpg=b"", a__png=b"", b__jpg=b"", b__CR2=b"")
     assert run(tmp_path, "--force", kind="stem-txt") == 1
