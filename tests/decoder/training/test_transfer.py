@@ -176,3 +176,12 @@ def test_a_split_of_another_work_directory_is_captioned_and_scored(
     assert score.main([*given, "--bootstrap", "0"]) == 0
     assert (elsewhere / "scores_val_small.json").exists()
     assert not (source.path / "captions_val.json").exists()
+
+
+def test_a_prepared_split_is_for_the_included_captioner_unless_a_run_is_named(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption.main(["--split", "val", "--work", str(work)]) == 2
+    assert "efficientnet_lite0+efficientnet_lite1" in capsys.readouterr().err
+    assert caption.main(["--split", "val"]) == 2
+    assert "--split needs --run" in capsys.readouterr().err
