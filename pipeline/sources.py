@@ -18,6 +18,7 @@ from pipeline.parsing import parse
 # Options of pipeline.prepare that belong to the --dataset before them; all others apply to all.
 _OF_A_DATA_SET = {"--root", "--captions", "--columns", "--name", "--terms", "--release"}
 _OF_A_DATA_SET |= {"--images", "--size", "--mirror", "--val", "--test"}
+_GIVEN_ONCE = ("--root", "--captions")  # a second one would look like further data
 _FLAG = "--download"  # the only one of them without a value
 _SHARED = ("work", "min_count", "max_length", "skip_missing", "seed", "force")
 _MOST_ID = 2**63
@@ -30,7 +31,7 @@ def repeated_as_also(argv: Sequence[str]) -> list[str]:
     it by an equals sign, because it begins with dashes as options do.
 
     Raises:
-        UserError: an option of a data set is given twice.
+        UserError: --root or --captions is given twice for a data set.
     """
     arguments: list[str] = []  # of the first data set, and those that apply to all
     further: list[list[str]] = []
@@ -47,7 +48,7 @@ def repeated_as_also(argv: Sequence[str]) -> list[str]:
             seen = True
         elif name not in (*_OF_A_DATA_SET, _FLAG):
             block = arguments
-        if name in _OF_A_DATA_SET and any(f"{one}=".startswith(f"{name}=") for one in block):
+        if name in _GIVEN_ONCE and any(f"{one}=".startswith(f"{name}=") for one in block):
             raise UserError(
                 f"{name} is given twice for one data set; a further one begins with its --dataset"
             )

@@ -133,8 +133,8 @@ class CaptionOptions:
             )
         require(
             self.split is None or len(self.run) > 0 or self.work is not None,
-            "--split needs --run: the folder WORK/runs/NAME of a trained run; or --work WORK alone, for "
-            "the included captioner",
+            "--split needs --run: the folder WORK/runs/NAME of a trained run; or --work WORK "
+            "alone, for the included captioner",
         )
         require(self.split is not None or self.work is None, "--work needs --split NAME")
         require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
