@@ -18,6 +18,7 @@ from pipeline.parsing import parse
 # Options of pipeline.prepare that belong to the --dataset before them; all others apply to all.
 _OF_A_DATA_SET = {"--root", "--captions", "--columns", "--name", "--terms", "--release"}
 _OF_A_DATA_SET |= {"--images", "--size", "--mirror", "--val", "--test"}
+_GIVEN_ONCE = ("--root", "--captions")  # a second one would look like further data
 _FLAG = "--download"  # the only one of them without a value
 _SHARED = ("work", "min_count", "max_length", "skip_missing", "seed", "force")
 _MOST_ID = 2**63
@@ -28,6 +29,9 @@ def repeated_as_also(argv: Sequence[str]) -> list[str]:
 
     The first data set may have its options before its --dataset. The value of --also is joined to
     it by an equals sign, because it begins with dashes as options do.
+
+    Raises:
+        UserError: --root or --captions is given twice for a data set.
     """
     arguments: list[str] = []  # of the first data set, and those that apply to all
     further: list[list[str]] = []
@@ -44,6 +48,10 @@ def repeated_as_also(argv: Sequence[str]) -> list[str]:
             seen = True
         elif name not in (*_OF_A_DATA_SET, _FLAG):
             block = arguments
+        if name in _GIVEN_ONCE and any(f"{one}=".startswith(f"{name}=") for one in block):
+            raise UserError(
+                f"{name} is given twice for one data set; a further one begins with its --dataset"
+            )
         block.append(token)
         if "=" not in token and (name == "--dataset" or name in _OF_A_DATA_SET):
             block += [value for value in (next(tokens, None),) if value is not None]
@@ -54,16 +62,22 @@ def data_sets(options: PrepareOptions) -> list[PrepareOptions]:
     """Return the options of each data set; they share those that apply to all.
 
     Raises:
-        UserError: --also is no list of options, or two data sets have one name.
+        UserError: --also is no list of options of one data set, or two data sets have one name.
     """
     shared = {name: getattr(options, name) for name in _SHARED}
     every = [replace(options, also=())]
     for text in options.also:
         try:
-            arguments = ["--work", str(options.work), *shlex.split(text)]
+            given = shlex.split(text)
         except ValueError as error:  # a quote that is not closed
             raise UserError(f"--also {text!r}: {error}") from error
-        other = parse(PrepareOptions, PREPARE, arguments)
+        other = parse(PrepareOptions, PREPARE, ["--work", str(options.work), *given])
+        for name in _SHARED:
+            option = f"--{name.replace('_', '-')}"
+            if any(token.partition("=")[0].replace("_", "-") == option for token in given):
+                raise UserError(
+                    f"--also {text!r}: {option} applies to all data sets; give it outside of --also"
+                )
         if other.also:
             raise UserError(f"--also {text!r}: give --also once more instead of one inside another")
         every.append(replace(other, **shared))

@@ -16,4 +16,4 @@ _UNKNOWN = "not known to this project. Check them before you share this captione
 
 def terms_of(dataset: str, stated: str | None = None) -> str:
     """Return the terms of a data set without a full stop: those `stated` by the user, or known."""
-    return stated.rstrip(".") if stated else _TERMS.get(dataset, _UNKNOWN)
+    return " ".join(stated.split()).rstrip(".") if stated else _TERMS.get(dataset, _UNKNOWN)

@@ -2,64 +2,119 @@
 
 import re
 
-_PEOPLE = {
-    "person": "man woman guy lady gentleman dude male female bride groom",
-    "people": "men women guys ladies gentlemen dudes males females bridesmaids groomsmen",
-    "child": "boy girl son daughter",
-    "children": "boys girls sons daughters",
-    "parent": "mother father mom dad",
-    "parents": "mothers fathers moms dads",
-    "sibling": "brother sister",
-    "siblings": "brothers sisters",
-    "police officer": "policeman policewoman",
-    "police officers": "policemen policewomen",
-    "firefighter": "fireman firewoman",
-    "firefighters": "firemen firewomen",
-    "fisher": "fisherman fisherwoman",
-    "camera operator": "cameraman camerawoman",
-    "batter": "batsman batswoman",
-    "rider": "cowboy cowgirl",
-    "riders": "cowboys cowgirls",
+# The neutral noun and its plural, and those that it stands for.
+_NOUNS = (
+    (
+        "person",
+        "people",
+        "man woman guy lady lad gal gentleman dude male female bride groom bridesmaid groomsman",
+        "men women guys ladies lads gals gentlemen dudes males females bridesmaids groomsmen",
+    ),
+    ("child", "children", "boy girl son daughter", "boys girls sons daughters"),
+    ("schoolchild", "schoolchildren", "schoolboy schoolgirl", "schoolboys schoolgirls"),
+    ("parent", "parents", "mother father mom dad", "mothers fathers moms dads"),
+    ("grandparent", "grandparents", "grandmother grandfather", "grandmothers grandfathers"),
+    ("grandchild", "grandchildren", "grandson granddaughter", "grandsons granddaughters"),
+    ("sibling", "siblings", "brother sister", "brothers sisters"),
+    ("spouse", "spouses", "husband wife", "husbands wives"),
+    ("partner", "partners", "boyfriend girlfriend", "boyfriends girlfriends"),
+    ("police officer", "police officers", "policeman policewoman", "policemen policewomen"),
+    ("firefighter", "firefighters", "fireman firewoman", "firemen firewomen"),
+    ("fisher", "fishers", "fisherman fisherwoman", "fishermen fisherwomen"),
+    ("camera operator", "camera operators", "cameraman camerawoman", "cameramen camerawomen"),
+    ("batter", "batters", "batsman batswoman", "batsmen batswomen"),
+    ("base player", "base players", "baseman", "basemen"),
+    ("rider", "riders", "cowboy cowgirl horseman", "cowboys cowgirls horsemen"),
+    ("businessperson", "businesspeople", "businessman businesswoman", "businessmen businesswomen"),
+    ("salesperson", "salespeople", "salesman saleswoman", "salesmen saleswomen"),
+    ("chairperson", "chairpeople", "chairman chairwoman", "chairmen chairwomen"),
+    ("athlete", "athletes", "sportsman sportswoman", "sportsmen sportswomen"),
+    ("worker", "workers", "workman", "workmen"),
+    ("mail carrier", "mail carriers", "mailman postman", "mailmen postmen"),
+    ("server", "servers", "waiter waitress", "waiters waitresses"),
+    ("actor", "actors", "actress", "actresses"),
+)
+_PRONOUNS = {
+    "person's": "mans womans",
     "their": "his",
+    "theirs": "hers",
     "them": "him",
     "they": "he she",
     "themselves": "himself herself",
 }
-_NEUTRAL = {word: plain for plain, words in _PEOPLE.items() for word in words.split()}
-_GENDERED = re.compile(rf"\b(?:{'|'.join(_NEUTRAL)})\b")
+_NEUTRAL = {word: one for one, _, words, _ in _NOUNS for word in words.split()}
+_NEUTRAL |= {word: many for _, many, _, words in _NOUNS for word in words.split()}
+_NEUTRAL |= {word: plain for plain, words in _PRONOUNS.items() for word in words.split()}
+_GENDERED = re.compile(rf"(?:\b(an?) )?(?<!-)\b({'|'.join(_NEUTRAL)})\b(?!-)")
 
 # What follows a noun, after which "male" and "female" are nouns; before others they are adjectives.
 _AFTER_NOUN = (
-    "in|on|at|with|and|is|are|of|to|by|from|who|near|next|wearing|holding|standing|sitting|riding|"
-    "walking|running|playing|jumping|looking|doing|performing"
+    r"in|on|at|with|and|is|are|was|were|has|have|of|to|by|from|who|that|while|near|next|up|down|"
+    r"over|under|through|into|onto|along|behind|off|across|beside|dressed|sit|stand|walk|run|play|"
+    r"ride|pose|look|talk|hold|wear|smile|jump|\w+ing"
 )
 _ADJECTIVE = re.compile(rf"\b(an? )?(?:fe)?male (?!(?:{_AFTER_NOUN})\b)(?=([a-z]+))")
+# So they are before a verb: "a young male swims", but not "two male students".
+_BEFORE_VERB = re.compile(r"\b((?:an?|the|one) (?:\w+ )?)(?:fe)?male(?= \w+[^\Ws]s\b)")
 _VOWEL = re.compile(r"[aeio]|u(?!ni)")
-# "Her" is an object at the end and before a preposition, else a possessive.
-_HER = re.compile(r"\bher\b(?= (?:in|on|at|with|and|as|while|to|from|by|near|is)\b|$)")
-# Pairs that would read "a person and a person".
-_PAIR = re.compile(r"\ban? ((?:\w+ )?)(person|child) and an? (?:\1)\2\b")
-_PLURAL = {"person": "people", "child": "children"}
-_SAME = re.compile(r"\b(people|children) and \1\b")
-_VERBS = {"they is": "they are", "they was": "they were", "they has": "they have"}
+# "Her" is an object at the end and before a preposition or an article, else a possessive.
+_HER = re.compile(
+    r"\bher\b(?= (?:in|on|at|with|and|as|while|to|from|by|near|is|for|over|under|into|onto|off|up|"
+    r"down|through|around|along|across|behind|beside|before|after|during|against|out|away|who|"
+    r"that|an?|the)\b|$)"
+)
+# Pairs that would read "a person and a person", with the same words before both.
+_PAIR = re.compile(
+    rf"(?:\b(an?|the) |^)((?:\w+ )??)({'|'.join(one for one, *_ in _NOUNS)})"
+    r" and (?:(?:an?|the) \2|\2|)\3\b"
+)
+_PLURAL = {one: many for one, many, *_ in _NOUNS}
+_SAME = re.compile(r"\b(people|children|they) and \1\b")
+_COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_SUM = re.compile(r"\b(two|three|four|five) (people|children) and (two|three|four|five) \2\b")
+
+_HE_AND_VERB = re.compile(r"\b(?:he|she)(?: ?('s)| (\w+s))\b")
+_VERBS = {"is": "are", "'s": "are", "was": "were", "has": "have"}
+_ENDINGS = ((r"(\w\w)ies$", r"\1y"), (r"(ss|zz|x|o|ch|sh)es$", r"\1"), (r"([^s])s$", r"\1"))
 
 
 def neutral(text: str) -> str:
     """Return a lower-case English caption that does not say whether people are male or female."""
-    if not re.search(rf"{_GENDERED.pattern}|\bhers?\b", text):
+    if not re.search(rf"{_GENDERED.pattern}|\bher\b", text):
         return text
-    text = _ADJECTIVE.sub(_article, text)
+    text = _BEFORE_VERB.sub(r"\1person", text)
+    text = _ADJECTIVE.sub(lambda match: _article(match[1], match[2]), text)
     text = re.sub(r"\bher\b", "their", _HER.sub("them", text))
-    text = _GENDERED.sub(lambda match: _NEUTRAL[match[0]], text)
-    text = _PAIR.sub(lambda match: f"two {match[1]}{_PLURAL[match[2]]}", text)
-    text = _SAME.sub(r"\1", text)
-    for wrong, right in _VERBS.items():
-        text = text.replace(wrong, right)
-    return text
+    text = _HE_AND_VERB.sub(lambda match: f"they {_plural_verb(match[1] or match[2])}", text)
+    text = _GENDERED.sub(lambda m: _article(m[1], _NEUTRAL[m[2]]) + _NEUTRAL[m[2]], text)
+    text = _PAIR.sub(_two, text)
+    text = _SUM.sub(_counted, text)
+    return _SAME.sub(r"\1", text)
 
 
-def _article(adjective: re.Match[str]) -> str:
-    """Return the article that remains, for the word that follows now."""
-    if adjective[1] is None:
+def _article(before: str | None, word: str) -> str:
+    """Return the indefinite article and space before `word`, if there was one `before`."""
+    if before is None:
         return ""
-    return "an " if _VOWEL.match(adjective[2]) else "a "
+    return "an " if _VOWEL.match(word) else "a "
+
+
+def _plural_verb(verb: str) -> str:
+    """Return the form that follows "they" of a verb that follows "he": "catch" of "catches"."""
+    if verb in _VERBS:
+        return _VERBS[verb]
+    for ending, plain in _ENDINGS:
+        changed, count = re.subn(ending, plain, verb)
+        if count:
+            return changed
+    return verb
+
+
+def _two(pair: re.Match[str]) -> str:
+    the = "the " if pair[1] == "the" else ""
+    return f"{the}two {pair[2]}{_PLURAL[pair[3]]}"
+
+
+def _counted(both: re.Match[str]) -> str:
+    count = _COUNTS.index(both[1]) + _COUNTS.index(both[3]) + 2
+    return f"{_COUNTS[count - 1]} {both[2]}"

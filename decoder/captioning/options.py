@@ -74,7 +74,8 @@ class CaptionOptions:
     """Caption this split of the run's work directory into RUN/captions_SPLIT.json."""
     work: Path | None = None
     """With --split: caption that of this work directory instead, whose features must be of the
-    same kind, into WORK/captions_SPLIT_NAME.json for the run NAME."""
+    same kind, into WORK/captions_SPLIT_NAME.json for the run NAME; the included captioner, which
+    is taken without --run, is called trained."""
     preset: str | None = None
     """Settings of a data set, such as flickr8k, as defaults."""
     alt: tuple[Path, ...] = ()
@@ -132,8 +133,9 @@ class CaptionOptions:
                 f"--out must end in .csv or .jsonl, found {self.out}",
             )
         require(
-            self.split is None or len(self.run) > 0,
-            "--split needs --run: the folder WORK/runs/NAME of a trained run",
+            self.split is None or len(self.run) > 0 or self.work is not None,
+            "--split needs --run: the folder WORK/runs/NAME of a trained run; or --work WORK "
+            "alone, for the included captioner",
         )
         require(self.split is not None or self.work is None, "--work needs --split NAME")
         require(self.pictures != () or self.sidecar is None, "--sidecar needs pictures")
@@ -162,7 +164,7 @@ class CaptionOptions:
         )
         require(0 <= self.unsure <= 1, "--unsure must be from 0 to 1")
         require(
-            self.split is None or len(self.run) == 1 or self.out is not None,
+            self.split is None or len(self.run) < 2 or self.out is not None,
             "with --split and more than one --run, name the file to write with --out",
         )
         require(self.seed >= 0, "--seed must not be negative")

@@ -53,7 +53,7 @@ def export(options: ExportOptions) -> None:
         )
         if "val" not in about["scores"]:
             about |= _measured(options, new, run, table)
-        _write_card(about, captioner.config, run, new)
+        _write_card(about, _without_paths(captioner.config), run, new)
         if options.onnx:
             write_onnx(new, new.path / "onnx")
         write_json(new.captioner, about | {"files": hashes(new.path)})

@@ -75,13 +75,14 @@ def folder_of(name: str) -> RunFolder:
     Raises:
         UserError: there is no such run, or this installation includes no captioner.
     """
-    path = packaged_captioner() if name == PACKAGED else Path(name)
-    if not path.is_dir():
+    run = RunFolder(packaged_captioner() if name == PACKAGED else Path(name))
+    if not run.config.is_file():
         raise UserError(
-            f"--init {name}: there is no such run; expected WORK/runs/NAME, the folder of an "
-            f"exported captioner, or {PACKAGED} for the included one"
+            f"--init {name}: there is no such run, with a {run.config.name}; expected "
+            "WORK/runs/NAME, the folder of an exported captioner, or "
+            f"{PACKAGED} for the included one"
         )
-    return RunFolder(path)
+    return run
 
 
 def arguments_of(name: str) -> list[str]:
@@ -205,7 +206,10 @@ def _data(run: RunFolder) -> list[dict[str, Any]]:
         content = read_json(run.captioner, EXPORT)
         try:
             data = content.get("data")
-            return [] if data is None else data.get("sources") or [{"dataset": data["dataset"]}]
+            if data is None:
+                return []
+            name = data["dataset"]
+            return data.get("sources") or [{"name": name, "dataset": name}]
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
                 f"{run.captioner} is not what decoder.export writes ({error!r:.200}); copy the "

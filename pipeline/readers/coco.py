@@ -11,7 +11,7 @@ from features.errors import UserError, first_few
 from pipeline.options import PrepareOptions
 from pipeline.readers.files import find, read_json
 from pipeline.readers.karpathy import read_karpathy_json
-from pipeline.readers.records import Reading, Record
+from pipeline.readers.records import Reading, Record, split_name
 
 # The releases in order of preference, each with a file that identifies it.
 RELEASES = {
@@ -66,13 +66,15 @@ def is_coco(content: Any) -> bool:
 def read_coco_file(
     path: Path, content: Any, skip_missing: bool = False
 ) -> tuple[list[Record], list[str]]:
-    """Return the images of a file of captions, in no split yet, and remarks.
+    """Return the images of a file of captions, and remarks.
 
-    Ids may be numbers or text. If some are text other than a number, the images get no ids. A
-    caption that an image has twice is counted once.
+    Images are in no split, unless they have a "split" as in a work directory's captions.json. Ids
+    may be numbers or text. If some are text other than a number, the images get no ids. A caption
+    that an image has twice is counted once.
 
     Raises:
-        UserError: a key is missing, or captions belong to no image (unless `skip_missing`).
+        UserError: a key is missing, a split is unknown, or captions belong to no image (unless
+            `skip_missing`).
     """
     remarks: list[str] = []
     captions: dict[Any, dict[str, None]] = {}  # the values are ordered sets
@@ -88,7 +90,10 @@ def read_coco_file(
             if not isinstance(image["file_name"], str) or not image["file_name"]:
                 raise TypeError(f"expected a file name, found {image['file_name']!r:.80}")
             own = tuple(captions.pop(image_id, ()))
-            records.append(Record(image["file_name"], None, own, image_id))
+            split = split_name(str(image["split"])) if image.get("split") else None
+            records.append(Record(image["file_name"], split, own, image_id))
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except KeyError as error:
         raise UserError(f"{path}: an image or annotation lacks the key {error}") from error
     except TypeError as error:

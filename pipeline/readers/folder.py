@@ -87,10 +87,14 @@ def _read_source(
     if path.suffix.lower() == ".json" and is_coco(content := read_json(path)):
         records, remarks = read_coco_file(path, content)
         records = [
-            replace(r, file_name=_placed(root, source.folder, r.file_name), split=source.split)
+            replace(
+                r,
+                file_name=_placed(root, source.folder, r.file_name),
+                split=r.split or source.split,
+            )
             for r in records
         ]
-        return records, remarks, source.split is not None
+        return records, remarks, any(r.split for r in records)
     table = read_table(path, str(PurePosixPath(source.folder, path.name)))
     columns = choose_columns(table, chosen)
     pairs: list[tuple[str, str]] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from features.content import EmptyPicture, check_content
 from features.images import read_picture
@@ -28,6 +28,13 @@ def gradient(*colours: tuple[int, int, int]) -> Image.Image:
     return Image.fromarray(np.uint8([colours])).resize((300, 200), Image.Resampling.BILINEAR)
 
 
+def boxed(*box: int) -> Image.Image:
+    """A white picture with a black box on it."""
+    picture = Image.new("RGB", (400, 300), "white")
+    ImageDraw.Draw(picture).rectangle(box, outline="black", width=9)
+    return picture
+
+
 SPACERS = {
     "one pixel": reopened(Image.new("RGB", (1, 1)), "GIF"),
     "a hairline": reopened(Image.new("RGB", (600, 2), "red"), "PNG"),
@@ -42,6 +49,9 @@ PLAIN = {
     "noise": reopened(noisy((640, 480), 60), "PNG"),
     "coarse noise": reopened(noisy((40, 30), 90).resize((640, 480), 0), "PNG"),
     "a slope": reopened(Image.linear_gradient("L").rotate(90), "PNG"),
+    "grey noise": reopened(noisy((640, 480), 50).convert("L"), "JPEG", quality=15),
+    "a frame": reopened(boxed(0, 0, 399, 299), "JPEG"),
+    "a line": reopened(boxed(0, 150, 399, 158), "PNG"),
     "16 bits": reopened(Image.fromarray(np.full((90, 90), 40000, np.uint16)), "PNG"),
 }
 
@@ -67,6 +77,19 @@ def test_small_things_on_a_plain_ground_are_content():
     with pytest.raises(EmptyPicture) as caught:
         check_content(read_picture(animation.getvalue()))
     assert not caught.value.spacer, "a later frame may be visible"
+
+
+def test_texture_and_print_are_content():
+    lawn = noisy((256, 256), 60).filter(ImageFilter.GaussianBlur(1))
+    check_content(reopened(lawn, "JPEG"))
+    sheet = Image.new("RGB", (640, 480), "white")
+    font = ImageFont.load_default()
+    numbers = iter(np.random.default_rng(0).integers(0, 99999, 200))
+    for left in range(0, 640, 64):
+        for top in range(0, 480, 24):
+            ImageDraw.Draw(sheet).rectangle((left, top, left + 64, top + 24), outline="silver")
+            ImageDraw.Draw(sheet).text((left + 4, top + 5), str(next(numbers)), "black", font)
+    check_content(reopened(sheet, "PNG"))
 
 
 def test_no_photograph_is_taken_for_empty():

@@ -92,6 +92,33 @@ def test_names_that_do_not_tell_sources_apart_are_refused(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("further", "message"),
+    [
+        (["--root", "elsewhere"], "--root is given twice for one data set"),
+        (["--also", "--dataset shapes --min_count 3"], "--min-count applies to all data sets"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    two: list[str], further: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*two, *further]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_images_of_a_coco_file_keep_their_own_splits(prepare: Callable, root: Path) -> None:
+    make_folder(root)
+    work = prepare("folder").work
+    (root / "captions.csv").unlink()
+    (work / "captions.json").rename(root / "captions.json")
+    splits = {"a.jpg": "train", "b.jpg": "val", "c.jpg": "test"}
+    assert prepare("folder", "--force").splits == splits
+    (root / "captions.json").write_text(
+        (root / "captions.json").read_text().replace('"val"', '"spare"')
+    )
+    assert "unknown split 'spare'" in prepare("folder").err
+
+
 def test_options_belong_to_the_data_set_before_them() -> None:
     first = ["--root", "A", "--dataset", "flickr8k"]
     second = ["--dataset=coco", "--root", "B", "--download", "--name=mine"]

@@ -16,11 +16,22 @@ CAPTIONS = {
     "an old man looks at his phone while he is walking": (
         "an old person looks at their phone while they are walking"
     ),
+    "a young man and woman walk": "two young people walk",
+    "the bride and groom dance": "the two people dance",
+    "a policewoman and a policeman": "two police officers",
+    "two men and two women stand": "four people stand",
+    "he catches a ball as she carries one": "they catch a ball as they carry one",
+    "a boy who thinks he 's flying": "a child who thinks they are flying",
+    "a female sits and a young male swims": "a person sits and a young person swims",
+    "two male students and a female runner": "two students and a runner",
+    "a man gives her a kiss and lifts her up": "a person gives them a kiss and lifts them up",
+    "an actress and her mans hat": "an actor and their person's hat",
+    "fishermen and a waitress": "fishers and a server",
     "a policeman on a motorcycle": "a police officer on a motorcycle",
     "a mother holds her son": "a parent holds their child",
     "a dog runs on the grass": "a dog runs on the grass",
     "a german shepherd in a human hand": "a german shepherd in a human hand",
-    "a doberman beside a snowman": "a doberman beside a snowman",
+    "spider-man and a doberman beside a snowman": "spider-man and a doberman beside a snowman",
     "": "",
 }
 

@@ -97,7 +97,8 @@ def test_a_training_that_starts_from_a_run_records_and_continues_it(
     assert export.main(["--run", str(mine.path), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- Terms of shapes: CC0 (drawn).\n" in card
-    assert f"- Training started from the captioner {source.path}, trained on shapes." in card
+    assert f"- Training started from the captioner {source.path.name}, trained on shapes." in card
+    assert str(tmp_path) not in card
     assert "- Terms of shapes, which apply here too: drawn by this project" in card
 
 
@@ -106,6 +107,17 @@ def test_trainings_one_after_the_other_record_their_data_once(source: RunFolder)
     first = Trained("small", source, old, old_words, config)
     second = replace(first, config={**config, "init": first.record()})
     assert second.record()["data"] == first.record()["data"]
+
+
+def test_an_exported_captioner_and_its_run_name_their_data_alike(
+    source: RunFolder, tmp_path: Path
+) -> None:
+    assert export.main(["--run", str(source.path), "--out", str(tmp_path), "--no-scores"]) == 0
+    records = [
+        Trained("small", run, *load_decoder(run, run.best, CPU)).record()["data"]
+        for run in (source, RunFolder(tmp_path))
+    ]
+    assert records[0] == records[1]
 
 
 @pytest.mark.parametrize(
@@ -134,8 +146,9 @@ def test_other_features_and_missing_runs_are_refused(
     assert train.main([*command, "packaged"]) == 2
     found = capsys.readouterr().err
     assert "--init packaged (made with --backbone efficientnet_lite0+" in found
-    assert train.main([*command, "nowhere"]) == 2
-    assert "--init nowhere: there is no such run" in capsys.readouterr().err
+    for name in ("nowhere", str(work)):
+        assert train.main([*command, name]) == 2
+        assert f"--init {name}: there is no such run" in capsys.readouterr().err
 
 
 def test_small_data_gets_more_epochs(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,3 +176,12 @@ def test_a_split_of_another_work_directory_is_captioned_and_scored(
     assert score.main([*given, "--bootstrap", "0"]) == 0
     assert (elsewhere / "scores_val_small.json").exists()
     assert not (source.path / "captions_val.json").exists()
+
+
+def test_a_prepared_split_is_for_the_included_captioner_unless_a_run_is_named(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert caption.main(["--split", "val", "--work", str(work)]) == 2
+    assert "efficientnet_lite0+efficientnet_lite1" in capsys.readouterr().err
+    assert caption.main(["--split", "val"]) == 2
+    assert "--split needs --run" in capsys.readouterr().err
