@@ -8,7 +8,9 @@ it was.
 import csv
 import io
 import os
+import re
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +18,12 @@ from features.errors import UserError
 from features.files import write_atomically
 
 CORRECTED = "corrected"
+# What Windows-1252 makes of other encodings: bytes without a character, signs within or before
+# words, and words of accented letters.
+_NOT_WESTERN = re.compile(
+    r"\ufffd|[¤¦¨¬¯±´¶¸¹³](?=[^\W\d_])|(?:(?![a-zA-Z])[^\W\d_]){3}"
+    r"|(?<=[^\W\d_])[¡-ª¬-¶¸-º¼-¿×÷‚„†‡ˆ‰˜][^\0-\x7f]*(?=[^\W\d_])"
+)
 
 
 class Row(NamedTuple):
@@ -133,7 +141,9 @@ def _read(path: Path) -> list[Row]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    text = _decoded(content)
+    text = _decoded(path, content)
+    if match := re.match(r'"?sep=[,;\t]"?\s*\n', text, re.IGNORECASE):  # a first line for Excel
+        text = text[match.end() :]
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -161,10 +171,18 @@ def _read(path: Path) -> list[Row]:
     return rows
 
 
-def _decoded(content: bytes) -> str:
+def _decoded(path: Path, content: bytes) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
-    try:
+    with suppress(UnicodeDecodeError):
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError:  # saved by a spreadsheet program in the encoding of Windows
-        return content.decode("cp1252", "replace")
+    # A spreadsheet program saved it in the encoding of its Windows.
+    text = content.decode("cp1252", "replace")
+    if odd := _NOT_WESTERN.search(text):
+        line = text.count("\n", 0, odd.start()) + 1
+        raise UserError(
+            f"{path}, line {line}: expected UTF-8, found the encoding of another program; save it "
+            "again as 'CSV UTF-8'"
+        )
+    print(f"caption: {path} is not UTF-8 and was read as Windows-1252 (Western Europe)")
+    return text
