@@ -80,8 +80,9 @@ def read_coco_file(
     try:
         for entry in content["annotations"]:
             texts = captions.setdefault(_as_number(entry["image_id"]), {})
-            repeated += entry["caption"] in texts
-            texts[entry["caption"]] = None
+            text = "" if entry["caption"] is None else entry["caption"]
+            repeated += bool(text) and text in texts
+            texts[text] = None
         records = []
         for image in content["images"]:
             image_id = _as_number(image["id"])
