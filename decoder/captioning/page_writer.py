@@ -150,8 +150,8 @@ class PageWriter:
         if elsewhere:
             return _Shown(None, _ELSEWHERE)
         if not empty:
-            reason = f"embedded in the page, {embedded[0]}" if embedded else "no address"
-            return _Shown(None, f"a placeholder: {reason}" if bare.later else reason)
+            note = f"embedded in the page, {embedded[0]}" if embedded else "no address"
+            return _Shown(None, f"a placeholder: {note}" if bare.later else note)
         _, reason = empty[0]
         if reason.spacer and not bare.later:
             return _Shown(None, f"a spacer: {reason}", spacer=True)
