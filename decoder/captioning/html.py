@@ -19,9 +19,10 @@ _CODE = "\ue000"
 _TEMPLATE = re.compile(
     r"<\?(?:php|=|xml|\s).*?(?:\?>|\Z)"  # PHP, and processing instructions of XML
     r"|<%(?:(?!<%).)*?%>"  # ASP, JSP, ERB, EJS
-    r"|\{\{!?--.{,5000}?--\}\}|\{/\*.{,5000}?\*/\}"  # comments of Handlebars, Blade and JSX,
-    r"|\{#(?:(?!\{[{%#/]).){,5000}?#\}"  # of Jinja and Twig,
-    r"|\{%-?\s*comment\b.{,5000}?\bendcomment\s*-?%\}"  # of Django and Liquid
+    r"|\{\{!?--(?:(?!\{\{!?--).)*?--\}\}"  # comments of Handlebars and Blade,
+    r"|\{/\*(?:(?!\{/\*).)*?\*/\}"  # of JSX,
+    r"|\{#(?:(?!\{[{%#/]).)*?#\}"  # of Jinja and Twig,
+    r"|\{%-?\s*comment\b(?:(?!\{%-?\s*comment\b).)*?\bendcomment\s*-?%\}"  # of Django, Liquid
     r"|\{([{%#])(?:(?!</?[a-z!]|\{[{%#]).){,500}?[}%#]\}"  # Jinja, Twig, Liquid, Handlebars, Vue
     r"|(?<==)\{(?:[^{}]|\{[^{}]*\})*\}",  # JSX, Svelte, Astro
     re.DOTALL | re.IGNORECASE,
