@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.result_names import captions_by_id
-from evaluation.results import Results, match, split_of
+from evaluation.results import Results, match, numbered, read_coco, split_of
 from features.commands import PREPARE
 from features.errors import UserError, first_few
-from features.files import read_json
 from pipeline import captions
 from pipeline.caption_database import open_database
 from pipeline.captions import CaptionTable, Image, is_id
@@ -55,7 +54,7 @@ def choose(path: Path, results: Results, split: str | None, partial: bool) -> Re
     if path.suffix == ".db":
         table = open_database(path)
     else:
-        content = read_json(path, f"{PREPARE}, or name {_EXPECTED}")
+        content = read_coco(path, f"{PREPARE}, or name {_EXPECTED}")
         if _is_of_work_directory(content):
             table = captions.parse(content, path)
     if table is not None:
@@ -71,6 +70,9 @@ def choose(path: Path, results: Results, split: str | None, partial: bool) -> Re
         training = (caption.text for image in train for caption in image.captions)
         sources = {image.id: image.source for image in table.with_ids(chosen)}
         return References(split, chosen, written, len(every), training, sources)
+    for key, own in (("images", "id"), ("annotations", "image_id")):
+        if isinstance(content, dict) and isinstance(content.get(key), list):
+            numbered(content[key], own)
     every = _coco(content, path)
     if split is not None:
         raise UserError(
@@ -176,8 +178,6 @@ def _annotations(content: object, path: Path) -> list[dict[str, Any]]:
         found = str(first)[:200]
         if isinstance(first, dict) and "caption" not in first:
             found = f"no caption but {', '.join(map(str, first))[:200]}"
-        elif isinstance(first, dict) and isinstance(first.get("image_id"), str):
-            found += " (an id in quotes is text: write it without quotes)"
         raise UserError(
             f'{path}: {len(wrong)} annotations are not like {{"image_id": 1, "caption": "a dog"}}, '
             f"an integer and a text: number {first_few(wrong)}; the first has {found}"

@@ -1,19 +1,21 @@
 """Captions that a model wrote, by image id or by file name, and how they match a caption table."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from features.commands import CAPTION
-from features.errors import UserError, first_few
+from features.errors import AccessError, UserError, first_few
 from features.files import read_json, reading
 from pipeline.captions import CaptionTable, is_id
+from pipeline.readers.coco import as_number
+from pipeline.readers.files import kind_of_file
 from pipeline.readers.tables import column_key, read_table
 
-_LISTINGS = (".csv", ".jsonl", ".ndjson")
-_NAMES = ("file_name", "path")
+_LISTINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
+_NAMES = ("file_name", "path", "image", "filename", "image_name", "image_path")
 
 
 @dataclass(frozen=True)
@@ -30,16 +32,17 @@ class Results:
 def read_results(path: Path) -> Results:
     """Return the captions in a COCO results file, or in a listing of `decoder.caption --out`.
 
-    The rows of a results file may have "file_name", with or without "image_id". A listing (.csv or
-    .jsonl) has the column path or file_name, and caption. Its rows of pictures without a caption
-    have the reason in the column error; they are left out, and the user hears of them.
+    The rows of a results file may have "file_name", with or without "image_id". An id may be a text
+    that spells a number; any other text names the picture. A listing (.csv, .tsv or .jsonl) has the
+    column path, file_name or image_id, and caption. Its rows of pictures without a caption have the
+    reason in the column error; they are left out, and the user hears of them.
 
     Raises:
         AccessError: the file cannot be read.
         UserError: the file is missing or has another format, or a picture has two captions.
     """
     if path.suffix.lower() in _LISTINGS:
-        return Results(path, by_name=_listing(path))
+        return _listing(path)
     content = _list(path)
     named = [isinstance(entry, dict) and "file_name" in entry for entry in content]
     if not any(named):
@@ -76,25 +79,52 @@ def read(path: Path) -> dict[int, str]:
     return _by_id(_list(path), path)
 
 
+def read_coco(path: Path, made_by: str) -> Any:
+    """Return the content of a JSON file; the message names a file of another kind.
+
+    Raises:
+        AccessError, UserError: see `features.files.read_json`.
+    """
+    try:
+        return read_json(path, made_by)
+    except AccessError:
+        raise
+    except UserError:
+        if path.exists() and (kind := kind_of_file(path)):
+            raise UserError(f"{path}: expected JSON, found {kind}") from None
+        raise
+
+
+def numbered(entries: Iterable[Any], key: str) -> None:
+    """Replace the ids of JSON objects that are text or decimals by the integers they spell."""
+    for entry in entries:
+        if isinstance(entry, dict) and isinstance(entry.get(key), str | float):
+            entry[key] = as_number(entry[key])
+
+
 def _list(path: Path) -> list[Any]:
-    content = read_json(path, CAPTION)
+    content = read_coco(path, CAPTION)
     if not isinstance(content, list) or not content:
         found = "an empty list" if content == [] else type(content).__name__
         raise UserError(
             f'{path}: expected a list of {{"image_id": 1, "caption": "a dog"}}, found {found}'
         )
+    numbered(content, "image_id")
+    for entry in content:
+        if isinstance(entry, dict) and not is_id(entry.get("image_id")):
+            names = [entry.get(name) for name in (*_NAMES, "image_id")]
+            if name := next((name for name in names if isinstance(name, str) and name), None):
+                entry["file_name"] = name
     return content
 
 
 def _by_id(content: list[Any], path: Path) -> dict[int, str]:
     wrong = [number for number, entry in enumerate(content, 1) if not _is_result(entry)]
     if wrong:
-        quoted = any(isinstance(e, dict) and type(e.get("image_id")) is str for e in content)
-        hint = "; an id in quotes is text: write it without quotes" if quoted else ""
         raise UserError(
             f'{path}: {len(wrong)} entries are not like {{"image_id": 1, "caption": "a dog"}}, an '
             f"integer and a text: number {first_few(wrong)}; the first is "
-            f"{str(content[wrong[0] - 1])[:200]}{hint}"
+            f"{str(content[wrong[0] - 1])[:200]}"
         )
     counts = Counter(entry["image_id"] for entry in content)
     twice = [image for image, count in counts.items() if count > 1]
@@ -106,21 +136,23 @@ def _by_id(content: list[Any], path: Path) -> dict[int, str]:
     return {entry["image_id"]: entry["caption"] for entry in content}
 
 
-def _listing(path: Path) -> dict[str, str]:
-    """Return the captions of a listing by the name of the picture."""
+def _listing(path: Path) -> Results:
+    """Return the captions of a listing by the name of the picture, or by id if it has no names."""
     with reading(path):
         table = read_table(path, path.name)
     for remark in table.remarks:
         print(f"score: {remark}")
-    captions: list[tuple[str, str]] = []
+    captions: list[tuple[Any, str]] = []
     failed: list[str] = []
     for row in table.rows:
         cells = {column_key(column): _encodable(value) for column, value in row.cells.items()}
-        name = next((cells[column] for column in _NAMES if column in cells), None)
-        if not isinstance(name, str) or not name or "caption" not in cells:
+        name = next((cells[column] for column in _NAMES if cells.get(column)), None)
+        name = name or as_number(cells.get("image_id"))
+        if not (is_id(name) or isinstance(name, str)) or name == "" or "caption" not in cells:
             raise UserError(
-                f"{path}, {row.where}: expected a picture as path or file_name and its caption, as "
-                f"{CAPTION} --out writes them, found {', '.join(row.cells)[:200] or 'nothing'}"
+                f"{path}, {row.where}: expected a picture as path, file_name or image_id and its "
+                f"caption, as {CAPTION} --out writes them, found "
+                f"{', '.join(row.cells)[:200] or 'nothing'}"
             )
         if cells.get("error"):
             failed.append(f"{name} ({cells['error']})")
@@ -135,7 +167,9 @@ def _listing(path: Path) -> dict[str, str]:
         print(f"score: {len(failed)} pictures of {path} have no caption: {first_few(failed)}")
     if not captions:
         raise UserError(f"{path}: expected captions of pictures, found none")
-    return _once(path, captions)
+    if all(is_id(name) for name, _ in captions):
+        return Results(path, _by_id([{"image_id": i, "caption": c} for i, c in captions], path))
+    return Results(path, by_name=_once(path, [(str(name), text) for name, text in captions]))
 
 
 def _encodable(value: Any) -> Any:

@@ -33,6 +33,8 @@ ALLOWED = {
         "pipeline.caption_database",
         "pipeline.captions",
         "pipeline.command",
+        "pipeline.readers.coco",
+        "pipeline.readers.files",
         "pipeline.readers.names",
         "pipeline.readers.tables",
         "pipeline.up_to_date",

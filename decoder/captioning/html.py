@@ -11,7 +11,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 from decoder.captioning.charsets import byte_places, decode
-from decoder.captioning.sources import joined, noscript_copy, sources_of
+from decoder.captioning.sources import joined, names_pictures, noscript_copy, sources_of
 
 MARK = "data-alt-generated"
 # Stands for each character of a template's code, so that places stay the same.
@@ -19,15 +19,25 @@ _CODE = "\ue000"
 _TEMPLATE = re.compile(
     r"<\?(?:php|=|xml|\s).*?(?:\?>|\Z)"  # PHP, and processing instructions of XML
     r"|<%(?:(?!<%).)*?%>"  # ASP, JSP, ERB, EJS
+    r"|\{\{!?--(?:(?!\{\{!?--).)*?--\}\}"  # comments of Handlebars and Blade,
+    r"|\{/\*(?:(?!\{/\*).)*?\*/\}"  # of JSX,
+    r"|\{#(?:(?!\{[{%#/]).)*?#\}"  # of Jinja and Twig,
+    r"|\{%-?\s*comment\b(?:(?!\{%-?\s*comment\b).)*?\bendcomment\s*-?%\}"  # of Django, Liquid
     r"|\{([{%#])(?:(?!</?[a-z!]|\{[{%#]).){,500}?[}%#]\}"  # Jinja, Twig, Liquid, Handlebars, Vue
     r"|(?<==)\{(?:[^{}]|\{[^{}]*\})*\}",  # JSX, Svelte, Astro
     re.DOTALL | re.IGNORECASE,
 )
-_BOUND_ALT = re.compile(
-    r"(?:(?:v-bind|x-bind|bind)?:|\[(?:attr\.)?|th:|(?:data-)?ng-attr-|bind-)alt(?:-title)?"
-    r"(?:\.\w+)*\]?|(?:v-bind|x-bind|th:attr|data-bind)|.*[{\ue000].*"
+# Attributes by which code sets a text (:alt, [attr.alt], alt.bind, data-th-alt) or any attribute.
+_BOUND_TEXT = re.compile(
+    r"(?!(?:alt|aria-label|aria-labelledby)\Z)(?:.*[^\w-]|(?:data-)?(?:th|ng-attr|bind)-)?"
+    r"(?:alt|aria-label(?:ledby)?)(?:-title)?(?:[^\w-].*)?"
+    r"|(?:v-bind|x-bind|data-bind|(?:data-)?th[:-]attr|(?:data-)?tal[:-]attributes|py:attrs)"
+    r"|\.\.\..*|.*:\[.*|.*[{\ue000].*"
 )
-_BOUND_SOURCE = re.compile(r"(?:(?:v-bind|x-bind|bind)?:|\[|(?:data-)?ng-(?:attr-)?|th:)src.*")
+_BOUND_SOURCE = re.compile(
+    r"(?:.*[^\w-]|(?:data-)?(?:th|ng|ng-attr|bind)-)(?:ng)?src(?:set)?(?:[^\w-].*)?"
+    r"|(?:ng)?src(?:set)?[^\w-].*"
+)
 _IS_CODE = re.compile(r"\s*(?:[{@]|\[\[|\$\{)|.*[\ue000]|%[A-Z_]+%", re.DOTALL)
 _IS_XML = re.compile(
     r"\s*<\?xml\s|.{,2000}?(?:http://www\.w3\.org/1999/xhtml|DTD XHTML)", re.DOTALL
@@ -41,6 +51,7 @@ _SELF_CLOSED = re.compile(
 )
 _TAG = re.compile(r"<[\w:-]+")
 _SIDES = ("width", "height")
+_TINY = r"\s*[01]\s*(?:px)?\s*"
 # The second count.
 _OPENS = re.compile(
     r"<!--|<(script|style|textarea|title|iframe|noembed|noframes|xmp)\b[^<>]*(?<!/)>", re.IGNORECASE
@@ -180,7 +191,7 @@ class HtmlPage:
         )
         if (
             ("alt" in attributes and not drawn)
-            or any(map(_BOUND_ALT.fullmatch, attributes))
+            or any(map(_BOUND_TEXT.fullmatch, attributes))
             or (dynamic and not known)
         ):
             self.templates += 1
@@ -194,8 +205,11 @@ class HtmlPage:
                 known,
                 "aria-label" if drawn else "alt",
                 foreign=not own and _is_foreign(spoken),
-                later=dynamic or len(known) > 1 or "lazy" in attributes.get("class", "").lower(),
-                tiny=all(attributes.get(side, "").strip() in ("0", "1") for side in _SIDES),
+                later=dynamic
+                or len(known) > 1
+                or "lazy" in attributes.get("class", "").lower()
+                or names_pictures(attributes),
+                tiny=all(_is_tiny(attributes, side) for side in _SIDES),
             )
         )
 
@@ -246,7 +260,7 @@ def _named(attributes: Mapping[str, str]) -> bool:
     return (
         any(attributes.get(name, "").strip() for name in ("aria-label", "aria-labelledby"))
         or attributes.get("aria-hidden", "").strip().lower() == "true"
-        or attributes.get("role", "").strip().lower() in ("presentation", "none")
+        or attributes.get("role", "").lower().split()[:1] in (["presentation"], ["none"])
     )
 
 
@@ -256,6 +270,14 @@ def _names_drawing(node: Any) -> bool:
         return False
     children = [str(child.name).rpartition(":")[2] for child in node.children or ()]
     return _named(node.attrs) or "title" in children or "desc" in children
+
+
+def _is_tiny(attributes: Mapping[str, str], side: str) -> bool:
+    """Whether a picture is given at most one pixel in width or height."""
+    return bool(
+        re.fullmatch(_TINY, attributes.get(side, ""))
+        or re.search(rf"(?:^|[;\s]){side}\s*:{_TINY}(?:[;!]|$)", attributes.get("style", ""))
+    )
 
 
 def _language(node: Any, ancestors: list[Any]) -> str:

@@ -7,6 +7,12 @@ from pathlib import Path
 from features.kinds import PICTURE_SUFFIXES
 
 PAGE_SUFFIXES = {".html", ".htm", ".xhtml", ".xht", ".shtml"}
+# Pages that a program fills in; in a folder they are passed over and counted.
+TEMPLATE = re.compile(
+    r".*\.(?:php|phtml|aspx?|cshtml|jsp|ftl|vm|erb|ejs|hbs|mustache|handlebars|twig|liquid|njk"
+    r"|j2|jinja2?|tpl|vue|svelte|astro|[jt]sx)",
+    re.IGNORECASE,
+)
 _MARKUP = {
     ".md": "Markdown",
     ".markdown": "Markdown",

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from decoder.captioning.files import check_names
-from decoder.captioning.spreadsheets import TableError, exact, read_table
+from decoder.captioning.spreadsheets import exact, read_table
 from decoder.captioning.writer import CaptionWriter
 from features.content import NOTHING, EmptyPicture
 from features.errors import UserError
@@ -281,10 +281,7 @@ class Listing:
 
     def _converted(self, content: bytes) -> Iterator[str]:
         """Yield the lines of a CSV file that a spreadsheet program saved, or a person extended."""
-        try:
-            names, rows = read_table(content)
-        except TableError as error:
-            raise UserError(f"{self.path}, {error}") from error
+        names, rows = read_table(self.path, content)
         if not {*COLUMNS} <= {*names} or len({*names}) < len(names):
             raise self._foreign(1)
         added = [name for name in names if name not in COLUMNS]

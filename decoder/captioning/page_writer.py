@@ -19,7 +19,7 @@ from features.images import PictureError, read_picture
 
 _SECONDS_BETWEEN_TABLES = 30
 _ELSEWHERE = "on the web, or outside the site"
-_DATA = "data:image/"
+_DATA = "data:"
 
 
 class _Shown(NamedTuple):
@@ -123,20 +123,23 @@ class PageWriter:
         """Return what a picture shows: the first source that can be read and is not empty."""
         broken: list[Path] = []
         empty: list[tuple[Path, EmptyPicture]] = []
-        elsewhere = not bare.sources
+        embedded: list[PictureError] = []
+        elsewhere = False
         for source in bare.sources:
-            embedded = source[: len(_DATA)].lower() == _DATA
+            inside = source[: len(_DATA)].lower() == _DATA
             file = (
                 self._unpacked(source)
-                if embedded
+                if inside
                 else file_of(source, page.html.codec, page.file.parent, page.site)
             )
-            error = PictureError(_ELSEWHERE) if file is None else self._look(file)
+            error = PictureError("no base64 data") if file is None else self._look(file)
             if error is None:
                 return _Shown(file)
             if isinstance(error, EmptyPicture) and file is not None:
                 empty.append((file, error))
-            elif embedded or file is None:
+            elif inside:
+                embedded.append(error)
+            elif file is None:
                 elsewhere = True
             else:
                 broken.append(file)
@@ -146,6 +149,9 @@ class PageWriter:
             return _Shown(None, "a spacer or a tracking pixel", spacer=True)
         if elsewhere:
             return _Shown(None, _ELSEWHERE)
+        if not empty:
+            note = f"embedded in the page, {embedded[0]}" if embedded else "no address"
+            return _Shown(None, f"a placeholder: {note}" if bare.later else note)
         _, reason = empty[0]
         if reason.spacer and not bare.later:
             return _Shown(None, f"a spacer: {reason}", spacer=True)

@@ -8,28 +8,35 @@ from tempfile import TemporaryDirectory
 
 from decoder.captioning.charsets import decode
 from decoder.captioning.html import HtmlPage
-from decoder.captioning.kinds import PAGE_SUFFIXES, not_html
+from decoder.captioning.kinds import PAGE_SUFFIXES, TEMPLATE, not_html
 from decoder.captioning.page_copies import Copies, Page
 from decoder.captioning.page_writer import PageWriter
 from decoder.captioning.review import Review
 from decoder.captioning.writer import CaptionWriter
-from features.errors import UserError
+from features.errors import UserError, first_few
 
 
 def find_pages(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Path]]:
     """Return the pages given, and those in the folders given and below them, each with its site.
 
-    Linked folders are followed once. Hidden folders, `out` and our own copies are passed over.
+    Linked folders are followed once. Hidden folders, `out` and our own copies are passed over;
+    templates are too, and the user hears of them.
 
     Raises:
         UserError: there are none.
     """
     pages: dict[Path, tuple[Path, Path]] = {}
+    templates: list[Path] = []
     for path in given:
-        inside = _pages_below(path, out) if path.is_dir() else [path]
+        inside = _pages_below(path, out, templates) if path.is_dir() else [path]
         root = path if path.is_dir() else path.parent
         for page in inside:
             pages.setdefault(page.resolve(), (page, root))
+    if templates:
+        print(
+            f"caption: {len(templates)} templates are passed over, name a file to caption its "
+            f"pictures: {first_few(templates)}"
+        )
     if not pages:
         raise UserError(
             f"expected HTML pages ({', '.join(sorted(PAGE_SUFFIXES))}), found none in "
@@ -38,7 +45,8 @@ def find_pages(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Path
     return list(pages.values())
 
 
-def _pages_below(folder: Path, out: Path | None) -> Iterator[Path]:
+def _pages_below(folder: Path, out: Path | None, templates: list[Path]) -> Iterator[Path]:
+    """Yield the pages in a folder and below it; append what may be templates to `templates`."""
     seen = {out.resolve()} if out is not None else set()
     for name, folders, files in os.walk(folder, followlinks=True):
         here = Path(name)
@@ -49,6 +57,8 @@ def _pages_below(folder: Path, out: Path | None) -> Iterator[Path]:
         folders[:] = sorted(one for one in folders if not one.startswith("."))
         for file in sorted(files):
             path = here / file
+            if TEMPLATE.fullmatch(file):
+                templates.append(path)
             if path.suffix.lower() not in PAGE_SUFFIXES or file.startswith("._"):
                 continue
             original = path.with_name(path.stem.removesuffix(".alt") + path.suffix)

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from decoder.captioning.spreadsheets import TableError, read_table
+from decoder.captioning.spreadsheets import read_table
 from features.errors import UserError
 from features.files import write_atomically
 
@@ -134,10 +134,7 @@ def _read(path: Path) -> list[Row]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    try:
-        names, rows = read_table(content)
-    except TableError as error:
-        raise UserError(f"{path}, {error}") from error
+    names, rows = read_table(path, content)
     if missing := [name for name in Row._fields if name not in names]:
         raise UserError(
             f"{path}: expected the columns {', '.join(Row._fields)}, found no "

@@ -15,11 +15,15 @@ _BLANKS = " \t\r\n\f"
 # Attributes from which scripts load a picture later, such as data-src, data-original and
 # data-lazy-src. Those in _OTHER_PICTURE hold another picture than the one that people see first.
 _LAZY = re.compile(
-    r"(?:data-|nitro-|lazy|pagespeed_|ez).*(?:src|original|lazy|image|img|url|file|full|large|hi-?res|echo|normal)"
-    r"|data-lazyload|lazy-?src|data-(?:srcset|lazy)"
+    r"(?:data-|nitro-|lazy|pagespeed_|ez).*(?:src|original|lazy(?:-?load)?|image|img|url|file|full|large|hi-?res|echo|normal)"
+    r"|lazy-?src|data-(?:srcset|lazy(?:-?load)?)"
 )
 _OTHER_PICTURE = re.compile(
     r"hover|over|error|fallback|placeholder|preview|thumb|blur|lqip|loading|alt"
+)
+_NOTHING = re.compile(r"#|(?:about|javascript):|$", re.IGNORECASE)  # addresses of no picture
+_NAMES_PICTURE = re.compile(
+    rf"[\w%)](?:{'|'.join(map(re.escape, sorted(PICTURE_SUFFIXES)))})(?!\w)", re.IGNORECASE
 )
 _CANDIDATE = re.compile(
     r"[\s,]*(\S*[^\s,])(?:,+(?=\s|$)|\s+([\d.]+)[wxh][^,]*(?:,|$)|(?=\s|$)[^,]*(?:,|$))"
@@ -41,8 +45,8 @@ def sources_of(node: Any, attributes: Mapping[str, str]) -> list[str]:
             if child.name == "source":
                 values = {name: value or "" for name, value in child.attrs.items()}
                 sources += [*_later(values), *largest_first(values.get("srcset", ""))]
-    sources += [attributes.get(name, "") for name in ("href", "xlink:href", "src")]
-    return [one for source in sources if (one := source.strip(_BLANKS))]
+    sources += [attributes.get(name, "") for name in ("href", "xlink:href", "ngsrc", "src")]
+    return [one for source in sources if not _NOTHING.match(one := source.strip(_BLANKS))]
 
 
 def _later(attributes: Mapping[str, str]) -> Iterator[str]:
@@ -55,7 +59,15 @@ def _later(attributes: Mapping[str, str]) -> Iterator[str]:
         if name.endswith("srcset"):
             yield from largest_first(value)
         elif "src" in name or _is_picture(value):
-            yield value
+            yield from value.split("|")  # bLazy separates the picture for dense displays by a bar
+
+
+def names_pictures(attributes: Mapping[str, str]) -> bool:
+    """Whether attributes for scripts name pictures, in whatever form the script reads them."""
+    return any(
+        name.startswith("data-") and _NAMES_PICTURE.search(value)
+        for name, value in attributes.items()
+    )
 
 
 def _is_picture(address: str) -> bool:
@@ -103,7 +115,7 @@ def file_of(source: str, codec: str, folder: Path, site: Path) -> Path | None:
     """Return the file that an address means, None if it is on the web or outside the site.
 
     Names that differ only in their encoding, or in the Unicode form of an accent, are the same; the
-    first file that exists is taken.
+    first file that exists is taken. If there is none, one in another case of letters is.
 
     Args:
         source: the address, joined to the page's <base>.
@@ -130,7 +142,23 @@ def file_of(source: str, codec: str, folder: Path, site: Path) -> Path | None:
         except (OSError, RuntimeError, ValueError):  # too long, or a link leads to itself
             continue
         first = first or path
-    return first
+    return first and (_in_other_case(first) or first)
+
+
+def _in_other_case(path: Path) -> Path | None:
+    """Return the only file whose path differs in the case of letters, None if there is none.
+
+    Pages from systems that take a.JPG and a.jpg for the same name use either.
+    """
+    wanted = path.name.casefold()
+    folder = path.parent if path.parent.is_dir() else _in_other_case(path.parent)
+    if folder is None or path == path.parent:
+        return None
+    with suppress(OSError):
+        fitting = [name for name in os.listdir(folder) if name.casefold() == wanted]  # noqa: PTH208
+        if len(fitting) == 1:
+            return folder / fitting[0]
+    return None
 
 
 def _names(path: str, codec: str) -> Iterator[str]:

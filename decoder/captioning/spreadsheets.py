@@ -2,19 +2,34 @@
 
 import csv
 import io
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from features.errors import UserError
+
+# What Windows-1252 makes of other encodings: bytes without a character, signs within or before
+# words, and words of accented letters.
+_NOT_WESTERN = re.compile(
+    r"\ufffd|[¤¦¨¬¯±´¶¸¹³](?=[^\W\d_])|(?:(?![a-zA-Z])[^\W\d_]){3}"
+    r"|(?<=[^\W\d_])[¡-ª¬-¶¸-º¼-¿×÷‚„†‡ˆ‰˜][^\0-\x7f]*(?=[^\W\d_])"
+)
 
 
-class TableError(Exception):
-    """A table is damaged; the message says where and how."""
-
-
-def read_table(content: bytes) -> tuple[list[str], list[dict[str, str]]]:
+def read_table(path: Path, content: bytes) -> tuple[list[str], list[dict[str, str]]]:
     """Return the names of the columns and the rows that are not empty.
 
+    Args:
+        path: of the table, for messages.
+        content: of the file.
+
     Raises:
-        TableError: a row has more or fewer cells than there are columns.
+        UserError: a row has more or fewer cells than there are columns, or the encoding is neither
+            UTF-8, UTF-16 nor Windows-1252.
     """
-    text = _decoded(content)
+    text = _decoded(path, content)
+    if match := re.match(r'"?sep=[,;\t]"?\s*\n', text, re.IGNORECASE):  # a first line for Excel
+        text = text[match.end() :]
     header = text.split("\n", 1)[0]
     separator = max(",;\t", key=header.count)
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
@@ -23,13 +38,13 @@ def read_table(content: bytes) -> tuple[list[str], list[dict[str, str]]]:
         names = [name.strip().lower() for name in next(lines, [])]
         for cells in filter(any, lines):
             if len(cells) != len(names):
-                raise TableError(
-                    f"line {lines.line_num}: expected {len(names)} cells, found {len(cells)}; put "
-                    f"a text that contains {separator!r} in quotation marks"
+                raise UserError(
+                    f"{path}, line {lines.line_num}: expected {len(names)} cells, found "
+                    f"{len(cells)}; put a text that contains {separator!r} in quotation marks"
                 )
             rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
-        raise TableError(f"line {lines.line_num}: {error}") from error
+        raise UserError(f"{path}, line {lines.line_num}: {error}") from error
     return names, rows
 
 
@@ -51,10 +66,18 @@ def exact(text: str, value: int | None) -> str:
     return str(value if is_same else rounded)
 
 
-def _decoded(content: bytes) -> str:
+def _decoded(path: Path, content: bytes) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
-    try:
+    with suppress(UnicodeDecodeError):
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError:  # saved by a spreadsheet program in the encoding of Windows
-        return content.decode("cp1252", "replace")
+    # A spreadsheet program saved it in the encoding of its Windows.
+    text = content.decode("cp1252", "replace")
+    if odd := _NOT_WESTERN.search(text):
+        line = text.count("\n", 0, odd.start()) + 1
+        raise UserError(
+            f"{path}, line {line}: expected UTF-8, found the encoding of another program; save it "
+            "again as 'CSV UTF-8'"
+        )
+    print(f"caption: {path} is not UTF-8 and was read as Windows-1252 (Western Europe)")
+    return text

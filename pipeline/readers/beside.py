@@ -16,6 +16,8 @@ from features.generated_texts import REGISTRY, registered
 from pipeline.readers.cells import captions_in, is_missing
 from pipeline.readers.files import read_json, read_text
 
+_SUFFIXES = (".txt", ".caption", ".TXT", ".CAPTION")
+
 
 def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """Return (file name, caption) pairs of the pictures that have a text file, and remarks.
@@ -25,7 +27,7 @@ def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, st
 
     Raises:
         UserError: decoder.caption 0.2 may have written a file, a file belongs to two pictures or
-            holds no text, or the record of generated files is damaged.
+            holds no text, a picture has two files, or the record of generated files is damaged.
     """
     names = sorted(pictures)
     owners = Counter(str(Path(name).with_suffix("")) for name in names)
@@ -38,13 +40,20 @@ def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, st
     several = 0
     for name in names:
         picture = root / name
-        short, long = picture.with_suffix(".txt"), picture.with_name(f"{picture.name}.txt")
-        if not short.is_file():
-            short = picture.with_suffix(".caption")
+        long = picture.with_name(f"{picture.name}.txt")
         texts: list[str] = []
-        if short.is_file() and registry.has(short):
-            generated.append(short)
-        elif short.is_file():
+        beside = [path for path in map(picture.with_suffix, _SUFFIXES) if path.is_file()]
+        # Where the case of letters does not count, a.txt is found as a.TXT too.
+        beside = list({path.stat().st_ino: path for path in reversed(beside)}.values())[::-1]
+        ours = [path for path in beside if registry.has(path)]
+        generated += ours
+        theirs = [path for path in beside if path not in ours]
+        if len(theirs) > 1:
+            raise UserError(
+                f"{theirs[0]}: expected the captions of {name} in one file, found "
+                f"{theirs[1].name} too; keep one"
+            )
+        for short in theirs[:1]:
             if owners[str(Path(name).with_suffix(""))] > 1:
                 raise UserError(
                     f"{short}: expected one picture of this name, found {name} and others; keep "
@@ -52,7 +61,7 @@ def read_beside(root: Path, pictures: Iterable[str]) -> tuple[list[tuple[str, st
                 )
             texts = _lines(short)
             several += len(texts) > 1
-        if long.is_file() and long != short:
+        if long.is_file():
             if registry.has(long):
                 generated.append(long)
             else:
@@ -150,7 +159,7 @@ def _without_picture(root: Path, owners: Counter[str]) -> list[Path]:
             stem = str(path.relative_to(root).with_suffix(""))
             # photo.jpg.txt is the text file of photo.jpg
             if (
-                path.suffix == ".txt"
+                path.suffix.lower() in _SUFFIXES
                 and not {stem, str(Path(stem).with_suffix(""))} & owners.keys()
             ):
                 found.append(path)

@@ -13,10 +13,15 @@ from features.errors import UserError
 
 # What programs write into a cell without a value.
 _MISSING = {"", "nan", "null", "none", "n/a", "#n/a", "<na>", "na", "nil", r"\n", "undefined", "-"}
+_MISSING |= {"#name?", "#ref!", "#value!", "#div/0!", "#null!", "#num!"}  # errors of spreadsheets
 _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 _TAG = re.compile(r"</?(?:a|b|br|div|em|font|i|p|span|strong|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 # Several captions in one text, as some programs join them.
 _JOINT = re.compile(r"\|\|?|###|<sep>|\[SEP\]", re.IGNORECASE)
+# How Python and NumPy print containers inside others.
+_WRAPPED = re.compile(
+    r"(?:array|list|tuple|set|frozenset)\(\s*([\[({].*[\])}])\s*(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+)
 # Keys under which data sets store the text of a caption: Karpathy's "raw", COCO's "caption".
 _TEXT_KEYS = ("raw", "caption", "text", "sentence", "value")
 
@@ -93,9 +98,13 @@ def _written_list(text: str) -> list[Any] | None:
     Raises:
         UserError: the cell begins as a list of strings does and cannot be read as one.
     """
+    if wrapped := _WRAPPED.fullmatch(text):
+        text = wrapped[1]
     if not re.match(r"""[\[({]\s*([bruBRU]?['"]|[\[{]\s*['"]|[\])}]$)""", text) and not (
-        text.startswith("[") and re.match(r"\[\s*(None|null|nan|NaN)\b", text)
+        text.startswith("[") and re.match(r"\[\s*(None|null|nan|NaN|array)\b", text)
     ):
+        if re.fullmatch(r"\[[^\[\]]*, [^\[\]]*\]", text):  # as Java writes a list
+            raise UserError(f"expected a list of captions in Python or JSON, found {text!r:.80}")
         return None
     try:
         value = json.loads(text)

@@ -81,12 +81,13 @@ def read_coco_file(
     repeated = 0
     try:
         for entry in content["annotations"]:
-            texts = captions.setdefault(_as_number(entry["image_id"]), {})
-            repeated += entry["caption"] in texts
-            texts[entry["caption"]] = None
+            texts = captions.setdefault(as_number(entry["image_id"]), {})
+            text = "" if entry["caption"] is None else entry["caption"]
+            repeated += bool(text) and text in texts
+            texts[text] = None
         records = []
         for image in content["images"]:
-            image_id = _as_number(image["id"])
+            image_id = as_number(image["id"])
             if not isinstance(image["file_name"], str) or not image["file_name"]:
                 raise TypeError(f"expected a file name, found {image['file_name']!r:.80}")
             own = tuple(captions.pop(image_id, ()))
@@ -115,7 +116,7 @@ def read_coco_file(
     return records, remarks
 
 
-def _as_number(value: Any) -> Any:
+def as_number(value: Any) -> Any:
     """Return an id as the number that it spells: "7", "0007" and 7.0 are 7."""
     if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit():
         return int(value) if len(value) < 20 else value

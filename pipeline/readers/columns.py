@@ -20,9 +20,13 @@ _CAPTION_NAMES = ("caption", "text", "sentence", "raw", "comment", "description"
 _SPLIT_NAMES = ("split", "subset", "partition")
 # Numbers of captions and words of captions that are in another column, which are never captions.
 _NEVER_CAPTIONS = re.compile(
-    r"(comment|caption|sentence|text)s?_(number|no|num|id|ids|index|count|length|len)|tokens?"
+    r"(comment|caption|sentence|text)s?_(number|no|num|id|ids|index|count|length|len|lang|language"
+    r"|type|source|score|by|author|date|time)|tokens?"
     r"|sentids?|(license|licence|author|copyright|source|credit|error_message)(_.*)?"
 )
+# Names of captions in another language or of another kind, such as caption_de and long_caption.
+_FURTHER_CAPTIONS = re.compile(r"(caption|sentence|description)s?_.+|.+_(caption|description)s?")
+_UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
 _NAMES = "image=NAME,caption=NAME[,split=NAME]"
 
 
@@ -78,7 +82,8 @@ def choose_columns(table: Table, chosen: str | None) -> Columns:
     for name in others if captions else ():
         if keys[name] and _NEVER_CAPTIONS.fullmatch(keys[name]):
             continue
-        if example := _sentence_in(table.rows, name):
+        words = 1 if _FURTHER_CAPTIONS.fullmatch(keys[name]) else 3
+        if example := _sentence_in(table.rows, name, words):
             raise UserError(
                 f"{table.path}, {example[0]}: expected captions in {' or '.join(captions)} only, "
                 f"but the column {name!r} could hold captions too: {example[1]!r:.60}; name the "
@@ -96,7 +101,7 @@ def image_of(row: Row, columns: Columns, path: Path) -> str:
     where = f"{path}, {row.where}"
     name = _first(row, columns.image)
     if name is _ABSENT:
-        raise _lacks(where, columns.image or _IMAGE_NAMES[:4], row)
+        raise _lacks(where, columns.image, _IMAGE_NAMES[:4], row)
     if isinstance(name, dict):  # Hugging Face's column of images
         name = name.get("path") or name.get("file_name")
     cells = [row.cells.get(caption) for caption in columns.captions]
@@ -106,7 +111,7 @@ def image_of(row: Row, columns: Columns, path: Path) -> str:
         name = str(name)
     if not isinstance(name, str) or is_missing(name):
         raise UserError(f"{where}: expected the file name of a picture, found {name!r}")
-    if re.match(r"\s*(https?|ftp|s3|gs)://|\s*data:", name):
+    if re.match(r"\s*(?:(?:https?|ftp|s3|gs):)?//|\s*data:", name):
         raise UserError(
             f"{where}: expected the file name of a picture, found the address "
             f"{name.strip()!r:.80}; download the pictures first, for example with img2dataset, and "
@@ -123,7 +128,7 @@ def captions_of(row: Row, columns: Columns, path: Path) -> list[str]:
     """
     cells = [row.cells[name] for name in columns.captions if name in row.cells]
     if not cells:
-        raise _lacks(f"{path}, {row.where}", columns.captions or ("caption", "captions"), row)
+        raise _lacks(f"{path}, {row.where}", columns.captions, ("caption", "captions"), row)
     try:
         return [text for cell in cells for text in captions_in(cell)]
     except UserError as error:
@@ -139,12 +144,11 @@ def _first(row: Row, names: Sequence[str]) -> Any:
     return next((v for v in values if not is_missing(v)), values[0] if values else _ABSENT)
 
 
-def _lacks(where: str, names: Sequence[str], row: Row) -> UserError:
+def _lacks(where: str, names: Sequence[str], usual: Sequence[str], row: Row) -> UserError:
+    """Return the error for a row without the columns `names`, or for a table without `usual`."""
     filled = ", ".join(name for name, value in row.cells.items() if value is not None)
-    return UserError(
-        f"{where}: expected {' or '.join(names)}, found only {filled}; for other names use "
-        f"--columns {_NAMES}"
-    )
+    expected = f"{where}: expected {' or '.join(names or usual)}, found only {filled}"
+    return UserError(expected if names else f"{expected}; for other names use --columns {_NAMES}")
 
 
 def _chosen(path: Path, names: list[str], pairs: list[tuple[str, str]]) -> Columns:
@@ -180,22 +184,26 @@ def _stem(key: str) -> str:
     return re.sub(r"(?<=[a-z])s?_?\d*$", "", key)
 
 
-def _sentence_in(rows: Sequence[Row], name: str) -> tuple[str, str] | None:
-    """Return where, and which, if at least half of a column's values are three words or more."""
+def _sentence_in(rows: Sequence[Row], name: str, words: int) -> tuple[str, str] | None:
+    """Return where, and which, if at least half of a column's values have so many words or more."""
     filled = [(r.where, r.cells[name]) for r in rows if not is_missing(r.cells.get(name))][:1000]
-    sentences = [(where, text) for where, value in filled if (text := _sentence(value))]
+    sentences = [(where, text) for where, value in filled if (text := _sentence(value, words))]
     if sentences and 2 * len(sentences) >= len(filled):
         return sentences[0]
     return None
 
 
-def _sentence(value: Any) -> str | None:
+def _sentence(value: Any, words: int) -> str | None:
     try:
         texts = captions_in(value)
     except UserError:
         return None
     for text in texts:
-        if "://" not in text and len(re.findall(r"[^\W\d_]+(?:'\w+)?(?=[\s.,;!?]|$)", text)) > 2:
+        if is_missing(text) or "://" in text:
+            continue
+        found = len(re.findall(r"[^\W\d_]+(?:'\w+)?(?=[\s.,;!?]|$)", text))
+        # Chinese, Japanese and others put no blanks between words of about two characters.
+        if max(found, len(_UNSPACED.findall(text)) // 2) >= words:
             return text
     return None
 
@@ -207,5 +215,6 @@ def described(table: Table, columns: Columns, captions: int) -> str:
         f"{first_few(columns.captions) or 'no column'}"
     )
     if columns.unused:
-        line += f"; columns not used: {', '.join(columns.unused)}"
+        unused = ", ".join(name or "(without a name)" for name in columns.unused)
+        line += f"; columns not used: {unused}"
     return line

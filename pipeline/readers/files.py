@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from features.commands import EXTRACT
 from features.errors import UserError, first_few
 
 
@@ -54,8 +55,9 @@ def read_text(path: Path) -> str:
         line = error.object[: error.start].count(b"\n") + 1
         raise UserError(
             f"{path}, line {line}: expected UTF-8, found the byte "
-            f"0x{error.object[error.start]:02x}; convert it from its own encoding, for example "
-            "with iconv -f cp1252 -t utf-8 if Excel for Western languages wrote it"
+            f"0x{error.object[error.start]:02x}; save it from Excel as 'CSV UTF-8', or convert it "
+            "from its own encoding, for example with iconv -f cp1252 -t utf-8 if Excel for Western "
+            "languages wrote it"
         ) from error
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
@@ -97,7 +99,10 @@ _KINDS = (
     (b"\xff\xd8\xff", "a JPEG picture"),
     (b"\x89PNG", "a PNG picture"),
     (b"version https://git-lfs", "a pointer of git-lfs, not the file itself: run git lfs pull"),
+    (b"/annex/objects/", "a pointer of git-annex, not the file itself: run git annex get"),
     (b"\x1a\x45\xdf\xa3", "a video"),
+    (b"\x93NUMPY", "a NumPy array"),
+    (b"ORC", "an ORC file: export it as CSV or JSON Lines, for example with pandas"),
 )
 
 
@@ -113,7 +118,7 @@ def kind_of(content: bytes) -> str | None:
             return "a spreadsheet of LibreOffice (.ods): save it as CSV in UTF-8"
         return "an archive or a spreadsheet; save it as CSV in UTF-8, or unpack it"
     if content[257:262] == b"ustar":
-        return "a tar archive: unpack it"
+        return f"a tar archive: unpack it, or read shards of pictures with {EXTRACT} --shards"
     if content[4:8] == b"ftyp" and content[8:12] not in _PICTURES_IN_BOXES:
         return "a video"
     # An error page of a server may begin with a comment or an XML declaration.

@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -84,7 +85,11 @@ def _read_source(
 ) -> tuple[list[Record], list[str], bool]:
     """Return the records of a table, remarks, and whether the table gives splits."""
     path = source.path
-    if path.suffix.lower() == ".json" and is_coco(content := read_json(path)):
+    content = None
+    if path.suffix.lower() == ".json":
+        with suppress(UserError):  # JSON Lines, or `read_table` says what is wrong
+            content = read_json(path)
+    if is_coco(content):
         records, remarks = read_coco_file(path, content)
         records = [
             replace(
@@ -168,9 +173,14 @@ def _sources(root: Path, chosen: Path | None) -> list[_Source]:
         by_split = _tables_by_split(tables)
         # More than one: the message of `captions_file` asks which.
         return by_split or [_Source(captions_file(root, None, _TABLES))]
+    # In any folder, as Hugging Face reads them.
+    deeper = [path for path in _tables_below(root) if path.stem == "metadata"]
     for parent in (root, root / "data"):
-        if sources := _split_folders(root, parent):
+        sources = _split_folders(root, parent)
+        if sources and {source.path for source in sources} >= set(deeper):
             return sources
+    if deeper:
+        return [_source(root, path) for path in deeper]
     loose = [
         path
         for path in sorted(root.glob("*.json"))
@@ -186,6 +196,15 @@ def _sources(root: Path, chosen: Path | None) -> list[_Source]:
 def _matching(folder: Path) -> list[Path]:
     paths = {path for pattern in _TABLES for path in folder.glob(pattern)}
     return sorted(path for path in paths if path.is_file() and not path.name.startswith("."))
+
+
+def _tables_below(root: Path) -> list[Path]:
+    found = [path for folder, _, _ in os.walk(root) for path in _matching(Path(folder))]
+    return [
+        path
+        for path in sorted(found)
+        if not any(part.startswith(".") for part in path.relative_to(root).parts)
+    ]
 
 
 def _source(root: Path, path: Path) -> _Source:

@@ -40,7 +40,7 @@ def _record(entry: Any, index: int, path: Path) -> Record:
         return Record(
             f"{folder}/{name}" if folder else name,
             split_name(entry["split"]),
-            tuple(sentence["raw"] for sentence in entry["sentences"]),
+            tuple("" if one["raw"] is None else one["raw"] for one in entry["sentences"]),
             entry.get("cocoid"),
         )
     except KeyError as error:

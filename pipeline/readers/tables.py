@@ -45,6 +45,8 @@ def read_table(path: Path, name: str) -> Table:
         UserError: a line cannot be read as a row of the table; the message names the line.
     """
     text = read_text(path)
+    if not text.strip():
+        raise UserError(f"{path}: expected a table, found an empty file")
     if path.suffix.lower() in (".json", ".jsonl", ".ndjson"):
         return Table(path, name, _json_rows(path, text))
     rows, remarks = _csv_rows(path, text)
@@ -151,6 +153,12 @@ def _csv_rows(path: Path, text: str) -> tuple[list[Row], list[str]]:
     if not lines:
         return [], []
     names = _header(path, *lines[0])
+    wider = [line for line, cells in lines[1:] if len(cells) > 1]
+    if len(lines) == 1 or (len(names) == 1 and wider):
+        raise UserError(
+            f"{path}, line {lines[0][0]}: expected the names of the columns, such as "
+            f"file_name,caption, and rows below them, found {header.strip()!r:.80}"
+        )
     return _rows(path, names, lines[1:])
 
 

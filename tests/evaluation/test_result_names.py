@@ -130,7 +130,7 @@ def test_a_name_that_may_mean_two_pictures_is_refused_with_both(work, write_resu
     ("text", "message"),
     [
         ('{"path": "1.jpg", "caption": "a"}\n{"path": ', "line 2: expected JSON"),
-        ('{"image": "1.jpg", "caption": "a"}', "line 1: expected a picture as path or file_name"),
+        ('{"name": "1.jpg", "caption": "a"}', "line 1: expected a picture as path, file_name"),
         ('{"path": "1.jpg", "caption": null}', "expected the caption of 1.jpg as a text"),
         ('{"path": "1.jpg", "caption": null, "error": "gone"}', "found none"),
     ],

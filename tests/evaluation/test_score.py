@@ -193,7 +193,7 @@ def result(image_id: object, caption: object) -> dict[str, object]:
     [
         ([], "found an empty list"),
         ({"annotations": 1}, "number 1"),
-        ([result(1, "a"), result("2", "b"), result(3, None), 4], "3 entries are not like"),
+        ([result(1, "a"), result("2", "b"), result(3, None), 4], "2 entries are not like"),
         ([result(True, "a")], "1 entries are not like"),
         ([{"caption": "a"}], "1 entries are not like"),
         ([result(1, "a"), result(1, "b"), result(2, "c")], "1 image ids have more than one"),
@@ -265,13 +265,14 @@ def test_the_results_of_two_files_have_different_names():
     assert retrieval_path(Path("run/mine.zip")) == Path("run/retrieval_mine.zip.json")
 
 
+def _refuse(*_: object) -> None:
+    raise UserError("the scoring begins")
+
+
 def test_scores_of_other_results_or_references_are_never_overwritten(
     work, write_results, written, monkeypatch, capsys
 ):
-    def begin(*_: object) -> None:
-        raise UserError("the scoring begins")
-
-    monkeypatch.setattr("evaluation.score.tokenize_together", begin)
+    monkeypatch.setattr("evaluation.score.tokenize_together", _refuse)
     folder = work / "runs" / "first"
     own = write_results(written, "model_a.json")
     scores = folder / "scores_model_a_val.json"
@@ -357,11 +358,11 @@ def test_results_are_scored_against_any_coco_captions_file(work, write_results, 
             {"annotations": [{"id": 1, "image_id": 1, "bbox": [], "category_id": 3}]},
             "no caption but id, image_id, bbox, category_id",
         ),
-        ({"annotations": [{"image_id": "1", "caption": "a"}]}, "write it without quotes"),
-        ({"annotations": [{"image_id": 1.0, "caption": "a"}]}, "an integer and a text: number 1"),
+        ({"annotations": [{"image_id": "x1", "caption": "a"}]}, "an integer and a text: number 1"),
+        ({"annotations": [{"image_id": 1.5, "caption": "a"}]}, "an integer and a text: number 1"),
         ({"annotations": [{"image_id": 1, "caption": None}]}, "an integer and a text: number 1"),
         ({"annotations": [{"image_id": 1, "caption": "a"}]}, "11 images have no reference caption"),
-        ({"images": [{"id": "1"}]}, "expected images like"),
+        ({"images": [{"id": "x1"}]}, "expected images like"),
         ({"images": {"1": 1}}, 'expected a list of "images"'),
         ({"images": [{"sentences": []}]}, "a file of Karpathy and Fei-Fei"),
     ],
@@ -382,8 +383,8 @@ def test_results_that_do_not_fit_a_coco_file_are_named(work, write_results, writ
     for content, message in (
         (written | {99: "a", 98: "b"}, f"2 of 14 image ids are not in {file}: 99, 98"),
         ([result(1, "a"), result(1, "a")], "1 image ids have more than one caption"),
-        ([result("1", "a")], "an id in quotes is text: write it without quotes"),
-        ([result(1.0, "a")], "1 entries are not like"),
+        ([result("x1", "a")], f"1 of 1 pictures are not in {file}: x1"),
+        ([result(1.5, "a")], "1 entries are not like"),
     ):
         assert main(["--captions", file, "--results", str(write_results(content))]) == 2
         assert message in capsys.readouterr().err
@@ -394,6 +395,45 @@ def test_results_that_do_not_fit_a_coco_file_are_named(work, write_results, writ
     assert "expected a list" in capsys.readouterr().err
     assert main(["--captions", given[3], "--results", given[3]]) == 2
     assert "did you swap --captions and --results?" in capsys.readouterr().err
+
+
+def test_results_of_other_programs_are_matched_by_any_id_or_name(
+    work, write_results, monkeypatch, capsys
+):
+    monkeypatch.setattr("evaluation.score.tokenize_together", _refuse)
+    file = coco(work)
+    quoted = coco(work, "quoted.json")
+    content = json.loads(quoted.read_text())
+    for entry in content["images"]:
+        entry["id"] = str(entry["id"])
+    quoted.write_text(json.dumps(content))
+    name = "COCO_val2014_000000000001"
+    for suffix, results in {
+        "json": json.dumps([result("0001", "a dog")]),
+        "1.json": json.dumps([result(1.0, "a dog")]),
+        "2.json": json.dumps([result(f"{name}.jpg", "a dog")]),
+        "3.json": json.dumps([{"image": f"val2014/{name}.jpg", "caption": "a dog", "id": 9}]),
+        "csv": "image_id,caption\n1,a dog\n",
+        "tsv": f"image_id\tcaption\n{name}\ta dog\n",
+        "jsonl": json.dumps(result(1, "a dog")),
+    }.items():
+        path = work / f"other.{suffix}"
+        path.write_text(results)
+        for references in (file, quoted):
+            assert main(["--captions", str(references), "--results", str(path)]) == 2
+            assert "the scoring begins" in capsys.readouterr().err
+    for start, kind in (
+        (b"\x1f\x8b\x08", "a gzip archive"),
+        (b"<!doctype html>", "an HTML page"),
+        (b"version https://git-lfs.github.com/spec/v1", "a pointer of git-lfs"),
+        (b"", "an empty file"),
+    ):
+        path = work / "other.json"
+        path.write_bytes(start)
+        results = write_results({1: "a dog"})
+        for given in ((file, path), (path, results)):
+            assert main(["--captions", str(given[0]), "--results", str(given[1])]) == 2
+            assert f"other.json: expected JSON, found {kind}" in capsys.readouterr().err
 
 
 def test_captions_of_a_work_directory_under_another_name_keep_their_protection(

@@ -228,7 +228,10 @@ def test_skip_missing_leaves_pictures_out_without_renumbering(
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ("", "captions.csv: expected 2 pictures or more to split, found 0"),
+        (
+            "",
+            "captions.csv, line 1: expected the names of the columns, such as file_name,caption,",
+        ),
         (
             "a.jpg,,train\nb.jpg,...,val\n",
             "expected images with captions, found none in any split",

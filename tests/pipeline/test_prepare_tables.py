@@ -43,6 +43,8 @@ TWO = {"a.jpg": ["A dog runs.", "Dogs"], "b.jpg": ["A cat"]}
         'file_name,caption\na.jpg, "A dog runs."\na.jpg,Dogs,,\nb.jpg,A cat\n',
         "file_name,caption,width,license\na.jpg,A dog runs.,3,Not for any sale\n"
         "a.jpg,Dogs,3,\nb.jpg,A cat,,\n",
+        "file_name,captions\na.jpg,\"array(['A dog runs.', 'Dogs'], dtype=object)\"\n"
+        "b.jpg,\"{'A cat'}\"\nb.jpg,#NAME?\n",
     ],
 )
 def test_every_caption_of_a_table_is_read(prepare: Callable, root: Path, table: str) -> None:
@@ -57,6 +59,7 @@ def test_every_caption_of_a_table_is_read(prepare: Callable, root: Path, table: 
     [
         ("x.json", [{"image": "a.jpg", "caption": ["A dog runs.", "Dogs"]}]),
         ("x.json", {"a.jpg": ["A dog runs.", "Dogs"]}),
+        ("x.json", [{"image": "a.jpg", "caption": text} for text in ("A dog runs.", "Dogs")]),
         ("x.json", {"version": 1, "data": [{"img": "a.jpg", "text": ["A dog runs.", "Dogs"]}]}),
         (
             "x.jsonl",
@@ -67,7 +70,8 @@ def test_every_caption_of_a_table_is_read(prepare: Callable, root: Path, table: 
             {
                 "images": [{"id": "n1", "file_name": "a.jpg"}],
                 "annotations": [
-                    {"image_id": "n1", "caption": text} for text in ("A dog runs.", "Dogs", "Dogs")
+                    {"image_id": "n1", "caption": text}
+                    for text in ("A dog runs.", "Dogs", "Dogs", None, None)
                 ],
             },
         ),
@@ -77,7 +81,7 @@ def test_every_caption_of_json_is_read(
     prepare: Callable, root: Path, file: str, content: object
 ) -> None:
     text = json.dumps(content)
-    if isinstance(content, list) and file == "x.jsonl":
+    if isinstance(content, list) and (file == "x.jsonl" or len(content) > 1):
         text = "\n".join(map(json.dumps, content))
     suffix = Path(file).suffix
     write(root, {f"train{suffix}": text, f"val{suffix}": text.replace("a.jpg", "b.jpg")})
@@ -104,6 +108,10 @@ def test_every_caption_of_json_is_read(
         ("a.jpg,A dog runs.###Two dogs\n", "line 2: expected one caption, found several joined by"),
         ("https://example.org/a.jpg,A dog\n", "line 2: expected the file name of a picture, found"),
         ("nan,A dog\n", "line 2: expected the file name of a picture, found 'nan'"),
+        ("//example.org/a.jpg,A dog\n", "line 2: expected the file name of a picture, found"),
+        ("a.jpg,A dog\nb.jpg\n", "line 3: expected caption, found only file_name\n"),
+        ('a.jpg,"[A dog, A cat]"\n', "line 2: expected a list of captions in Python or JSON"),
+        ("a.jpg,\"[array(['A dog'])]\"\n", "line 2: expected a list of captions in Python or JSON"),
     ],
 )
 def test_a_table_that_is_not_understood_is_refused_by_line(
@@ -152,11 +160,16 @@ def test_the_account_names_rows_captions_columns_and_what_is_left_out(
 def test_another_column_that_could_hold_captions_is_refused_until_columns_are_named(
     prepare: Callable, root: Path
 ) -> None:
-    rows = "a.jpg,A dog runs,ein Hund im Schnee\nb.jpg,A cat,eine Katze im Garten\n"
-    write(root, {"x.csv": "image,caption,caption_de\n" + rows})
-    outcome = prepare("folder")
-    assert outcome.status == 2
-    assert "line 2: expected captions in caption only, but the column 'caption_de'" in outcome.err
+    rows = "a.jpg,A dog runs,{}\nb.jpg,A cat,{}\n"
+    for name, *texts in (
+        ("zh", "一只狗在雪地里奔跑", "一只猫坐在垫子上"),
+        ("caption_de", "Hunde", "Katze"),
+        ("caption_de", "ein Hund im Schnee", "eine Katze im Garten"),
+    ):
+        write(root, {"x.csv": f"image,caption,{name}\n" + rows.format(*texts)})
+        outcome = prepare("folder")
+        assert outcome.status == 2
+        assert f"line 2: expected captions in caption only, but the column '{name}'" in outcome.err
     chosen = prepare("folder", "--columns", "image=image,caption=caption")
     assert chosen.texts == {"a.jpg": ["A dog runs"], "b.jpg": ["A cat"]}
     assert "columns not used: caption_de" in chosen.out
@@ -209,6 +222,11 @@ def test_imagefolder_of_hugging_face_gives_splits(prepare: Callable, root: Path)
     rows = "".join(f"{folder}/1.jpg,A dog\n" for folder in splits)
     write(root, {"metadata.csv": "file_name,text\n" + rows}, "")
     assert prepare("folder").splits == outcome.splits
+    (root / "metadata.csv").unlink()
+    write(root, {f"{f}/x/metadata.csv": "file_name,text\n1.jpg,A dog\n" for f in ("train", "test")})
+    write(root, {"validation/metadata.csv": table}, "train/x/1.jpg test/x/1.jpg")
+    deeper = {"train/x/1.jpg": "train", "validation/1.jpg": "val", "test/x/1.jpg": "test"}
+    assert prepare("folder").splits == deeper
 
 
 def test_flickr30k_of_kaggle_is_read_with_its_broken_row(prepare: Callable, root: Path) -> None:
@@ -262,9 +280,14 @@ def test_text_files_beside_pictures_are_read(prepare: Callable, root: Path) -> N
     assert outcome.texts == TWO
     assert "1 pictures have no text file: c.jpg" in outcome.out
     assert "1 text files belong to no picture, not used: d/README.txt" in outcome.out
-    (root / "a.txt").write_text("A cow")
+    (root / "a.txt").rename(root / "a.TXT").write_text("A cow")  # as Windows may spell it
     assert prepare("folder").texts["a.jpg"] == ["A cow"]
-    (root / "a.txt").write_text("0 0.5 0.5 0.1 0.2\n")
+    (root / "b.txt").write_text("tag1, tag2")
+    assert "b.txt: expected the captions of b.jpg in one file, found b.caption too" in (
+        prepare("folder").err
+    )
+    (root / "b.txt").unlink()
+    (root / "a.TXT").rename(root / "a.txt").write_text("0 0.5 0.5 0.1 0.2\n")
     assert "a.txt, line 1: expected a caption, found '0 0.5" in prepare("folder").err
 
 
@@ -406,6 +429,8 @@ def test_skip_missing_is_advised_only_where_a_training_picture_would_be_left(
         (b"\x1f\x8b\x08", "a gzip archive: unpack it with gunzip"),
         (b"\xd0\xcf\x11\xe0\xa1", "a spreadsheet of old Excel (.xls)"),
         (b"PAR1", "a Parquet file: export it"),
+        (b"\x93NUMPY\1", "a NumPy array"),
+        (b"/annex/objects/SHA256E-s1.csv\n", "a pointer of git-annex, not the file itself"),
         (b"<!-- 404 -->\n<html>", "an HTML page, such as the error page of a server"),
         (b"\n<!DOCTYPE HTML PUBLIC>", "an HTML page"),
         (LFS, "a pointer of git-lfs, not the file itself: run git lfs pull"),
@@ -417,6 +442,16 @@ def test_a_table_that_is_another_kind_of_file_is_named(
 ) -> None:
     write(root, {"x.csv": content})
     assert f"x.csv: expected text, found {kind}" in prepare("folder").err
+
+
+def test_tables_without_rows_are_named(prepare: Callable, root: Path) -> None:
+    for content, message in (
+        ("", "x.csv: expected a table, found an empty file"),
+        ("404: Not Found", "and rows below them, found '404: Not Found'"),
+        ("# made by x\nimage,caption\na.jpg,A dog\n", "found '# made by x'"),
+    ):
+        write(root, {"x.csv": content})
+        assert message in prepare("folder").err
 
 
 def test_files_that_cannot_be_the_table_are_named(prepare: Callable, root: Path) -> None:

@@ -58,7 +58,9 @@ def test_only_images_without_alt_get_one_and_every_other_byte_stays_the_same(
     assert re.search(r'<IMG alt="[^"]+" data-alt-generated="true" SRC="plain.png">', copy)
     out = capsys.readouterr().out
     assert "4 alternative texts" in out
-    assert "5 images needed none, 4 are on the web or outside" in out
+    assert "5 images needed none, 2 are on the web or outside" in out
+    assert "data:image/png;base64,AA==: left without a text: embedded in the page" in out
+    assert "line 8: a picture without src: left without a text: no address" in out
 
 
 def test_a_picture_is_refused_as_a_page(captioner, site, capsys):
@@ -192,10 +194,11 @@ def test_buttons_drawings_and_other_spellings_of_pictures_are_seen():
         b"<svg><image href=f /><image xlink:href=g></image></svg>"
         b"<svg role=img aria-label=x><image href=h /></svg>"
         b"<svg><image href=i><title>x</title></image></svg>"
+        b"<img src=l role='NONE presentation'>"
         b"<input type=image alt=Search src=j><div aria-hidden=true><img src=k></div>"
     )
     assert [bare.sources[0] for bare in page.bare] == list("abcdefg")
-    assert page.others == 4
+    assert page.others == 5
     made = page.with_texts({5: ("A dog.", False)})
     assert b'<image aria-label="A dog." data-alt-generated="true" href=f />' in made
 
@@ -216,6 +219,9 @@ def test_buttons_drawings_and_other_spellings_of_pictures_are_seen():
         ('<img src=x.gif data-srcset="b.png 1x,a,b.png 1.5x">', "a,b.png"),
         ("<picture><source srcset=a.webp><img src=x.gif></picture>", "a.webp"),
         ("<picture><source data-srcset='a.webp 9w'><img src=x.gif></picture>", "a.webp"),
+        ("<img src=x.gif data-flickity-lazyload=a.png>", "a.png"),
+        ("<img src=x.gif data-src='a.png|b.png'>", "a.png"),
+        ("<img ngSrc=a.png>", "a.png"),
         ("<img src=a.png data-hover-src=b.png data-title=c.png data-url=page/5>", "a.png"),
         ("<img src=a.png data-src-placeholder=b.png data-fallback-src=c.png>", "a.png"),
     ],
@@ -238,6 +244,20 @@ def test_a_noscript_copy_shows_what_its_neighbour_will_show():
         '<img v-bind:alt="title" src=a.png>',
         '<img [alt]="title" src=a.png>',
         '<img [attr.alt]="title" src=a.png>',
+        '<img [attr.aria-label]="title" src=a.png>',
+        '<img :[key]="title" src=a.png>',
+        '<img alt.bind="title" src=a.png>',
+        "<img .alt=${title} src=a.png>",
+        '<img data-th-alt="${title}" src=a.png>',
+        '<img tal:attributes="alt title" src=a.png>',
+        "<img ...attributes src=a.png>",
+        '<img src.bind="picture">',
+        '<img [ngSrc]="picture">',
+        "{{!-- <img src=a.png> --}}",
+        "{{-- <img src=a.png> --}}",
+        "{/* <img src=a.png> */}",
+        "{# <img src=a.png> #}",
+        "{% comment %}<img src=a.png>{% endcomment %}",
         '<img th:alt="${title}" src=a.png>',
         '<img ng-attr-alt="{{title}}" src=a.png>',
         "<img src={logo} alt={title}>",

@@ -52,10 +52,11 @@ def test_nothing_is_invented_for_pictures_that_show_nothing(captioner, site, cap
         "<img src=dot.gif>",
         "<img src=clear.png>",
         f"<img src={SPACER}>",
-        "<img width=1 height=1 src=https://example.org/count>",
+        "<img style='width: 1px; height:1px' src=https://example.org/count>",
         "<img src=white.png>",
         "<img src=dot.gif data-src=https://example.org/a.png>",
         f"<img src={SPACER} class=lazyload>",
+        f"<img src={SPACER} data-interchange='[a.png, small]'>",
         "<img src=dot.gif data-src=a.png>",
         "<img src=white.png srcset='dot.gif 9w, inner/b.png 3w'>",
     ]
@@ -64,8 +65,8 @@ def test_nothing_is_invented_for_pictures_that_show_nothing(captioner, site, cap
     made = page.with_name("page.alt.html").read_text().split("\n")
     for number in range(4):
         assert made[number].startswith('<img alt="" data-alt-generated="true" '), lines[number]
-    assert made[4:7] == lines[4:7]
-    assert all('alt="' in line and 'alt=""' not in line for line in made[7:])
+    assert made[4:8] == lines[4:8]
+    assert all('alt="' in line and 'alt=""' not in line for line in made[8:])
     printed = capsys.readouterr()
     assert '4 are spacers and got alt=""' in printed.out
     assert "line 5: white.png: left without a text: it shows nothing" in printed.out
@@ -162,6 +163,37 @@ def test_corrected_texts_are_applied_wherever_the_picture_occurs(captioner, site
     assert add_texts(captioner, *arguments) == 0
     assert "1 corrections belong" not in capsys.readouterr().out
     assert any(row["page"] == "site/index.html" for row in rows_of(table)), "nothing is lost"
+
+
+def test_corrections_in_another_encoding_are_refused_not_garbled(captioner, site, capsys):
+    table, page = site.parent / "texts.csv", site / "index.html"
+    assert add_texts(captioner, page, "--review", table) == 0
+    content = table.read_text("utf-8-sig")
+    generated, made = content.splitlines()[1].split(",")[3], page.with_name("index.alt.html")
+    before = made.read_bytes()
+    for encoding, text in {
+        "cp932": "犬が走る",
+        "cp1251": "Собака",
+        "cp1250": "Pies i łódź",
+        "gbk": "一只狗在跑",
+    }.items():
+        table.write_bytes(content.replace(f",{generated},", f",{text},", 1).encode(encoding))
+        assert add_texts(captioner, page, "--review", table) == 2
+        assert "found the encoding of another program; save it again" in capsys.readouterr().err
+        assert made.read_bytes() == before
+    corrected = content.replace(f",{generated},", ",L'été à 20 °C: «œuvre»,", 1)
+    table.write_bytes(f"sep=,\n{corrected}".encode("cp1252"))
+    assert add_texts(captioner, page, "--review", table) == 0
+    assert "read as Windows-1252" in capsys.readouterr().out
+    assert b"20 &#176;C: &#171;&#339;uvre&#187;" in made.read_bytes()
+
+
+def test_names_in_another_case_are_found_and_templates_of_a_site_are_named(captioner, site, capsys):
+    (site / "inner" / "page.php").write_text("<img src=b.png>")
+    (site / "index.html").write_text("<img src=A.PNG><img src=Inner/B.png>")
+    assert add_texts(captioner, site, "--out", site.parent / "copy") == 0
+    assert "1 templates are passed over, name a file" in capsys.readouterr().out
+    assert (site.parent / "copy" / "index.html").read_text().count('alt="') == 2
 
 
 def test_a_table_that_is_not_ours_is_refused(captioner, site, capsys):
