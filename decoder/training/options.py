@@ -13,7 +13,7 @@ from features.errors import require
 from pipeline.presets import check_name
 
 # By default cross-entropy takes 4 epochs, and more until it has made so many steps.
-EPOCHS, STEPS, STEPS_FROM_INIT = 4, 600, 60
+EPOCHS, STEPS, STEPS_FROM_INIT = 4, 600, 240
 
 
 def cross_entropy_epochs(given: int | None, batches: int, has_init: bool) -> int:
@@ -33,7 +33,7 @@ class CrossEntropyOptions:
     """Phase 1: teacher forcing with cross-entropy."""
 
     epochs: int | None = None
-    """Epochs of cross-entropy; by default 4, and more where these are fewer than 600 steps, or 60
+    """Epochs of cross-entropy; by default 4, and more where these are fewer than 600 steps, or 240
     with --init."""
     learning_rate: float = 3e-3
     """Adam's learning rate after the warm-up; it then falls linearly to 0."""
