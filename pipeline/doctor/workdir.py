@@ -43,6 +43,13 @@ _STAGES = {
 
 def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
     """Check the files that the stages have written so far."""
+    if work.path.is_file():
+        yield problem(f"{work.path} is a file, not a work directory", "give its folder as --work")
+        return
+    if not work.captions.exists() and RunFolder(work.path).config.is_file():
+        folder = RunFolder(work.path).work.path
+        yield problem(f"{work.path} is a run, not a work directory", f"check --work {folder}")
+        return
     if not work.path.is_dir():
         yield problem(f"{work.path} does not exist", f"create it with {PREPARE}")
         return
