@@ -29,11 +29,12 @@ fi
 dataset=shapes source=() features=() work= preset=
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
+    [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
     case $1 in
         --download | --skip-missing) source+=("$1"); shift ;;
         --root | --captions | --columns | --name | --terms | --also | --images | --min-count | --max-length | \
             --work | --preset | --backbone | --grid | --views | --dtype)
-            [[ $# -gt 1 ]] || { echo "error: $1 needs a value" >&2; exit 2; }
+            [[ -n ${2:-} ]] || { echo "error: $1 needs a value" >&2; exit 2; }
             case $1 in
                 --work) work=$2 ;;
                 --preset) preset=$2 ;;

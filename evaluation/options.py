@@ -29,6 +29,7 @@ class ScoreOptions:
             "--table LSTM='work/runs/lstm-*' GRU='work/runs/gru-*'"
         ),
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--captions", "--results", "--out")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "captions",
         "results",
@@ -98,6 +99,7 @@ class ReportOptions:
         ),
         "Write the page elsewhere": "--run work/runs/first --out report.html",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--run", "--split", "--out")
     EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "split", "images", "out", "force")
 
     run: Path
@@ -126,6 +128,7 @@ class RetrieveOptions:
         "Write the figures elsewhere": "--ranking ranking_test.npz --out recall.json",
         "Without intervals": "--ranking ranking_test.npz --bootstrap 0",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--ranking", "--out")
     EVERYDAY: ClassVar[tuple[str, ...]] = ("ranking", "out", "bootstrap", "seed")
 
     ranking: Path

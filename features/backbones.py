@@ -170,6 +170,12 @@ def load_network(
             or do not fit; or a last feature map is smaller than the grid.
     """
     each = name.split("+")
+    for one in each:
+        if one.lower().startswith(_TIMM) and not one.startswith(_TIMM):
+            raise UserError(
+                f"--backbone {one}: expected {_TIMM} in small letters, as in "
+                f"{_TIMM}{one[len(_TIMM) :]}"
+            )
     others = [one for one in each if one not in efficientnet_lite.VARIANTS]
     # torchvision is slow to import: only if it is needed.
     torchvisions = [one for one in others if not one.startswith(_TIMM)]

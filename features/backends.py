@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.errors import UserError, first_line
+from features.extras import need
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -131,6 +132,8 @@ def choose(
     Raises:
         UserError: the requested backend does not work here.
     """
+    if name in ONE_BY_ONE:
+        need("onnx", name)
     names = _FASTEST.get(device.type, ("eager",)) if name == "auto" else (name,)
     for candidate in names[:-1]:
         try:

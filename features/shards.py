@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from features.errors import UserError, first_few
+from features.extras import need
 from features.remote_files import file_system, is_url, is_web, reason, shown, url_path
 
 _MAX_SHARDS = 10_000_000
@@ -158,6 +159,8 @@ def _matches(pattern: str) -> Iterator[str]:
         if os.path.exists(pattern):  # noqa: PTH110 - whatever braces and brackets it has
             yield os.path.abspath(pattern)  # noqa: PTH100
             return
+    elif not pattern.startswith("file://"):
+        need("fsspec")  # otherwise every shard would be called broken
     for count, one in enumerate(expand_braces(pattern)):
         if count == _MAX_SHARDS:
             raise UserError(f"--shards {shown(pattern)} names more than {_MAX_SHARDS:,} shards")

@@ -63,7 +63,7 @@ def run(
         quiet = not _QUIET.isdisjoint(asked)
         arguments = [*(a for a in asked if a not in _QUIET), *arguments[len(asked) :]]
         with _status_lines(module.rpartition(".")[2], quiet):
-            return stage(parse(options_class, prog, expand(arguments))) or 0
+            return stage(_options(options_class, prog, arguments, expand)) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -83,6 +83,25 @@ def run(
         return 130
     finally:
         gc.unfreeze()
+
+
+def _options(
+    options_class: type[Options],
+    prog: str,
+    arguments: list[str],
+    expand: Callable[[list[str]], list[str]],
+) -> Options:
+    """Parse a command line; an error about options that only `expand` added says so."""
+    expanded = expand(arguments)
+    try:
+        return parse(options_class, prog, expanded)
+    except UserError as error:
+        typed = {argument.partition("=")[0] for argument in arguments}
+        added = {one.partition("=")[0] for one in expanded[: len(expanded) - len(arguments)]}
+        named = sorted(one for one in added - typed if one in str(error))
+        if not named:
+            raise
+        raise UserError(f"{error} (--preset sets {', '.join(named)})") from error
 
 
 def _before_two_dashes(arguments: list[str]) -> list[str]:

@@ -39,6 +39,7 @@ class PrepareOptions:
             "--work work --dataset flickr8k --root data --dataset folder --root pictures"
         ),
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--work",)
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "dataset",
         "work",
@@ -159,6 +160,7 @@ class ExtractOptions:
         "Use two CNNs side by side": "--work work --backbone efficientnet_lite2+resnet101",
         "Extract a large collection, a store for each shard": "--shards 'a/*.tar' --out features",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--work", "--from", "--out")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
         "shards",
@@ -309,6 +311,7 @@ class DoctorOptions:
         "Check a work directory too": "--work work",
         "Check the work directory of ./run_all.sh": "--work work/shapes",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--work",)
     EVERYDAY: ClassVar[tuple[str, ...]] = ("work",)
 
     work: Path | None = None

@@ -97,9 +97,10 @@ def _chosen_min_count(given: int | None, captions: int) -> tuple[int, list[str]]
     chosen = next(count for most, count in MIN_COUNTS if captions < most)
     if chosen == MIN_COUNTS[-1][1]:
         return chosen, []
+    kept = "all words" if chosen == 1 else f"words that occur {chosen} times or more"
     return chosen, [
-        f"words are kept that occur {chosen} times, because there are only {captions:,} training "
-        "captions; --min-count changes this"
+        f"{kept} are kept, because there are only {captions:,} training captions; --min-count "
+        "changes this"
     ]
 
 

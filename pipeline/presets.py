@@ -52,7 +52,7 @@ def with_preset(stage: str, argv: list[str]) -> list[str]:
     An unknown name is left for the options of the stage to refuse, with `check_name`.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--preset")
+    parser.add_argument("--preset", nargs="?")  # the options of the stage ask for the name
     name = parser.parse_known_args(argv)[0].preset
     return argv if name is None else [*arguments(name, stage), *argv]
 

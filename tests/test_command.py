@@ -143,6 +143,24 @@ def test_required_options_are_asked_for_and_surplus_words_named(capsys):
         assert error == f"error: {message}; see python -m pipeline.prepare --help\n"
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        ("decoder.search", "--folder a --folder b dog"),
+        ("decoder.export", "--run a --run=b --out c"),
+        ("decoder.demo", "--folder a --folder b"),
+        ("decoder.train", "--work w --run a --run b"),
+        ("evaluation.score", "--captions c --results a --results b"),
+        ("evaluation.report", "--run a --run b"),
+        ("pipeline.extract", "--work a --work b"),
+        ("pipeline.prepare", "--dataset shapes --work a --work b"),
+    ],
+)
+def test_an_option_of_which_only_the_last_would_count_is_refused(command, arguments, capsys):
+    assert importlib.import_module(command).main(shlex.split(arguments)) == 2
+    assert "once, found it twice" in capsys.readouterr().err
+
+
 def test_help_can_be_piped():
     done = subprocess.run(
         [sys.executable, "-m", "pipeline.prepare", "--help"],

@@ -66,6 +66,7 @@ def test_run_all_ends_with_scores_and_a_report_and_skips_finished_stages(tmp_pat
         (["--wrok", "x"], "unknown option --wrok"),
         (["coco", "--preset", "cocoa"], "unknown preset 'cocoa': did you mean coco"),
         (["shapes", "--backbone"], "--backbone needs a value"),
+        (["shapes", "--work="], "--work needs a value"),
         (["flickr8k", "--root", "/nowhere"], "/nowhere"),
     ],
 )

@@ -91,6 +91,9 @@ assert status("decoder.export", "--run", {str(run)!r}, "--out", "out")[0] in (0,
 names_extra("train", "pipeline.prepare", "--dataset", "shapes", "--work", "w", "--images", "3")
 names_extra("train", "decoder.train", "--work", "w", "--run", "r")
 names_extra("demo", "decoder.demo")
+names_extra("fast", "decoder.export", "--run", "r", "--out", "o", "--onnx")
+for bucket in ("s3://bucket/a.tar", "https://example.org/a.tar"):
+    names_extra("shards", "decoder.caption", "--shards", bucket, "--out", "out")
 pathlib.Path("r.json").write_text('[{{"image_id": 1, "caption": "a dog"}}]')
 pathlib.Path("c.json").write_text(
     '{{"images": [{{"id": 1, "file_name": "a.jpg"}}], '

@@ -30,7 +30,7 @@ class CaptionOptions:
         ),
         "Caption the test split with a run that you trained": "--run work/runs/first --split test",
     }
-    ONCE: ClassVar[tuple[str, ...]] = ("--out", "--sidecar", "--review")
+    ONCE: ClassVar[tuple[str, ...]] = ("--out", "--sidecar", "--review", "--split", "--work")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "pictures",
         "shards",
@@ -211,6 +211,7 @@ class DemoOptions:
             "--host 0.0.0.0 --password-file password.txt"
         ),
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--run", "--folder", "--work")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "run",
         "folder",

@@ -24,6 +24,7 @@ from features.files import write_atomically
 from features.folders import passed_over_note
 from features.images import PictureError
 from features.progress import Progress
+from pipeline.text import CONTROL
 from pipeline.up_to_date import Stamp
 from pipeline.work import RunFolder, WorkFolder
 
@@ -40,7 +41,7 @@ def search(options: SearchOptions) -> None:
     if options.work is None and not run.work.captions.exists():
         raise UserError(
             "expected a folder of pictures to search (--folder) or a work directory (--work), "
-            f"found neither, and {run.path} is not in a work directory"
+            f"found neither{f', and {run.path} is not in a work directory' if options.run else ''}"
         )
     work = run.work if options.work is None else WorkFolder(options.work)
     if options.weights is None:
@@ -92,9 +93,10 @@ def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> Non
         print(f"search: ignored unknown words: {first_few(found.unknown)}", file=sys.stderr)
     for result in found.results:
         grade = f"\t{result.grade}" if result.grade else ""
-        values = {"path": str(result.path), "grade": result.grade, "score": round(result.score, 4)}
-        line = json.dumps(values, ensure_ascii=False) if options.json else f"{result.path}{grade}"
-        print(line)
+        name = str(result.path)
+        values = {"path": name, "grade": result.grade, "score": round(result.score, 4)}
+        text = f"{_one_line(name)}{grade}"
+        print(json.dumps(values, ensure_ascii=False) if options.json else text)
     if options.html is not None:
         alts = _descriptions([result.path for result in found.results], run, device)
         page = sheet(query, folder, album, found, alts, options.html)
@@ -122,7 +124,7 @@ def _find_pictures(searcher: Searcher, sentence: str, top: int, as_json: bool) -
     for picture in pictures:
         path = str(picture.file)
         values = {"path": path, "image_id": picture.image_id}
-        _print_result(path, picture.score, values if as_json else None)
+        _print_result(_one_line(path), picture.score, values if as_json else None)
 
 
 def _find_captions(searcher: Searcher, image: Path, top: int, as_json: bool) -> None:
@@ -133,6 +135,11 @@ def _find_captions(searcher: Searcher, image: Path, top: int, as_json: bool) -> 
     for caption in captions:
         values = {"caption": caption.text, "image_id": caption.image_id}
         _print_result(caption.text, caption.score, values if as_json else None)
+
+
+def _one_line(path: str) -> str:
+    r"""Return a path in one line: its control characters are written as \n, \t and so on."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], path)
 
 
 def _print_result(text: str, score: float, values: dict[str, object] | None) -> None:
@@ -167,7 +174,7 @@ def _rank_split(searcher: Searcher, split: str, out: Path) -> None:
     )
     write_atomically(out, file.getvalue())
     print(
-        f"search: wrote the best {CANDIDATES} images for {len(captions)} captions, and captions "
-        f"for {len(searcher.images)} images, to {out}; measure recall with {RETRIEVE} --ranking "
-        f"{out}"
+        f"search: wrote the best {min(CANDIDATES, len(image_ids))} images for {len(captions)} "
+        f"captions, and captions for {len(image_ids)} images, to {out}; measure recall with "
+        f"{RETRIEVE} --ranking {out}"
     )

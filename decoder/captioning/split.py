@@ -9,6 +9,7 @@ import numpy as np
 from decoder.captioning.captioner import Candidate, Captioner
 from decoder.captioning.confidence import is_comparable, signals_of
 from decoder.data.readers import SplitReader
+from decoder.runs.packaged import named
 from evaluation.outputs import attention_path
 from features.commands import EXTRACT
 from features.errors import UserError
@@ -81,7 +82,7 @@ def _reader(captioner: Captioner, work: WorkFolder, split: str, views: int) -> S
     """Open the features of a split, of the kind that the captioner was trained on."""
     description = captioner.config["features"]
     store = open_features(work)
-    store.expect(fingerprint(description), f"the run {captioner.run.path}", description)
+    store.expect(fingerprint(description), named(captioner.run.path), description)
     stored = len(store.row_format.views)
     if views > stored:
         raise UserError(

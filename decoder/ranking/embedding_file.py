@@ -17,6 +17,7 @@ from decoder.ranking.embedding import JointEmbedding, train_embedding
 from decoder.ranking.grades import METHOD, Grades, grades_of, measure
 from decoder.runs import checkpoints
 from decoder.runs.folder import digest
+from decoder.runs.packaged import named
 from features.commands import EXPORT, SEARCH
 from features.errors import AccessError, UserError
 from features.progress import Progress
@@ -121,7 +122,7 @@ def load_or_train(
     if not any(image.split == "train" and image.captions for image in table.images):
         raise no_captions
     store = open_features(source)
-    store.expect(fingerprint, f"the run {run.path}")
+    store.expect(fingerprint, named(run.path))
     reader = SplitReader(store, table, "train")
     model = _train(store, reader, vocabulary)
     grades = _measure(model, store, table, vocabulary)

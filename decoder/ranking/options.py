@@ -20,6 +20,7 @@ class SearchOptions:
         "Find captions for a picture": "--image photo.jpg --work work",
         "Rank the test split for evaluation.retrieve": "--run work/runs/first --split test",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--folder", "--run", "--work", "--html", "--image", "--out")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "sentence",
         "folder",

@@ -26,6 +26,7 @@ from decoder.ranking.consensus import consensus, count_frequencies, frequencies_
 from decoder.ranking.embedding import JointEmbedding
 from decoder.ranking.embedding_file import load_or_train, provenance
 from decoder.ranking.expectation import Expectation, ReducedExpectation
+from decoder.runs.packaged import named
 from features.errors import UserError
 from features.store import fingerprint
 from pipeline.caption_database import SplitImages, load, open_features
@@ -162,7 +163,7 @@ def fit_expectation(
             on.
     """
     table, store = load(run.work.captions), open_features(run.work)
-    store.expect(fingerprint(description), f"the run {run.path}", description)
+    store.expect(fingerprint(description), named(run.path), description)
     reader = SplitReader(store, table, "train", grid=False)
     if isinstance(reader.images, SplitImages):
         chosen = reader.sampled(MOST_SAMPLED)

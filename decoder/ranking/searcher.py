@@ -28,6 +28,7 @@ from decoder.ranking.index import SearchedImages
 from decoder.ranking.likelihood import log_likelihood
 from decoder.ranking.nearest import Nearest, nearest
 from decoder.runs.loading import load_decoder
+from decoder.runs.packaged import named
 from features.commands import SEARCH
 from features.errors import UserError, first_few
 from features.store import fingerprint as fingerprint_of
@@ -108,9 +109,7 @@ class Searcher:
         self._description = config["features"]
         self._table = load(work.captions)
         self._store = open_features(work)
-        self._store.expect(
-            fingerprint_of(self._description), f"the run {run.path}", self._description
-        )
+        self._store.expect(fingerprint_of(self._description), named(run.path), self._description)
         self._embedding = load_or_train(run, work, self.vocabulary, self._store.fingerprint)
         self._searched = SearchedImages(work, self._store, self._table, self._embedding, split)
         self.images = self._searched.images

@@ -13,10 +13,19 @@ def packaged_captioner() -> Path:
     Raises:
         UserError: this installation includes none.
     """
-    folder = Path(str(resources.files("decoder") / "trained"))
+    folder = _folder()
     if not (folder / "config.json").is_file():
         raise UserError(
             "this installation includes no captioner; give a run of your own with --run "
             f"WORK/runs/NAME (create one with {TRAIN}, or run all stages with ./run_all.sh)"
         )
     return folder
+
+
+def named(run: Path) -> str:
+    """Return how messages name a run: by its folder, unless it is the included captioner."""
+    return "the included captioner (--run names another)" if run == _folder() else f"the run {run}"
+
+
+def _folder() -> Path:
+    return Path(str(resources.files("decoder") / "trained"))

@@ -18,6 +18,7 @@ from decoder.sharing.options import ExportOptions
 from decoder.sharing.publishing import check_destination, hashes, publish
 from features.devices import choose_device
 from features.errors import UserError
+from features.extras import need
 from features.files import make_folder, write_atomically, write_json
 from features.store import as_size
 from features.weights import by_hand
@@ -28,6 +29,8 @@ from pipeline.work import RunFolder
 
 def export(options: ExportOptions) -> None:
     """Export a run as a captioner: a folder that works on its own, with scores and a card."""
+    if options.onnx:
+        need("onnx")  # before minutes of scoring
     run, out = RunFolder(options.run), options.out.resolve()
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))

@@ -18,6 +18,7 @@ class ExportOptions:
         ),
         "For other runtimes": "--run work/runs/first --out captioner --onnx",
     }
+    ONCE: ClassVar[tuple[str, ...]] = ("--run", "--out")
     EVERYDAY: ClassVar[tuple[str, ...]] = ("run", "out", "int8", "rerank", "search", "onnx")
 
     run: Path

@@ -43,6 +43,13 @@ _STAGES = {
 
 def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
     """Check the files that the stages have written so far."""
+    if work.path.is_file():
+        yield problem(f"{work.path} is a file, not a work directory", "give its folder as --work")
+        return
+    if not work.captions.exists() and RunFolder(work.path).config.is_file():
+        folder = RunFolder(work.path).work.path
+        yield problem(f"{work.path} is a run, not a work directory", f"check --work {folder}")
+        return
     if not work.path.is_dir():
         yield problem(f"{work.path} does not exist", f"create it with {PREPARE}")
         return
@@ -169,6 +176,11 @@ def _words(words: Vocabulary, table: CaptionTable, work: WorkFolder) -> Iterator
     if known < _LEAST_COVERAGE:
         yield problem(f"{text}; it belongs to another data set", f"run {PREPARE} --force")
         return
+    try:
+        installed = tokenizer()
+    except PackageNotFoundError:
+        yield ok(f"{text}; not built again to compare, because spaCy is not installed")
+        return
     rebuilt = vocabulary.build(train, words.min_count, words.max_length)
     if (rebuilt.words, rebuilt.counts) != (words.words, words.counts):
         yield problem(f"{text}, but it was built from other captions", f"run {PREPARE} --force")
@@ -176,10 +188,6 @@ def _words(words: Vocabulary, table: CaptionTable, work: WorkFolder) -> Iterator
         yield warning(text, f"keep more words: run {PREPARE} with a smaller --min-count")
     else:
         yield ok(text)
-    try:
-        installed = tokenizer()
-    except PackageNotFoundError:
-        return  # the checks of the machine name the missing extra
     if words.tokenizer != installed:
         yield warning(
             f"{path} was built with another tokenizer ({words.tokenizer}; installed: {installed})",

@@ -113,6 +113,9 @@ def test_words_find_pictures_and_scores_are_said_in_words(captioner, album, comp
     plain = ["a red", "--top", "1", "--run", str(captioner), "--folder", str(album)]
     assert search.main(plain) == 0
     assert capsys.readouterr().out == f"{album / 'red.png'}\tgood\n"
+    (album / "red.png").rename(album / "re\nd.png")
+    assert search.main(plain) == 0
+    assert capsys.readouterr().out == f"{album}/re\\nd.png\tgood\n", "each result has one line"
 
 
 def test_unknown_words_are_named_and_not_answered_with_pictures(captioner, album, computed, capsys):

@@ -172,6 +172,14 @@ def test_missing_work_directory_is_a_problem(healthy: None, tmp_path: Path, caps
     assert "nowhere does not exist" in out
 
 
+def test_a_run_or_a_file_is_not_taken_for_a_damaged_work_directory(healthy, finished, capsys):
+    status, out = doctor(capsys, finished / "runs" / "small")
+    assert status == 2
+    assert f"is a run, not a work directory\nwhat to do: 1. check --work {finished}\n" in out
+    status, out = doctor(capsys, finished / "captions.json")
+    assert "captions.json is a file, not a work directory" in out
+
+
 def edit_table(work: Path, change: Callable[[CaptionTable], CaptionTable]) -> None:
     path = work / "captions.json"
     captions.save(change(captions.load(path)), path)

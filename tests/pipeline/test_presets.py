@@ -87,6 +87,13 @@ def test_an_unknown_preset_is_refused_by_every_stage(stage, capsys):
     assert "unknown preset 'flikr8k': did you mean flickr8k" in capsys.readouterr().err
 
 
+def test_an_error_about_an_option_of_the_preset_says_so(capsys):
+    assert caption.main(["--preset", "flickr8k", "--sample", "--split", "val"]) == 2
+    assert "(--preset sets --beam)" in capsys.readouterr().err
+    assert caption.main(["--split", "val", "--preset"]) == 2
+    assert capsys.readouterr().err.startswith("error: expected --preset NAME, found --preset; see")
+
+
 def test_preset_for_your_own_pictures_is_the_defaults():
     for stage, (kind, required) in STAGES.items():
         assert options("folder", stage) == tyro.cli(kind, args=required)
