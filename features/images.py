@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageChops, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import (
+    Image,
+    ImageChops,
+    ImageFile,
+    ImageOps,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 from PIL.JpegImagePlugin import JpegImageFile
 
 from features.colours import in_srgb, profile_of
@@ -98,7 +105,8 @@ def read_picture(source: str | Path | bytes | BinaryIO | Image.Image) -> Image.I
 
 
 def _decoded(source: Path | BinaryIO) -> Image.Image:
-    with _opened(source) as image:
+    with opened(source) as image:
+        _check_planes(image)
         pixels = image.width * image.height
         _check_effort(image, pixels)
         image.draft(None, (ENOUGH, ENOUGH))
@@ -136,7 +144,13 @@ def _converted(image: Image.Image) -> Image.Image:
         raise PictureError(f"damaged ({type(error).__name__}: {error})") from error
 
 
-def _opened(source: Path | BinaryIO) -> ImageFile.ImageFile:
+def opened(source: Path | BinaryIO) -> ImageFile.ImageFile:
+    """Open a picture as Pillow does, without decoding its pixels.
+
+    Raises:
+        Exception: anything at all that Pillow raises on a file that it cannot read.
+    """
+    _ignore_pillow_warnings()
     try:
         return Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
@@ -234,6 +248,15 @@ def _check_effort(image: ImageFile.ImageFile, pixels: int) -> None:
         raise PictureError(f"a JPEG of {scans:,} scans, which would take too long to decode")
 
 
+def _check_planes(image: Image.Image) -> None:
+    """Refuse uncompressed TIFFs of 16 bits that store each colour apart: Pillow garbles them."""
+    tags = getattr(image, "tag_v2", {})
+    planes = tags.get(TiffImagePlugin.PLANAR_CONFIGURATION) == 2
+    bits = tags.get(TiffImagePlugin.BITSPERSAMPLE, (8,))
+    if planes and len(bits) > 1 and max(bits) > 8 and image.info.get("compression") == "raw":
+        raise PictureError("a TIFF of 16 bits with separate colour planes; convert it to PNG")
+
+
 def _turn_upright(image: Image.Image) -> None:
     try:
         ImageOps.exif_transpose(image, in_place=True)
@@ -243,7 +266,7 @@ def _turn_upright(image: Image.Image) -> None:
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_to_8_bits(_grays(image))).convert("RGB")
     picture: Image.Image = image
     if image.mode == "CMYK" and image.format == "JPEG" and "adobe" not in image.info:
         # Pillow treats every CMYK JPEG as one by Adobe, with inverted inks.
@@ -263,6 +286,19 @@ def _rgb(image: Image.Image) -> Image.Image:
     invisible = picture.getchannel("A").getextrema() == (0, 0)
     white.info["transparent"] = invisible and not getattr(image, "is_animated", False)
     return white
+
+
+def _grays(image: Image.Image) -> np.ndarray:
+    """Return the gray values [height, width] of a picture of more than 8 bits; black is lowest."""
+    values = np.asarray(image)
+    tags = getattr(image, "tag_v2", None)  # of a TIFF file
+    if tags is None:
+        return values
+    if values.dtype == np.int32 and tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))[0] == 1:
+        values = values.view(np.uint32)  # Pillow has no unsigned integers of 32 bits
+    if tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:  # white is lowest
+        values = ~values if values.dtype.kind in "iu" else _finite(values).max() - values
+    return values
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

@@ -57,3 +57,18 @@ def test_a_folder_of_data_with_one_of_our_names_is_no_package(tmp_path):
     (tmp_path / "pipeline").mkdir()
     done = python(tmp_path, "-m", "evaluation.score", "--table", "absent")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+def test_a_script_beside_files_of_our_names_gets_our_packages_or_their_names(tmp_path):
+    for name in ("pipeline.py", "evaluation.py"):
+        (tmp_path / name).write_text("value = 1\n")
+    ours = "import decoder, evaluation.outputs\nfrom pipeline.vocabulary import PAD\nprint(PAD)\n"
+    (tmp_path / "script.py").write_text(ours)
+    done = python(tmp_path, "script.py")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+    assert (
+        f"note: {tmp_path / 'pipeline.py'}, {tmp_path / 'evaluation.py'}: not used" in done.stderr
+    )
+    (tmp_path / "script.py").write_text("import pipeline\nimport decoder\n")
+    last = python(tmp_path, "script.py").stderr.splitlines()[-1]
+    assert last.startswith(f"ImportError: {tmp_path / 'pipeline.py'} was imported as pipeline")

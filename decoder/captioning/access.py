@@ -204,6 +204,10 @@ class Guard:
         if not self._knows(_values(scope, b"authorization")):
             return 401, "This page needs its password, with any user name.\n"
         origins = _values(scope, b"origin")
+        if not origins and scope["method"] not in ("GET", "HEAD"):
+            origins = [_origin(address) for address in _values(scope, b"referer")]
+            if {*_values(scope, b"sec-fetch-site")} & {"cross-site", "same-site"}:
+                origins.append("null")
         if origins and not self._trusts_origin(origins, _values(scope, b"host")):
             return 403, "This page does not answer to requests from other web sites.\n"
         return self._refusal_of_body(scope)
@@ -260,6 +264,11 @@ def _host(values: list[str], scheme: str) -> Host | None:
     if host is None or host[1] is not None:
         return host
     return host[0], _DEFAULT_PORTS.get(scheme, 80)
+
+
+def _origin(address: str) -> str:
+    """Return the origin of a page: the beginning of its address."""
+    return "/".join(address.split("/", 3)[:3])
 
 
 def _digest(password: bytes) -> bytes:

@@ -22,7 +22,9 @@ from decoder.ranking.novelty import Novelty
 from decoder.ranking.reranker import Reranker
 from decoder.runs.loading import load_decoder
 from features.backbones import Backbone
+from features.commands import EXPORT
 from features.errors import UserError, first_few
+from features.files import read_json
 from features.labels import Label, Labels
 from features.store import differences, fingerprint
 from pipeline.vocabulary import EOS, Vocabulary
@@ -265,8 +267,18 @@ def default_generation(run: RunFolder, options: GenerateOptions | None = None) -
     """Enable reranking if the run supports it and `options` do not choose another method.
 
     A beam width counts as choosing another method.
+
+    Raises:
+        UserError: the run is a captioner that reranks, but has lost what it reranks by.
     """
     options = options or GenerateOptions()
     chosen = options.sample or options.consensus or options.groups > 1 or options.beam is not None
     can_rerank = run.expectation.exists()
+    if not can_rerank and run.captioner.exists():
+        about = read_json(run.captioner, EXPORT)
+        if isinstance(about, dict) and about.get("reranks"):
+            raise UserError(
+                f"{run.expectation} is not there, by which this captioner chooses its captions; "
+                "copy the whole original folder again"
+            )
     return replace(options, rerank=True) if can_rerank and not chosen else options

@@ -42,6 +42,11 @@ _ERRORS = "surrogateescape"
 _ROUNDED = re.compile(rb'[,"]\d[.,]\d+E\+1\d[,"]')
 
 
+# What a line that this project did not write may raise.
+_MALFORMED: tuple[type[Exception], ...] = (AttributeError, LookupError, OverflowError, TypeError)
+_MALFORMED += (RecursionError, StopIteration, ValueError, csv.Error)
+
+
 class State(NamedTuple):
     """Size and time of a picture, which show whether it has changed since it was captioned."""
 
@@ -273,16 +278,32 @@ class Listing:
     def _complete_lines(self, content: bytes) -> Iterator[str]:
         start = b"path,caption," if self._csv else b'{"path": '
         for number, line in enumerate(io.BytesIO(content), 1):
-            if not line.endswith(b"\n"):  # a killed run was writing it
+            if not line.endswith(b"\n") and not self._is_complete(line):  # a killed run wrote it
                 if number == 1 and not (line.startswith(start) or start.startswith(line)):
                     raise self._foreign(number)
                 return
-            yield line.removeprefix(codecs.BOM_UTF8).decode("utf-8", _ERRORS)
+            yield line.removeprefix(codecs.BOM_UTF8).decode("utf-8", _ERRORS).rstrip("\n") + "\n"
+
+    def _is_complete(self, line: bytes) -> bool:
+        """Whether a last line without its end is a whole row; in CSV its last cell may be cut."""
+        try:
+            if not self._csv:
+                return isinstance(json.loads(line), dict)
+            cells = next(csv.reader([line.decode("utf-8", _ERRORS)], strict=True))
+        except _MALFORMED:
+            return False
+        return len(cells) == len(self._columns) and not cells[-1]
 
     def _converted(self, content: bytes) -> Iterator[str]:
         """Yield the lines of a CSV file that a spreadsheet program saved, or a person extended."""
         names, rows = read_table(self.path, content)
-        if not {*COLUMNS} <= {*names} or len({*names}) < len(names):
+        lost = [name for name in COLUMNS if name not in names]
+        if 0 < len(lost) <= len(COLUMNS) // 2:
+            raise UserError(
+                f"{self.path} has lost the columns {', '.join(lost)}; restore them, or choose "
+                "another --out"
+            )
+        if lost or len({*names}) < len(names):
             raise self._foreign(1)
         added = [name for name in names if name not in COLUMNS]
         captions = {name for name in added if re.fullmatch(r"caption_\d+", name)}
@@ -314,16 +335,7 @@ class Listing:
             if not isinstance(path, str) or "\0" in path:
                 raise ValueError("expected a path")
             return Row(path, state, str(values["writer"]), str(error), is_old, values)
-        except (
-            csv.Error,
-            AttributeError,
-            KeyError,
-            OverflowError,
-            RecursionError,
-            StopIteration,
-            TypeError,
-            ValueError,
-        ) as error:
+        except _MALFORMED as error:
             raise self._foreign(number) from error
 
     def _foreign(self, number: int) -> UserError:

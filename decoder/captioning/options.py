@@ -170,6 +170,8 @@ class CaptionOptions:
         require(self.seed >= 0, "--seed must not be negative")
         require(self.batch_size is None or self.batch_size > 0, "--batch-size must be positive")
         require(self.attention >= 0, "--attention must not be negative")
+        asked = self.attention != CaptionOptions.attention
+        require(self.split is not None or not asked, "--attention needs --split NAME")
 
     def _check_shards(self) -> None:
         """Raise UserError unless the options are those of --shards, or none of them is given."""

@@ -114,6 +114,11 @@ class Page:
     async def _caption(self, request: Request) -> Response:
         """Caption the picture in the body, or the one on this machine with the key `picture`."""
         preview = "preview" in request.query_params
+        if request.headers.get("content-type", "").startswith("multipart/"):
+            raise HTTPException(
+                415,
+                "Expected the bytes of a picture, found a form. With curl: --data-binary @FILE.",
+            )
 
         def describe(path: Path) -> dict[str, Any]:
             described = self._captioner.describe(path)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from decoder.captioning import xmp
+from decoder.captioning.embedded import describes_itself
 from decoder.captioning.sidecar_files import (
     LeftAloneError,
     check_writable,
@@ -52,7 +53,7 @@ class Outcome:
 
     written: int = 0
     kept: dict[Path, Path] = field(default_factory=dict)
-    """The sidecars that were already there, by picture."""
+    """The files that hold a caption already, by picture: its sidecar, or the picture itself."""
     left: list[str] = field(default_factory=list)
     """The sidecars left alone, and why."""
 
@@ -73,6 +74,7 @@ def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: Kind, for
         writer: captions the pictures.
         paths: the pictures.
         kind: txt for photo.jpg.txt, stem-txt for photo.txt, xmp for photo.jpg.xmp or photo.xmp.
+            A picture that describes itself gets no XMP file.
         force: replace captions that exist, including those by people and other programs.
 
     Returns:
@@ -142,6 +144,8 @@ def _missing(
                 wanted = _may_describe(_read_xmp(sidecar), picture, sidecar, force, by_person)
                 if other and not force and (file := _read_xmp(other)):
                     wanted = wanted and (not file.described or file.generated)
+                if wanted and not force and describes_itself(picture):
+                    sidecar, wanted = picture, False
             else:
                 sidecar = _text_of(picture, kind, neighbours)
                 folder = sidecar.parent
@@ -159,8 +163,16 @@ def _missing(
 
 
 def _report(outcome: Outcome, empty: Sequence[str], kind: Kind) -> None:
+    inside = [str(picture) for picture, each in outcome.kept.items() if picture == each]
     print(
-        f"caption: {outcome.written} sidecars written, {len(outcome.kept)} already there"
+        f"caption: {outcome.written} sidecars written, {len(outcome.kept) - len(inside)} already "
+        "there"
+        + (
+            f"; {len(inside)} pictures have a description inside: {first_few(inside)}; --force "
+            "writes sidecars for them too"
+            if inside
+            else ""
+        )
         + (f"; no sidecar for {len(empty)} empty captions: {first_few(empty)}" if empty else "")
     )
     if old := [str(picture) for picture, each in outcome.kept.items() if is_older(each, picture)]:

@@ -92,6 +92,8 @@ class GenerateOptions:
             f"--groups must divide --beam {self.width}, found {self.groups}",
         )
         require(self.diversity >= 0, "--diversity must not be negative")
+        asked = self.diversity != GenerateOptions.diversity
+        require(self.groups > 1 or not asked, "--diversity needs --groups of at least 2")
         require(
             not (self.consensus and self.rerank),
             "--rerank includes --consensus; give only --rerank",

@@ -113,6 +113,23 @@ def test_gray_of_reals_and_long_integers_is_scaled(values: np.ndarray, expected:
     np.testing.assert_array_equal(pixels[0, :, 0], expected)
 
 
+def retagged(values: np.ndarray, tag: int, old: int, new: int) -> bytes:
+    """Save a TIFF with another value of a tag of 16 bits."""
+    entries = [struct.pack("<HHIH", tag, 3, 1, value) for value in (old, new)]
+    return saved(Image.fromarray(values), "TIFF").replace(*entries)
+
+
+def test_tiffs_whose_numbers_mean_something_else_are_read_rightly_or_refused() -> None:
+    grays = np.array([[0, 0x8000, 0xFFFF]], np.uint16)
+    white_is_zero = retagged(grays, 262, 1, 0)
+    unsigned = retagged(np.array([[0, 1 << 30, -1]], np.int32), 339, 2, 1)
+    for tiff, expected in ((white_is_zero, [255, 127, 0]), (unsigned, [0, 64, 255])):
+        assert np.asarray(read_picture(tiff))[0, :, 0].tolist() == expected
+    planes = retagged(np.zeros((4, 4, 3), np.uint8), 284, 1, 2).replace(b"\b\0" * 3, b"\x10\0" * 3)
+    with pytest.raises(PictureError, match="16 bits with separate colour planes"):
+        read_picture(planes)
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_transparency_is_laid_on_white(mode: str) -> None:
     picture = Image.new("RGBA", (8, 8), (0, 0, 0, 255))

@@ -103,13 +103,28 @@ def test_a_picture_that_cannot_be_read_is_counted(captioner, tmp_path, capsys):
 
 
 @KINDS
-def test_an_incomplete_last_line_is_captioned_again(captioner, album, kind):
+def test_an_incomplete_last_line_is_captioned_again_but_not_a_whole_one(captioner, album, kind):
     out = album.parent / f"captions.{kind}"
     assert caption.main(command(captioner, album, out)) == 0
     before = rows_of(out)
     out.write_bytes(out.read_bytes()[:-20])
     assert caption.main(command(captioner, album, out)) == 0
     assert rows_of(out) == before
+    # Where only the line end is missing, a person may have written the row.
+    text = out.read_text(errors="surrogateescape").rstrip("\n")
+    last = rows_of(out)[list(before)[-1]]["caption"]
+    out.write_text("Mine.".join(text.rsplit(last, 1)), errors="surrogateescape")
+    assert caption.main(command(captioner, album, out)) == 0
+    assert "Mine." in {row["caption"] for row in rows_of(out).values()}
+
+
+def test_a_table_that_lost_columns_names_them(captioner, album, capsys):
+    out = album.parent / "captions.csv"
+    out.write_text("path,caption,unsure,bytes,modified,writer,error\na.png,Mine.,,1,2,x,\n")
+    before = out.read_bytes()
+    assert caption.main(command(captioner, album, out)) == 2
+    assert "has lost the columns confidence, labels; restore" in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 @KINDS
@@ -402,6 +417,8 @@ def test_all_captions_of_a_picture_are_written(captioner, album, kind, capsys):
         (["--alt", "page.html"], "an alternative text holds one caption, found --captions 3"),
         (["photo.jpg", "--json", "--out", "a.csv"], "--json prints the captions of pictures"),
         (["--alt", "page.html", "--json"], "--json prints the captions of pictures"),
+        (["photo.jpg", "--attention", "3"], "--attention needs --split NAME"),
+        (["photo.jpg", "--beam", "6", "--diversity", "1"], "--diversity needs --groups"),
     ],
 )
 def test_an_option_whose_result_cannot_be_held_is_refused(options, message, capsys):

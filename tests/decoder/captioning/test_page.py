@@ -183,6 +183,14 @@ def test_requests_of_other_web_sites_are_refused(page):
     ]:
         answer = page.ask("POST", "/api/download/csv", b'{"captions": []}', Origin=origin)
         assert answer.status == status, (origin, answer)
+    for headers, status in [
+        ({"Referer": "https://evil.example/page"}, 403),
+        ({"Referer": f"http://localhost:{page.port}/"}, 200),
+        ({"Sec_Fetch_Site": "cross-site"}, 403),
+        ({"Sec_Fetch_Site": "same-origin"}, 200),
+    ]:
+        answer = page.ask("POST", "/api/download/csv", b'{"captions": []}', **headers)
+        assert answer.status == status, (headers, answer)
 
 
 @needs_server
@@ -249,6 +257,8 @@ def test_a_broken_picture_is_reported_and_no_upload_is_left(page):
     white = io.BytesIO()
     Image.new("RGB", (320, 240), "white").save(white, "png")
     assert "it shows nothing" in page.caption(white.getvalue()).text
+    form = page.ask("POST", "/api/caption", b"--x", Content_Type="multipart/form-data; boundary=x")
+    assert (form.status, "--data-binary" in form.text) == (415, True)
     (folder,) = page.temporary.glob("captions-*")
     assert list(folder.iterdir()) == []
 

@@ -14,6 +14,8 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from decoder import caption
 from decoder.captioning import caption_stage, sidecar_files, sidecars
@@ -110,6 +112,35 @@ def test_files_of_other_programs_get_a_description_and_keep_every_other_byte(tmp
         assert start + end >= len(before) - 4, name  # only the "/" of <rdf:Description/> may go
     assert run(tmp_path) == 0
     assert f"0 sidecars written, {len(PROGRAMS)} already there" in capsys.readouterr().out
+
+
+def test_a_picture_that_describes_itself_gets_no_other_description(tmp_path, capsys):
+    exif = {0x010E: "Grandma in the garden"}, {0x010E: "OLYMPUS DIGITAL CAMERA         "}
+    iptc = b"8BIM\x04\x04\0\0\0\0\0\x0c\x1c\x02\x78\0\x07Grandma"
+    own = with_properties(languages("dc:description", de="Oma im Garten"))
+    generated = with_properties(languages("dc:description", default="A dog.") + OURS)
+    album(tmp_path, iptc__jpg=b"")
+    inside = {"xmp.jpg": {"xmp": own}, "xmp.webp": {"xmp": own}, "plain.jpg": {}}
+    inside |= {"generated.jpg": {"xmp": generated}}
+    for name, data in inside.items():
+        Image.new("RGB", (8, 8)).save(tmp_path / name, **data)
+    for name, texts_of in zip(("exif.jpg", "camera.jpg"), exif, strict=True):
+        tags = Image.Exif()
+        tags.update(texts_of)
+        Image.new("RGB", (8, 8)).save(tmp_path / name, exif=tags)
+    plain = (tmp_path / "plain.jpg").read_bytes()
+    segment = b"Photoshop 3.0\0" + iptc
+    marker = b"\xff\xed" + (len(segment) + 2).to_bytes(2, "big")
+    (tmp_path / "iptc.jpg").write_bytes(plain[:2] + marker + segment + plain[2:])
+    text = PngInfo()
+    text.add_itxt("Description", "Oma im Garten")
+    Image.new("RGB", (8, 8)).save(tmp_path / "text.png", pnginfo=text)
+    assert run(tmp_path) == 0
+    written = {file.name.removesuffix(".xmp") for file in tmp_path.glob("*.xmp")}
+    assert written == {"plain.jpg", "camera.jpg", "generated.jpg"}
+    assert "5 pictures have a description inside: " in capsys.readouterr().out
+    assert run(tmp_path, "--force") == 0
+    assert "8 sidecars written" in capsys.readouterr().out
 
 
 def test_our_description_is_replaced_when_its_picture_is_newer(tmp_path, writer, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +58,10 @@ def test_captions_of_photographs_not_trained_on_agree_with_people(flickr8k, caps
     written = {pictures.index(Path(line["path"])): line["caption"] for line in lines}
     references = {n: captions[picture] for n, picture in enumerate(pictures)}
     assert Validator(references).score(written)["CIDEr"] > 0.3
+
+
+def test_a_captioner_that_lost_what_it_reranks_by_is_refused(tmp_path, capsys):
+    copy = shutil.copytree(packaged_captioner(), tmp_path / "copy")
+    (copy / "expectation.safetensors").unlink()
+    assert caption.main(["--run", str(copy), "photo.jpg"]) == 2
+    assert "expectation.safetensors is not there" in capsys.readouterr().err
