@@ -77,6 +77,15 @@ class NameIndex:
                 by_depth[depth].append(file)
         return by_depth[max(by_depth)] if by_depth else []
 
+    def at_end_of(self, path: str) -> str | None:
+        """Return the only file with the longest end of a path: `b/1.jpg` of `/home/a/b/1.jpg`."""
+        parts = PurePosixPath(fold(path)).parts
+        for start in range(1, len(parts)):
+            end = "/".join(parts[start:])
+            if files := self._files.get(end) or self._stems.get(end):
+                return _only(files)
+        return None
+
     def nearest(self, name: str) -> str | None:
         """Return the file whose name is most similar to that of a missing one."""
         folded = fold(name.strip(_INVISIBLE).replace("\\", "/"))
@@ -112,8 +121,8 @@ class PictureNames:
             if self._is_file(spelling):
                 return spelling
         plain = plain_spellings(name)[0]
-        of_elsewhere = self._index.agreeing(plain) if _ABSOLUTE.match(plain) else []
-        return self._index.find(spellings) or _only(of_elsewhere)
+        of_elsewhere = self._index.at_end_of(plain) if _ABSOLUTE.match(plain) else None
+        return self._index.find(spellings) or of_elsewhere
 
     def nearest(self, name: str) -> str | None:
         """Return the file whose name is most similar to that of a missing one."""
