@@ -46,7 +46,7 @@ def is_web(location: str) -> bool:
 def shown(location: str) -> str:
     """Return a location without a query, user or password, which may be secret."""
     if not is_web(location):  # elsewhere ? and # belong to the name
-        return re.sub(r"^([A-Za-z][\w+.:-]*://)[^/@]*@", r"\1", location)
+        return re.sub(r"^([A-Za-z][\w+.:-]*://)[^/]*@", r"\1", location)
     parts = _split(location)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
 

@@ -51,7 +51,7 @@ _SELF_CLOSED = re.compile(
 )
 _TAG = re.compile(r"<[\w:-]+")
 _SIDES = ("width", "height")
-_TINY = r"\s*[01]\s*(?:px)?\s*"
+_TINY = r"\s*[01]\s*(?:px\s*)?"
 # The second count.
 _OPENS = re.compile(
     r"<!--|<(script|style|textarea|title|iframe|noembed|noframes|xmp)\b[^<>]*(?<!/)>", re.IGNORECASE

@@ -142,7 +142,9 @@ def file_of(source: str, codec: str, folder: Path, site: Path) -> Path | None:
         except (OSError, RuntimeError, ValueError):  # too long, or a link leads to itself
             continue
         first = first or path
-    return first and (_in_other_case(first) or first)
+    other = _in_other_case(first) if first else None
+    # Its folders may be links that lead elsewhere.
+    return other if other and other.resolve().is_relative_to(site.resolve()) else first
 
 
 def _in_other_case(path: Path) -> Path | None:

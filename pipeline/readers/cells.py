@@ -18,9 +18,10 @@ _ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[a-zA-Z][a-zA-Z0-9]*);")
 _TAG = re.compile(r"</?(?:a|b|br|div|em|font|i|p|span|strong|u)(?:\s[^<>]*)?/?>", re.IGNORECASE)
 # Several captions in one text, as some programs join them.
 _JOINT = re.compile(r"\|\|?|###|<sep>|\[SEP\]", re.IGNORECASE)
-# How Python and NumPy print containers inside others.
+# How Python and NumPy print containers: array(['a', 'b'], dtype=object), set(['a', 'b']).
 _WRAPPED = re.compile(
-    r"(?:array|list|tuple|set|frozenset)\(\s*([\[({].*[\])}])\s*(?:,\s*dtype=[^()]*)?\)", re.DOTALL
+    r"(?:array|list|tuple|set|frozenset)\(\s*([\[({].*[\])}])\s*(?:,\s*dtype=[^][()]*)?\)",
+    re.DOTALL,
 )
 # Keys under which data sets store the text of a caption: Karpathy's "raw", COCO's "caption".
 _TEXT_KEYS = ("raw", "caption", "text", "sentence", "value")
@@ -103,7 +104,7 @@ def _written_list(text: str) -> list[Any] | None:
     if not re.match(r"""[\[({]\s*([bruBRU]?['"]|[\[{]\s*['"]|[\])}]$)""", text) and not (
         text.startswith("[") and re.match(r"\[\s*(None|null|nan|NaN|array)\b", text)
     ):
-        if re.fullmatch(r"\[[^\[\]]*, [^\[\]]*\]", text):  # as Java writes a list
+        if re.fullmatch(r"\[(?=[^][]*, )[^][]*\]", text):  # as Java writes a list: [a dog, a cat]
             raise UserError(f"expected a list of captions in Python or JSON, found {text!r:.80}")
         return None
     try:

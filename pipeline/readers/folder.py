@@ -199,12 +199,11 @@ def _matching(folder: Path) -> list[Path]:
 
 
 def _tables_below(root: Path) -> list[Path]:
-    found = [path for folder, _, _ in os.walk(root) for path in _matching(Path(folder))]
-    return [
-        path
-        for path in sorted(found)
-        if not any(part.startswith(".") for part in path.relative_to(root).parts)
-    ]
+    found: list[Path] = []
+    for folder, folders, _ in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += _matching(Path(folder))
+    return sorted(found)
 
 
 def _source(root: Path, path: Path) -> _Source:

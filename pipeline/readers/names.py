@@ -77,6 +77,15 @@ class NameIndex:
                 by_depth[depth].append(file)
         return by_depth[max(by_depth)] if by_depth else []
 
+    def at_end_of(self, path: str) -> str | None:
+        """Return the only file with the longest end of a path: `b/1.jpg` of `/home/a/b/1.jpg`."""
+        parts = PurePosixPath(fold(path)).parts
+        for start in range(1, len(parts)):
+            end = "/".join(parts[start:])
+            if files := self._files.get(end) or self._stems.get(end):
+                return _only(files)
+        return None
+
     def nearest(self, name: str) -> str | None:
         """Return the file whose name is most similar to that of a missing one."""
         folded = fold(name.strip(_INVISIBLE).replace("\\", "/"))
@@ -102,6 +111,7 @@ class PictureNames:
 
     def __init__(self, root: Path) -> None:
         self._root = root
+        self._real = Path(os.path.realpath(root))
 
     def find(self, name: str) -> str | None:
         """Return the file that `name` means, relative to the folder; None if that is not clear."""
@@ -112,8 +122,8 @@ class PictureNames:
             if self._is_file(spelling):
                 return spelling
         plain = plain_spellings(name)[0]
-        of_elsewhere = self._index.agreeing(plain) if _ABSOLUTE.match(plain) else []
-        return self._index.find(spellings) or _only(of_elsewhere)
+        of_elsewhere = self._index.at_end_of(plain) if _ABSOLUTE.match(plain) else None
+        return self._index.find(spellings) or of_elsewhere
 
     def nearest(self, name: str) -> str | None:
         """Return the file whose name is most similar to that of a missing one."""
@@ -125,14 +135,14 @@ class PictureNames:
             path = PurePosixPath(posixpath.normpath(variant))
             # ../images/x.jpg, seen from a folder beside the images
             path = PurePosixPath(*itertools.dropwhile(lambda part: part == "..", path.parts))
-            for root in (self._root, Path(os.path.realpath(self._root))):
+            for root in (self._root, self._real):
                 if path.is_absolute() and path.is_relative_to(root.as_posix()):
                     path = path.relative_to(root.as_posix())
             if not path.name:
                 continue
             yield str(path)
             # train2017/x.jpg where the folder itself is train2017
-            tail = Path(os.path.realpath(self._root)).parts
+            tail = self._real.parts
             for count in range(1, min(len(path.parts), len(tail) + 1)):
                 if [*map(fold, tail[-count:])] == [*map(fold, path.parts[:count])]:
                     yield str(PurePosixPath(*path.parts[count:]))
@@ -193,11 +203,12 @@ def match_names(records: Iterable[Record], root: Path) -> tuple[list[Record], li
     exact = {name for name, file in found.items() if name == file}
     claims = Counter(file for name, file in found.items() if file and name != file)
     changed: dict[str, str] = {}
+    real = os.path.realpath(root)
     for name, file in found.items():
         if file is None or name == file:
             continue
         # "1.jpg" is not b/1.jpg if the table names b/1.jpg too: then another picture is meant.
-        guessed = _is_guessed(name, file, root)
+        guessed = _is_guessed(name, file, real)
         if not guessed or (file not in exact and claims[file] == 1):
             changed[name] = file
     if not changed:
@@ -228,11 +239,11 @@ def _merged(records: list[Record], changed: Mapping[str, str]) -> list[Record]:
     return list(merged.values())
 
 
-def _is_guessed(name: str, file: str, root: Path) -> bool:
+def _is_guessed(name: str, file: str, root: str) -> bool:
     """Whether a file was found in other folders than those that `name` mentions."""
     plain = name.replace("\\", "/")
     if _ABSOLUTE.match(plain):
-        return not PurePosixPath(plain).is_relative_to(os.path.realpath(root))
+        return not PurePosixPath(plain).is_relative_to(root)
     return "/" in file and "/" not in plain
 
 

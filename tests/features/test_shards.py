@@ -100,6 +100,8 @@ def test_patterns_find_archives_folders_and_lists(
     ]
     (remote,) = find_shards(["s3://bucket/100%20 #1.tar"])
     assert (remote.name, str(remote)) == ("100%20 #1", "100%20 #1 (s3://bucket/100%20 #1.tar)")
+    (remote,) = find_shards(["ftp://user:pa@secret@example.org/a/0.tar"])
+    assert str(remote) == "0 (ftp://example.org/a/0.tar)"
     (remote,) = find_shards(["https://user:secret@example.org/a/0%200.tar?token=secret"])
     assert str(remote) == "0 0 (https://example.org/a/0%200.tar)"
 

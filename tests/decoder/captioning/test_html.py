@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import time
 from html import unescape
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from decoder import caption
 from decoder.captioning.html import HtmlPage
+from pipeline.readers.cells import captions_in
 
 ADDED = re.compile(r' alt="([^"]*)" data-alt-generated="(true|unsure)"')
 
@@ -321,3 +323,11 @@ def test_removing_the_texts_gives_back_any_page(parts):
     assert all(unescape(value) == hostile for value, _ in found)
     assert "<script" not in made
     assert ADDED.sub("", made) == text
+
+
+def test_a_hostile_style_and_a_hostile_cell_are_read_in_linear_time():
+    start = time.process_time()
+    HtmlPage(f"<img src=a.png style='width:0{' ' * 100_000}x'>".encode())
+    for cell in (f"[{', ' * 100_000}", f"array([{'],dtype=a' * 20_000}"):
+        assert captions_in(cell) == [cell]
+    assert time.process_time() - start < 5
