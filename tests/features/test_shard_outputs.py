@@ -242,10 +242,10 @@ def test_a_remote_shard_that_was_replaced_is_made_again(bucket: str, tmp_path: P
             (folder / f"{shard.name}{suffix}").touch()
         return {}
 
-    for content in (b"one", b"two", b"three"):
+    for content, first, then in ((b"one", "*", "{0..0}"), (b"two", "{0..0}", "*")):
         system.pipe_file(f"{folder}/0.tar", content)
-        for pattern, state in (("*.tar", "made"), ("{0..0}.tar", "done"), ("*.tar", "done")):
-            assert run(find_shards([f"{folder}/{pattern}"]), outputs, make) == [state]
+        assert run(find_shards([f"{folder}/{first}.tar"]), outputs, make) == ["made"]
+        assert run(find_shards([f"{folder}/{then}.tar"]), outputs, make) == ["done"]
     system.rm_file(f"{folder}/0.tar")
     assert run(find_shards([f"{folder}/{{0..0}}.tar"]), outputs, make) == ["done"]
 

@@ -409,11 +409,10 @@ def test_names_that_are_not_utf_8_are_escaped_and_their_pictures_read(tmp_path: 
         (tmp_path / "0" / name).write_bytes(data)
     tar(tmp_path / "0.tar", members)
     for source in ("0", "0.tar"):
-        samples = read(tmp_path / source)
-        assert [*samples] == ["caf%E9", "plain"]
-        assert samples["caf%E9"].file_name == "caf%E9.jpg"
-        assert samples["caf%E9"].captions == ["A café."]
-        assert read_sample(samples["caf%E9"]).size == (48, 40)
+        coffee, plain = samples_of(Shard("0", str(tmp_path / source)), tmp_path)
+        assert (coffee.key, plain.key) == ("caf%E9", "plain")
+        assert (coffee.file_name, coffee.captions) == ("caf%E9.jpg", ["A café."])
+        assert read_sample(coffee).size == (48, 40)
 
 
 def test_a_parquet_list_names_pictures_beside_it(tmp_path: Path) -> None:
