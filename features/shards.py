@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,9 +81,9 @@ class Shard:
             return None
 
     def sha256(self) -> str | None:
-        """Return the SHA-256 of its local file; of a folder, that of the names and sizes in it.
+        """Return the SHA-256 of its local file.
 
-        None if it is remote, missing, an empty folder, or cannot be read now.
+        That of a folder is of the names and sizes of its pictures and of their captions. None if it is remote, missing, an empty folder, or cannot be read now.
         """
         if is_url(self.source) or not os.path.exists(self.source):  # noqa: PTH110
             return None
@@ -91,12 +92,12 @@ class Shard:
                 with Path(self.source).open("rb") as file:
                     return hashlib.file_digest(file, "sha256").hexdigest()
             digest = hashlib.sha256()
-            if not (files := sorted(_files(Path(self.source)))):
+            if not (files := _files(self.source)):
                 return None
             for file_name, size in files:
                 digest.update(os.fsencode(file_name) + b"\0%d\0" % size)
             return digest.hexdigest()
-        except OSError:
+        except (OSError, ShardError):
             return None
 
 
@@ -217,18 +218,12 @@ def _glob_remote(pattern: str) -> dict[str, Stamp]:
         raise UserError(f"--shards {shown(pattern)} cannot be listed: {reason(error)}") from error
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield the path in a folder, and the size, of each file in it that is not hidden."""
+def _files(folder: str) -> list[tuple[str, int]]:
+    """Return the path in a folder, and the size, of each of its pictures and their captions."""
+    from features.shard_folders import names_in  # which imports this module
 
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = Path(parent, name)
-                yield str(path.relative_to(folder)), path.stat().st_size
+    pictures, texts = names_in(folder, Counter())
+    return sorted((name, Path(folder, name).stat().st_size) for name in (*pictures, *texts))
 
 
 def _suffix(source: str) -> str:

@@ -224,6 +224,7 @@ def test_a_folder_that_moved_is_done_and_one_with_other_files_is_not(tmp_path: P
     here = find_shards([f"{tmp_path}/a/photos"])
     (tmp_path / "a" / "photos" / "new.jpg").touch()
     assert run(here, outputs, make) == ["made"]
+    (tmp_path / "a" / "photos" / "photos.jsonl").touch()  # as if OUT were in it
     assert run(here, outputs, make) == ["done"]
     for file in (tmp_path / "a" / "photos").rglob("*.jpg"):
         file.unlink()
