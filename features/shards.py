@@ -81,9 +81,10 @@ class Shard:
             return None
 
     def sha256(self) -> str | None:
-        """Return the SHA-256 of its local file.
+        """Return the SHA-256 of its local file; of a folder, that of the names and sizes in it.
 
-        That of a folder is of the names and sizes of its pictures and of their captions. None if it is remote, missing, an empty folder, or cannot be read now.
+        Of a folder only pictures and their captions count. None if it is remote, missing, an empty
+        folder, or cannot be read now.
         """
         if is_url(self.source) or not os.path.exists(self.source):  # noqa: PTH110
             return None
