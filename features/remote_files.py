@@ -6,9 +6,9 @@ A location is the path of a local file, or a URL such as s3://bucket/00000.tar.
 import importlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from features.errors import UserError, first_line
@@ -31,6 +31,21 @@ class TransferError(Exception):
     def __init__(self, reason: str, passing: bool = False) -> None:
         super().__init__(reason)
         self.passing = passing
+
+
+class Stamp(NamedTuple):
+    """What a server tells of a file, which changes with its content; None where it does not."""
+
+    bytes: int | None = None
+    version: str | None = None
+    """Its ETag, or else when it was modified."""
+
+
+def stamp(about: Mapping[str, Any]) -> Stamp:
+    """Return the stamp of a file in what a file system knows of it, which may be a listing."""
+    names = ("ETag", "etag", "Last-Modified")
+    version = next((str(about[name]) for name in names if about.get(name)), None)
+    return Stamp(about.get("size"), version and version.removeprefix("W/").strip('"'))
 
 
 def is_url(location: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple
 from features.errors import UserError
 from features.output_places import CLAIMS, Busy, OutputPlace, output_place
 from features.progress import Progress
-from features.remote_files import is_url, shown
+from features.remote_files import shown
 from features.scratch import scratch_folder
 from features.shards import Shard, ShardError
 from features.store import differences
@@ -198,16 +198,21 @@ class Outputs:
             for name, stated in record["files"].items():
                 self.place.fetch(name, folder / name)
                 if _stated(folder / name) != stated:
-                    return f"{name} has another SHA-256 than recorded"
+                    return (
+                        f"{name} has another SHA-256 than recorded; delete it, and the same "
+                        "command without --verify makes the shard again"
+                    )
                 (folder / name).unlink()
         return ""
 
 
 def described(shard: Shard) -> dict[str, Any]:
     """Return what a record holds of the shard itself, to recognise it later."""
+    stamp = shard.stamp()
     return {
         "source": shown(shard.source),
-        "source_bytes": shard.bytes(),
+        "source_bytes": stamp.bytes,
+        "source_version": stamp.version,
         "source_modified": shard.modified(),
         "source_sha256": shard.sha256(),
     }
@@ -216,17 +221,18 @@ def described(shard: Shard) -> dict[str, Any]:
 def _changed(shard: Shard, record: Mapping[str, Any]) -> bool:
     """Whether a shard at the recorded place has another content than recorded.
 
-    One that is not there any more has not, nor has a folder, nor a remote shard: asking would take
-    too long.
+    One that is not there any more has not, nor has a remote folder: to list it would take too long.
     """
-    size = None if is_url(shard.source) else shard.bytes()
-    if size is None:
-        return False
-    if size != record.get("source_bytes"):
+
+    def differs(name: str, now: object) -> bool:
+        return None not in (now, then := record.get(f"source_{name}")) and now != then
+
+    stamp = shard.stamp()
+    if differs("bytes", stamp.bytes) or differs("version", stamp.version):
         return True
-    if shard.modified() == record.get("source_modified"):
+    if shard.suffix and shard.modified() == record.get("source_modified"):
         return False
-    return record.get("source_sha256") not in (None, shard.sha256())
+    return differs("sha256", shard.sha256())
 
 
 def make_shard(shard: Shard, outputs: Outputs, make: Make, force: bool = False) -> Outcome:

@@ -6,6 +6,7 @@ samples or with a `ShardError`.
 
 import hashlib
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -108,6 +109,7 @@ def samples_of(
     for sample in found:
         if len(samples) == MAX_PICTURES:
             raise ShardError(f"more than {MAX_PICTURES:,} pictures; divide it into several shards")
+        sample = sample._replace(key=_text(sample.key), file_name=_text(sample.file_name))
         _check_key(sample.key)
         if prefix:
             sample = sample._replace(key=f"{shard.name}/{sample.key}")
@@ -329,11 +331,12 @@ def _bytes(name: str, content: Content) -> bytes:
         raise ShardError(f"{name!r} cannot be read: {error}") from error
 
 
+def _text(name: str) -> str:
+    """Return a name as text; bytes that are not UTF-8, as in old archives, as in URLs: %E9."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", name)
+
+
 def _check_key(key: str) -> None:
-    """Raise ShardError unless a key is short text."""
-    try:
-        long = len(key.encode()) > _MAX_KEY_BYTES
-    except UnicodeEncodeError:
-        raise ShardError(f"the key {key!r} is not UTF-8") from None
-    if long or CONTROL.search(key):
+    """Raise ShardError unless a key is short."""
+    if len(key.encode()) > _MAX_KEY_BYTES or CONTROL.search(key):
         raise ShardError(f"the key {key[:100]!r} is too long, or has control characters")

@@ -9,13 +9,23 @@ import hashlib
 import itertools
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from features.errors import UserError, first_few
 from features.extras import need
-from features.remote_files import file_system, is_url, is_web, reason, shown, url_path
+from features.remote_files import (
+    Stamp,
+    file_system,
+    is_url,
+    is_web,
+    reason,
+    shown,
+    stamp,
+    url_path,
+)
 
 _MAX_SHARDS = 10_000_000
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".parquet")
@@ -33,10 +43,12 @@ class Shard:
     Attributes:
         name: its file name without suffix, or that of its folder; what its outputs are called.
         source: absolute local path, or URL.
+        listed: of a remote file that was found by a listing, what that told of it.
     """
 
     name: str
     source: str
+    listed: Stamp | None = field(default=None, compare=False)
 
     @property
     def suffix(self) -> str:
@@ -46,16 +58,19 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.name} ({shown(self.source)})"
 
-    def bytes(self) -> int | None:
-        """Return the size of its file; None for a folder, and if it cannot be asked now."""
+    def stamp(self) -> Stamp:
+        """Return the size of its file, and of a remote one the version.
+
+        Of a folder, and of a file that cannot be asked now, there is neither.
+        """
         try:
             if not self.suffix:
-                return None
+                return Stamp()
             if is_url(self.source):
-                return file_system(self.source).info(self.source)["size"]
-            return Path(self.source).stat().st_size
+                return self.listed or stamp(file_system(self.source).info(self.source))
+            return Stamp(Path(self.source).stat().st_size)
         except Exception:  # each file system has exceptions of its own
-            return None
+            return Stamp()
 
     def modified(self) -> int | None:
         """Return when its local file was modified, in nanoseconds since 1970, or None."""
@@ -69,7 +84,8 @@ class Shard:
     def sha256(self) -> str | None:
         """Return the SHA-256 of its local file; of a folder, that of the names and sizes in it.
 
-        None if it is remote, missing or cannot be read now.
+        Of a folder only pictures and their captions count. None if it is remote, missing, an empty
+        folder, or cannot be read now.
         """
         if is_url(self.source) or not os.path.exists(self.source):  # noqa: PTH110
             return None
@@ -78,10 +94,12 @@ class Shard:
                 with Path(self.source).open("rb") as file:
                     return hashlib.file_digest(file, "sha256").hexdigest()
             digest = hashlib.sha256()
-            for file_name, size in sorted(_files(Path(self.source))):
+            if not (files := _files(self.source)):
+                return None
+            for file_name, size in files:
                 digest.update(os.fsencode(file_name) + b"\0%d\0" % size)
             return digest.hexdigest()
-        except OSError:
+        except (OSError, ShardError):
             return None
 
 
@@ -97,10 +115,10 @@ def find_shards(patterns: Sequence[str]) -> list[Shard]:
             or two shards would have the same outputs.
     """
     shards: dict[str, Shard] = {}
-    for source in itertools.chain.from_iterable(map(_matches, patterns)):
+    for source, listed in itertools.chain.from_iterable(map(_matches, patterns)):
         name = _name(source)
         folded = name.casefold()  # some disks do not tell upper from lower case
-        other = shards.setdefault(folded, Shard(name, source))
+        other = shards.setdefault(folded, Shard(name, source, listed))
         if other.source != source:
             raise UserError(
                 f"the shards {shown(other.source)} and {shown(source)} are both called {name}, so "
@@ -152,12 +170,12 @@ def _numbers(text: str) -> Iterable[str]:
     return (f"{n:0{width}d}" for n in range(first, last + sign, sign * step))
 
 
-def _matches(pattern: str) -> Iterator[str]:
-    """Yield the absolute path or the URL of each shard that a pattern names."""
+def _matches(pattern: str) -> Iterator[tuple[str, Stamp | None]]:
+    """Yield the absolute path or URL of each shard of a pattern, and what a listing told of it."""
     if not is_url(pattern):
         pattern = os.path.expanduser(pattern)  # noqa: PTH111 - the shell does not, in quotes
         if os.path.exists(pattern):  # noqa: PTH110 - whatever braces and brackets it has
-            yield os.path.abspath(pattern)  # noqa: PTH100
+            yield os.path.abspath(pattern), None  # noqa: PTH100
             return
     elif not pattern.startswith("file://"):
         need("fsspec")  # otherwise every shard would be called broken
@@ -168,15 +186,15 @@ def _matches(pattern: str) -> Iterator[str]:
         # The question mark of a web address starts its query.
         wild = "*" in url_path(one) if is_web(one) else glob.has_magic(one)
         if not wild or (not is_url(one) and os.path.exists(one)):  # noqa: PTH110
-            yield one if is_url(one) else os.path.abspath(one)  # noqa: PTH100
+            yield one if is_url(one) else os.path.abspath(one), None  # noqa: PTH100
             continue
-        found = _glob_remote(one) if is_url(one) else _glob_local(one)
+        found = _glob_remote(one) if is_url(one) else dict.fromkeys(_glob_local(one))
         if not found:
             raise UserError(
                 f"--shards {shown(pattern)} matches nothing; check the path, and quote the pattern "
                 "so that the shell does not expand it"
             )
-        yield from found
+        yield from found.items()
 
 
 def _glob_local(pattern: str) -> list[str]:
@@ -190,7 +208,7 @@ def _glob_local(pattern: str) -> list[str]:
     return found
 
 
-def _glob_remote(pattern: str) -> list[str]:
+def _glob_remote(pattern: str) -> dict[str, Stamp]:
     if is_web(pattern):
         raise UserError(
             f"--shards {shown(pattern)}: a web server cannot be listed; name the shards with "
@@ -198,23 +216,18 @@ def _glob_remote(pattern: str) -> list[str]:
         )
     system = file_system(pattern)
     try:
-        return [system.unstrip_protocol(path) for path in sorted(system.glob(pattern))]
+        found = sorted(system.glob(pattern, detail=True).items())
+        return {system.unstrip_protocol(path): stamp(about) for path, about in found}
     except Exception as error:  # each file system has exceptions of its own
         raise UserError(f"--shards {shown(pattern)} cannot be listed: {reason(error)}") from error
 
 
-def _files(folder: Path) -> Iterator[tuple[str, int]]:
-    """Yield the path in a folder, and the size, of each file in it that is not hidden."""
+def _files(folder: str) -> list[tuple[str, int]]:
+    """Return the path in a folder, and the size, of each of its pictures and their captions."""
+    from features.shard_folders import names_in  # which imports this module
 
-    def fail(error: OSError) -> None:
-        raise error
-
-    for parent, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                path = Path(parent, name)
-                yield str(path.relative_to(folder)), path.stat().st_size
+    pictures, texts = names_in(folder, Counter())
+    return sorted((name, Path(folder, name).stat().st_size) for name in (*pictures, *texts))
 
 
 def _suffix(source: str) -> str:

@@ -185,6 +185,7 @@ class FeatureStore:
         starts = {
             name: start_of(file[name], self._identity.size) for name in expected if name != "grid"
         }
+        self._of_shard = "key" in file
         self._pooled_start = starts["pooled"]
         self.row_format = replace(kind, scale=file["scale"][:]) if "scale" in expected else kind
         self.image_ids: np.ndarray = file["image_id"][:]
@@ -348,9 +349,11 @@ class FeatureStore:
             raise unreadable(self.path, error) from error
         except ValueError as error:
             name = f", view {self.row_format.views[view]}" if view else ""
+            advice = f"{EXTRACT} --verify lists all damaged images, --force extracts them again"
+            if self._of_shard:
+                advice = f"delete that file, and {EXTRACT} --shards makes it again"
             raise UserError(
-                f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {EXTRACT} "
-                "--verify lists all damaged images, --force extracts them again"
+                f"{self.path} is damaged: image {self.image_ids[row]}{name}: {error}; {advice}"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:

@@ -69,6 +69,15 @@ def entry_of(store: FeatureStore) -> StoreEntry:
     return StoreEntry(store.path.stem, len(store), store.path.stat().st_size)
 
 
+def _opened(path: Path) -> FeatureStore:
+    if not path.exists():
+        raise UserError(
+            f"{path} is not there any more; bring it back, or make it again with {EXTRACT} "
+            f"--shards, or leave it out with {PREPARE} --dataset shards"
+        )
+    return FeatureStore(path)
+
+
 class StoreSet:
     """The stores in a folder, open for reading as one store; see `FeatureStore`.
 
@@ -106,7 +115,7 @@ class StoreSet:
         self._open: OrderedDict[int, FeatureStore] = OrderedDict()
         self._lock = threading.Lock()
         if shards is not None:
-            first = FeatureStore(folder / f"{shards[0].name}.h5")
+            first = _opened(folder / f"{shards[0].name}.h5")
             self.shards = tuple(shards)
         else:
             paths = stores_in(folder)
@@ -123,7 +132,7 @@ class StoreSet:
 
     def _checked(self, path: Path) -> FeatureStore:
         """Open a store and check that it has the features of the set."""
-        store = FeatureStore(path)
+        store = _opened(path)
         if store.fingerprint != self.fingerprint:
             raise UserError(
                 f"{path} holds other features than the set of its folder: "

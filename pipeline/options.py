@@ -25,6 +25,16 @@ def content_of_root(dataset: str) -> str:
     return described.get(dataset, f"the folder of the data set {dataset}")
 
 
+# The data sets that an option is for; with another it would have no effect.
+_ONLY_FOR = {
+    "captions": ("karpathy", "folder"),
+    "columns": ("folder",),
+    "release": ("coco",),
+    "val": ("shards",),
+    "test": ("shards",),
+}
+
+
 @dataclass(frozen=True)
 class PrepareOptions:
     """Options of `pipeline.prepare`."""
@@ -127,12 +137,12 @@ class PrepareOptions:
             raise UserError("--work must be another folder than --root; try --work work")
         if self.columns is not None:
             parse_columns(self.columns)
-            if self.dataset != "folder":
-                raise UserError(f"--columns is for --dataset folder, found {self.dataset}")
+        for name, datasets in _ONLY_FOR.items():
+            if getattr(self, name) is not None and self.dataset not in datasets:
+                wanted = " or ".join(datasets)
+                raise UserError(f"--{name} is for --dataset {wanted}, found {self.dataset}")
         for name in ("val", "test"):
             size = getattr(self, name)
-            if size is not None and self.dataset != "shards":
-                raise UserError(f"--{name} is for --dataset shards, found {self.dataset}")
             if size is not None and size < 0:
                 raise UserError(f"--{name} must be at least 0, found {size}")
         if self.mirror is not None and not self.mirror.startswith(("http://", "https://")):

@@ -221,6 +221,34 @@ def test_a_folder_that_moved_is_done_and_one_with_other_files_is_not(tmp_path: P
     assert run(shard_in("a", "0.jpg", "May/1.jpg"), outputs, make) == ["made"]
     assert run(shard_in("b", "May/1.jpg", "0.jpg", ".hidden"), outputs, make) == ["done"]
     assert run(shard_in("c", "0.jpg", "1.jpg"), outputs, make) == ["broken"]
+    here = find_shards([f"{tmp_path}/a/photos"])
+    (tmp_path / "a" / "photos" / "new.jpg").touch()
+    assert run(here, outputs, make) == ["made"]
+    (tmp_path / "a" / "photos" / "photos.jsonl").touch()  # as if OUT were in it
+    assert run(here, outputs, make) == ["done"]
+    for file in (tmp_path / "a" / "photos").rglob("*.jpg"):
+        file.unlink()
+    assert run(here, outputs, make) == ["done"]  # the pictures may be deleted
+
+
+def test_a_remote_shard_that_was_replaced_is_made_again(bucket: str, tmp_path: Path) -> None:
+    outputs, folder = (
+        Outputs(str(tmp_path / "out"), "a.command", {}, SUFFIXES),
+        f"{bucket}/replaced",
+    )
+    system = file_system(folder)
+
+    def make(shard: Shard, folder: Path) -> Mapping[str, int]:
+        for suffix in SUFFIXES:
+            (folder / f"{shard.name}{suffix}").touch()
+        return {}
+
+    for content, first, then in ((b"one", "*", "{0..0}"), (b"two", "{0..0}", "*")):
+        system.pipe_file(f"{folder}/0.tar", content)
+        assert run(find_shards([f"{folder}/{first}.tar"]), outputs, make) == ["made"]
+        assert run(find_shards([f"{folder}/{then}.tar"]), outputs, make) == ["done"]
+    system.rm_file(f"{folder}/0.tar")
+    assert run(find_shards([f"{folder}/{{0..0}}.tar"]), outputs, make) == ["done"]
 
 
 def test_failures_that_may_pass_are_tried_again_once_in_a_run(

@@ -5,6 +5,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -130,6 +131,20 @@ def test_a_store_that_changed_since_it_was_counted_is_refused(folder, kind):
     many = StoreSet(folder, shards)
     with pytest.raises(UserError, match=re.escape("1.h5 has changed since")):
         many.pooled([3])
+
+
+def test_a_store_that_is_missing_later_or_damaged_is_refused_with_what_to_do(folder, kind):
+    many = StoreSet(folder)
+    (folder / "1.h5").unlink()
+    with pytest.raises(UserError, match=re.escape("1.h5 is not there any more; bring it back, or")):
+        many.pooled([3])
+    path = folder / "2.h5"
+    records = [FeatureStore(path).record(row) for row in range(4)]
+    write_store(path, kind, IDS[2], records, {}, keys=list("abcd"))
+    with h5py.File(path, "r+") as file:
+        file["pooled"][0] = 1
+    with pytest.raises(UserError, match=r"2\.h5 is damaged: image 20: .*; delete that file, and"):
+        StoreSet(folder).pooled([3])
 
 
 def test_a_set_can_be_pickled(folder):

@@ -305,6 +305,10 @@ def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path
             "--max-length must be at most 1000",
         ),
         (["--dataset", "shapes", "--work", "w", "--images", "0"], "--images must be at least 1"),
+        (
+            ["--dataset", "shards", "--work", "w", "--root", "r", "--captions", "c.json"],
+            "--captions is for --dataset karpathy or folder, found shards",
+        ),
     ],
 )
 def test_invalid_options_are_refused(
