@@ -193,7 +193,7 @@ def test_one_of_two_karpathy_files_is_chosen_with_an_option(prepare: Callable, r
         ),
         (
             json.dumps({"images": [karpathy_image("../a.jpg", "train")]}),
-            "'../a.jpg' leaves the image root",
+            "1 of 1 leave it: ../a.jpg",
         ),
         (
             '{"images": [{"filename": "a.jpg", "split": "val", "sentences": [{"raw": 5}]}]}',
