@@ -182,6 +182,12 @@ def test_failed_run_keeps_the_earlier_output(prepare: Callable, root: Path) -> N
 # What is left out is counted
 
 
+def test_captions_without_blanks_between_words_are_reported(prepare: Callable, root: Path) -> None:
+    rows = "a.jpg,一只棕色的狗在雪地里奔跑。,train\na.jpg,一只 棕色 的 狗,train\n"
+    make_folder(root, rows=f"{rows}b.jpg,Ein Hund läuft,val\n")
+    assert "1 captions are in a script without blanks between words" in prepare("folder").out
+
+
 def test_empty_and_wordless_captions_are_left_out_and_counted(
     prepare: Callable, root: Path
 ) -> None:
