@@ -63,7 +63,7 @@ def load_table(
     records, renamed = match_names(records, reading.image_root)
     remarks += renamed
     _check_inside(records, reading.image_root)
-    numbered = _numbered(records, options.dataset, known or {})
+    numbered = _numbered(records, options.dataset, known or {}, reading.image_root)
     existing = _existing(numbered, reading.image_root, options.skip_missing, remarks)
     source = Source(options.name or options.dataset, options.dataset, options.terms)
     images = _with_captions(existing, source.name, remarks)
@@ -87,21 +87,27 @@ def _check_inside(records: list[Record], image_root: Path) -> None:
         )
 
 
-def kept_ids(ids: Mapping[str, int], known: Mapping[str, int]) -> dict[str, int]:
+def kept_ids(ids: Mapping[str, int], known: Mapping[str, int], root: Path) -> dict[str, int]:
     """Return the image id of each file name: the known one, else that in `ids` if it is free.
 
     An id is not free if another picture had it. Such pictures get ids larger than all others.
+    Pictures are known by their path, or by their name in `root`, which may have moved.
     """
+    there = root.resolve()
+    before = {name: known.get(str(there / name), known.get(name)) for name in ids}
+    if all(number is None for number in before.values()):
+        return dict(ids)
     taken = {*known.values()}
-    larger = itertools.count(max((*taken, *ids.values()), default=0) + 1)
-    return {
-        name: known[name] if name in known else next(larger) if own in taken else own
-        for name, own in ids.items()
-    }
+    larger = itertools.count(max((*taken, *ids.values())) + 1)
+    kept = {}
+    for name, own in ids.items():
+        number = before[name]
+        kept[name] = (next(larger) if own in taken else own) if number is None else number
+    return kept
 
 
 def _numbered(
-    records: list[Record], dataset: str, known: Mapping[str, int]
+    records: list[Record], dataset: str, known: Mapping[str, int], root: Path
 ) -> list[tuple[int, Record]]:
     """Return (id, record) pairs sorted by id; without ids, number the records by file name."""
     names = Counter(captions.check_file_name(record.file_name) for record in records)
@@ -113,8 +119,7 @@ def _numbered(
     if all(record.id is None for record in records):
         by_name = {record.file_name: record for record in records}
         given = {name: number for number, name in enumerate(sorted(by_name), 1)}
-        if not known.keys().isdisjoint(given):
-            given = kept_ids(given, known)
+        given = kept_ids(given, known, root)
         return sorted(((i, by_name[name]) for name, i in given.items()), key=lambda pair: pair[0])
     numbered = []
     for record in records:

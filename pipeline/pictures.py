@@ -8,7 +8,6 @@ stands for another picture than before.
 
 import os
 import zlib
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,11 @@ def look(table: CaptionTable, known: Pictures) -> tuple[Pictures, set[int]]:
         try:
             status = path.stat()
             entry = {"file_name": image.file_name, "bytes": status.st_size}
-            same = before is not None and entry == {key: before[key] for key in entry}
+            same = (
+                before is not None
+                and _are_alike(before["file_name"], image.file_name)
+                and before["bytes"] == status.st_size
+            )
             if before is not None and same and before["modified"] == status.st_mtime_ns:
                 now[image.id] = before
                 continue
@@ -67,11 +70,15 @@ def look(table: CaptionTable, known: Pictures) -> tuple[Pictures, set[int]]:
 
 
 def known_ids(work: WorkFolder) -> dict[str, int]:
-    """Return the image ids that a work directory has given to pictures, by file name.
+    """Return the image ids that a work directory has given to pictures, by file name and by path.
 
     These are the ids in captions.json, and those of removed pictures that still have features.
     """
-    return {name: image_id for image_id, name in _names(work).items()}
+    known = {name: image_id for image_id, name in _names(work).items()}
+    if (table := _table(work)) is not None:
+        root = table.root.resolve()
+        known |= {str(root / image.file_name): image.id for image in table.images}
+    return known
 
 
 def expect_free_ids(work: WorkFolder, table: CaptionTable) -> None:
@@ -84,7 +91,7 @@ def expect_free_ids(work: WorkFolder, table: CaptionTable) -> None:
     if not (store.exists() or parts_folder(store).exists()):
         return
     before = _names(work)
-    other = [i for i in table.images if before.get(i.id, i.file_name) != i.file_name]
+    other = [i for i in table.images if not _are_alike(before.get(i.id, i.file_name), i.file_name)]
     if other:
         named = first_few(f"{i.id} is {before[i.id]} there and {i.file_name} here" for i in other)
         raise UserError(
@@ -95,11 +102,24 @@ def expect_free_ids(work: WorkFolder, table: CaptionTable) -> None:
 
 def _names(work: WorkFolder) -> dict[int, str]:
     names = {image_id: entry["file_name"] for image_id, entry in load(work).items()}
+    table = _table(work)
+    return names if table is None else names | dict(table.file_names())
+
+
+def _table(work: WorkFolder) -> CaptionTable | None:
+    """Return the table of captions.json; None if there is none, or a damaged one."""
     path = work.path / "captions.json"
-    if path.is_file():
-        with suppress(UserError):  # a damaged one is about to be replaced
-            names |= dict(captions.load(path).file_names())
-    return names
+    if not path.is_file():
+        return None
+    try:
+        return captions.load(path)
+    except UserError:
+        return None
+
+
+def _are_alike(one: str, other: str) -> bool:
+    """Whether two file names may be of one picture, relative to a folder and to one above it."""
+    return f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
 def _is_entry(entry: object) -> bool:

@@ -120,12 +120,12 @@ def load_tables(
         tables.append(table)
         remarks += [f"{table.sources[0].name}: {remark}" for remark in own]
     joined = join(tables)
-    ids = kept_ids({image.file_name: image.id for image in joined.images}, known or {})
-    images = sorted(
-        (replace(image, id=ids[image.file_name]) for image in joined.images),
-        key=lambda image: image.id,
-    )
-    joined = replace(joined, images=tuple(images) if known else joined.images)
+    ids = {image.file_name: image.id for image in joined.images}
+    # A folder that is given twice has each name twice, so names cannot stand for ids.
+    if known and len(ids) == len(joined.images):
+        ids = kept_ids(ids, known, joined.root)
+        images = [replace(image, id=ids[image.file_name]) for image in joined.images]
+        joined = replace(joined, images=tuple(sorted(images, key=lambda image: image.id)))
     return joined, [*remarks, *_duplicates(joined)]
 
 
