@@ -48,13 +48,12 @@ def load(
     # Here, so that `import decoder` takes no time.
     from decoder.captioning.captioner import default_generation
     from decoder.captioning.writer import CaptionWriter
-    from decoder.runs.packaged import packaged_captioner
+    from decoder.runs.packaged import captioner_folder
     from features.devices import choose_device
     from features.errors import require
-    from pipeline.work import RunFolder
 
     require(0 <= unsure <= 1, f"unsure must be from 0 to 1, found {unsure}")
-    folder = RunFolder(packaged_captioner() if run is None else Path(run))
+    folder = captioner_folder(run)
     writer = CaptionWriter(
         [(folder, folder.best)],
         default_generation(folder, generate),

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from decoder.captioning.access import is_loopback, read_password, trusted_hosts
 from decoder.captioning.options import DemoOptions
-from decoder.runs.packaged import packaged_captioner
+from decoder.runs.packaged import captioner_folder
 from features.extras import need
 from pipeline.command import run as run_command
-from pipeline.work import RunFolder, WorkFolder
+from pipeline.work import WorkFolder
 
 
 def demo(options: DemoOptions) -> None:
@@ -32,7 +32,7 @@ def demo(options: DemoOptions) -> None:
         address, port = listening.getsockname()[:2]
         hosts = trusted_hosts(address, port, options.allow_host)
         password = read_password(options.password_file, needed=not is_loopback(address))
-        run = RunFolder(options.run or packaged_captioner())
+        run = captioner_folder(options.run)
         device = choose_device(options.device)
         captioner = PageCaptioner(run, options.unsure, device)
         search: Search | None = None

@@ -50,15 +50,24 @@ def _with_options_of_others(argv: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--like", type=Path)
     parser.add_argument("--init")
+    parser.add_argument("--work", type=Path)
+    parser.add_argument("--run")
+    parser.add_argument("--resume", action="store_true")
     given = parser.parse_known_args(argv)[0]
     if given.like is not None:
         from decoder.training.config import arguments_like
 
         argv = [*arguments_like(given.like), *argv]
     if given.init is not None:
-        from decoder.training.transfer import arguments_of
+        from decoder.training.transfer import arguments_of, is_gone, recorded
+        from pipeline.work import WorkFolder
 
-        argv = [*arguments_of(given.init), *argv]
+        source = given.init
+        if given.resume and None not in (given.work, given.run) and is_gone(source):
+            # The run has the architecture of the captioner that it started from.
+            own = WorkFolder(given.work).run(given.run)
+            source = source if recorded(own, source) is None else str(own.path)
+        argv = [*arguments_of(source), *argv]
     return argv
 
 

@@ -61,7 +61,10 @@ def choose(path: Path, results: Results, split: str | None, partial: bool) -> Re
         written = results.by_id
         if results.by_name:
             written = captions_by_id(results, table.file_names, str(path))
-        split = split or split_of(written, table, results.path)
+        if split is None:
+            split = split_of(written, table, results.path)
+        else:
+            written = _of_split(written, table, split)
         images = table.split(split)
         every = captions_of(images)
         names = {image.id: image.file_name for image in images} if results.by_name else None
@@ -83,6 +86,15 @@ def choose(path: Path, results: Results, split: str | None, partial: bool) -> Re
     chosen = match(written, every, str(path), results.path, partial=True)
     name = path.stem.removeprefix("captions_") or path.stem
     return References(name, chosen, written, len(every), [])
+
+
+def _of_split(written: dict[int, str], table: CaptionTable, split: str) -> dict[int, str]:
+    """Return the captions without those of other splits, unless that would be all of them."""
+    others = {image.id for image in table.with_ids(written) if image.split != split}
+    if not others or others == written.keys():
+        return written
+    print(f"score: {len(others)} captions of images in other splits are left out")
+    return {image: text for image, text in written.items() if image not in others}
 
 
 def _by_id_of_coco(results: Results, content: Any, path: Path) -> dict[int, str]:

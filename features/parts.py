@@ -156,8 +156,8 @@ class Place(NamedTuple):
 def scan(folder: Path, row_format: RowFormat) -> dict[int, Place]:
     """Return the place of each image's record in a parts folder, by image id.
 
-    Incomplete records are ignored. If an image has several, one with features wins over one that
-    failed.
+    Incomplete records are ignored. If an image has several, the last one with features
+    counts, because its picture may have changed, else the last one.
 
     Raises:
         AccessError: a file or the folder cannot be read.
@@ -169,7 +169,7 @@ def scan(folder: Path, row_format: RowFormat) -> dict[int, Place]:
             start = 0
             while data := _read(file, max(most, _MAX_REASON_BYTES)):
                 image_id, status, _ = _FIELDS.unpack_from(data, _HEADER.size)
-                if image_id not in found or not found[image_id].stored:
+                if status == STORED or image_id not in found or not found[image_id].stored:
                     found[image_id] = Place(path, start, len(data), status == STORED)
                 start += len(data)
     return found

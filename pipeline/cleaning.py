@@ -1,5 +1,6 @@
 """Captions as people wrote them become plain text and tokens; what was changed is counted."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -9,13 +10,18 @@ from pipeline.readers.cells import is_missing, plain_text
 from pipeline.text import CONTROL, tokenize
 
 _NAMED = 5  # images that a remark names
+# Thai, Lao, Burmese, Khmer, Japanese and Chinese are written without blanks between words; eight of
+# their letters in a row are rarely one word.
+_WITHOUT_BLANKS = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff]{8}"
+)
 
 
 class Cleaning:
     """Tokenizes captions, and counts what was changed or left out; its memory is constant."""
 
     def __init__(self) -> None:
-        self._escaped = self._wordless = self._without_captions = 0
+        self._escaped = self._wordless = self._without_captions = self._unseparated = 0
         self._missing: Counter[str] = Counter()
         self._named: list[str] = []
 
@@ -37,6 +43,7 @@ class Cleaning:
             # Newlines and tabs would break the formats that captions are written to later, escape
             # sequences would control terminals, and a lone surrogate (from JSON) has no UTF-8.
             text = " ".join(CONTROL.sub(" ", text).split()).encode(errors="replace").decode()
+            self._unseparated += not text.isascii() and bool(_WITHOUT_BLANKS.search(text))
             parsed.append(Caption(text, tuple(tokenize(text))))
         kept = tuple(caption for caption in parsed if caption.tokens)
         self._wordless += len(parsed) - len(kept)
@@ -50,6 +57,12 @@ class Cleaning:
         """Yield what was changed or left out so far, for the user."""
         if self._escaped:
             yield f"{self._escaped} captions had HTML entities or tags, which became plain text"
+        if self._unseparated:
+            yield (
+                f"{self._unseparated} captions are in a script without blanks between words, such "
+                "as Chinese; what stands between two blanks counts as one word, so separate the "
+                "words by blanks"
+            )
         if self._wordless:
             values = first_few(f"{n} are {value!r}" for value, n in self._missing.items() if value)
             text = f"{self._wordless} captions are empty or have no word, left out"

@@ -1,8 +1,9 @@
 """The data sets by name: read one, check it and return its caption table."""
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from features.errors import UserError, first_few
@@ -37,10 +38,13 @@ READERS: dict[str, Callable[[Path, PrepareOptions], Reading]] = {
 }
 
 
-def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
+def load_table(
+    options: PrepareOptions, known: Mapping[str, int] | None = None
+) -> tuple[CaptionTable, list[str]]:
     """Read the chosen data set; return its table, and remarks for the user.
 
-    Images are sorted by id. If the data set has no ids, they are 1, 2, ... in order of file names.
+    Images are sorted by id. If the data set has no ids, pictures keep those in `known`, by file
+    name; otherwise they are 1, 2, ... in order of file names.
 
     Raises:
         UserError: the data set is missing or damaged, lacks pictures (unless `skip_missing`), or
@@ -59,7 +63,7 @@ def load_table(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
     records, renamed = match_names(records, reading.image_root)
     remarks += renamed
     _check_inside(records, reading.image_root)
-    numbered = _numbered(records, options.dataset)
+    numbered = _numbered(records, options.dataset, known or {}, reading.image_root)
     existing = _existing(numbered, reading.image_root, options.skip_missing, remarks)
     source = Source(options.name or options.dataset, options.dataset, options.terms)
     images = _with_captions(existing, source.name, remarks)
@@ -83,7 +87,28 @@ def _check_inside(records: list[Record], image_root: Path) -> None:
         )
 
 
-def _numbered(records: list[Record], dataset: str) -> list[tuple[int, Record]]:
+def kept_ids(ids: Mapping[str, int], known: Mapping[str, int], root: Path) -> dict[str, int]:
+    """Return the image id of each file name: the known one, else that in `ids` if it is free.
+
+    An id is not free if another picture had it. Such pictures get ids larger than all others.
+    Pictures are known by their path, or by their name in `root`, which may have moved.
+    """
+    there = root.resolve()
+    before = {name: known.get(str(there / name), known.get(name)) for name in ids}
+    if all(number is None for number in before.values()):
+        return dict(ids)
+    taken = {*known.values()}
+    larger = itertools.count(max((*taken, *ids.values())) + 1)
+    kept = {}
+    for name, own in ids.items():
+        number = before[name]
+        kept[name] = (next(larger) if own in taken else own) if number is None else number
+    return kept
+
+
+def _numbered(
+    records: list[Record], dataset: str, known: Mapping[str, int], root: Path
+) -> list[tuple[int, Record]]:
     """Return (id, record) pairs sorted by id; without ids, number the records by file name."""
     names = Counter(captions.check_file_name(record.file_name) for record in records)
     repeated = [name for name, count in names.items() if count > 1]
@@ -92,7 +117,10 @@ def _numbered(records: list[Record], dataset: str) -> list[tuple[int, Record]]:
             f"{dataset}: {len(repeated)} images are listed twice: {first_few(repeated)}"
         )
     if all(record.id is None for record in records):
-        return list(enumerate(sorted(records, key=lambda record: record.file_name), 1))
+        by_name = {record.file_name: record for record in records}
+        given = {name: number for number, name in enumerate(sorted(by_name), 1)}
+        given = kept_ids(given, known, root)
+        return sorted(((i, by_name[name]) for name, i in given.items()), key=lambda pair: pair[0])
     numbered = []
     for record in records:
         if not captions.is_id(record.id):

@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from features.store_writing import (
 )
 from features.verification import SAMPLE, damaged, recompute
 from features.views import VIEWS
-from pipeline import captions
+from pipeline import captions, pictures
 from pipeline.extract_files import store_files
 from pipeline.extraction_report import previous, summary
 from pipeline.options import ExtractOptions
@@ -66,13 +66,16 @@ def extract_work(options: ExtractOptions) -> None:
         _dry_run(options, store_path, paths)
         return
 
+    known = pictures.load(work)
+    now, changed = pictures.look(table, known)
+
     def stamp(failures: Iterable[int]) -> Stamp:
         failed = [paths[image_id] for image_id in failures if image_id in paths]
         inputs = [table_path, *failed, *options.weights]
         return Stamp(work.path, "extract", options, inputs)
 
     def unchanged() -> bool:
-        if not store_path.exists() or parts_folder(store_path).exists() or options.force:
+        if not store_path.exists() or parts_folder(store_path).exists() or options.force or changed:
             return False
         failures = FeatureStore(store_path).failures()
         if any(map(is_about_access, failures.values())) or not stamp(failures).holds():
@@ -89,7 +92,9 @@ def extract_work(options: ExtractOptions) -> None:
         old, row_format = None, _row_format(options, backbone)
         todo: list[int] = []
         if first:
-            old, row_format, todo = _plan(options, store_path, row_format, backbone, paths)
+            old, row_format, todo = _plan(options, store_path, row_format, backbone, paths, changed)
+            # Until their features are there, changed pictures stay recorded as they were.
+            pictures.save(work, {**now, **known})
         start = time.perf_counter()
         _extract_share(options, store_path, *broadcast((row_format, todo)), backbone, paths)
         barrier()
@@ -97,6 +102,7 @@ def extract_work(options: ExtractOptions) -> None:
             return
         merge(store_path, row_format, old, list(paths), versions(), options.prune)
         seconds = time.perf_counter() - start
+        pictures.save(work, now if options.prune else {**known, **now})
 
     store = FeatureStore(store_path)
     failures = store.failures()
@@ -148,12 +154,19 @@ def _plan(
     wanted: RowFormat,
     backbone: Backbone,
     paths: Mapping[int, Path],
+    changed: Collection[int],
 ) -> tuple[FeatureStore | None, RowFormat, list[int]]:
-    """Return the store to extend, the format of its rows, and the ids of the images to extract."""
+    """Return the store to extend, the format of its rows, and the ids of the images to extract.
+
+    These are the images without features, and those whose pictures have `changed` since.
+    """
     old, row_format = resume(store_path, wanted, options.force)
     if options.dtype == "int8" and row_format.scale is None:
         row_format = replace(row_format, scale=calibrate(backbone, list(paths.values())))
-    todo = pending(store_path, row_format, old, list(paths))
+    without = set(pending(store_path, row_format, old, list(paths)))
+    todo = [image_id for image_id in paths if image_id in without or image_id in changed]
+    if again := [str(paths[image_id]) for image_id in todo if image_id not in without]:
+        print(f"extract: {len(again):,} pictures have changed since: {first_few(again)}")
     free = shutil.disk_usage(store_path.parent).free
     size = len(todo) * row_format.image_bytes
     print(

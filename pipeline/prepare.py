@@ -10,7 +10,7 @@ from features.commands import CAPTION
 from features.errors import UserError
 from features.extras import need
 from features.files import make_folder
-from pipeline import captions, vocabulary
+from pipeline import captions, pictures, vocabulary
 from pipeline.captions import SPLITS, CaptionTable, Image
 from pipeline.command import run
 from pipeline.download import download
@@ -46,11 +46,12 @@ def prepare(options: PrepareOptions) -> None:
         print("prepare: unchanged, skipped")
         return
     need("spacy")  # before minutes of reading
-    table, remarks = load_tables(options)
+    work = WorkFolder(options.work)
+    table, remarks = load_tables(options, pictures.known_ids(work))
+    pictures.expect_free_ids(work, table)
     words, remark = build_vocabulary(table, options.min_count, options.max_length)
     if words is None:
         remark.append(_nothing_to_train_on(options.work))
-    work = WorkFolder(options.work)
     work.database.unlink(missing_ok=True)  # of data that were here before
     outputs = [work.captions]
     captions.save(table, work.captions)

@@ -4,14 +4,14 @@ import hashlib
 import os
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from features.commands import PREPARE
 from features.errors import UserError, first_few
 from pipeline.captions import CaptionTable, Image
-from pipeline.datasets import caption_files, load_table
+from pipeline.datasets import caption_files, kept_ids, load_table
 from pipeline.options import PrepareOptions
 from pipeline.parsing import parse
 
@@ -98,21 +98,34 @@ def data_sets(options: PrepareOptions) -> list[PrepareOptions]:
     return every
 
 
-def load_tables(options: PrepareOptions) -> tuple[CaptionTable, list[str]]:
+def load_tables(
+    options: PrepareOptions, known: Mapping[str, int] | None = None
+) -> tuple[CaptionTable, list[str]]:
     """Read all data sets; return one table of them, and remarks for the user.
+
+    Args:
+        options: of `pipeline.prepare`.
+        known: the image ids that the work directory has given before, by file name. These pictures
+            keep them, unless the data set has ids of its own, and new ones get larger ids.
 
     Raises:
         UserError: as `load_table` and `data_sets`, or the ids of the images are too large.
     """
     every = data_sets(options)
     if len(every) == 1:
-        return load_table(every[0])
+        return load_table(every[0], known)
     tables, remarks = [], []
     for one in every:
         table, own = load_table(one)
         tables.append(table)
         remarks += [f"{table.sources[0].name}: {remark}" for remark in own]
     joined = join(tables)
+    ids = {image.file_name: image.id for image in joined.images}
+    # A folder that is given twice has each name twice, so names cannot stand for ids.
+    if known and len(ids) == len(joined.images):
+        ids = kept_ids(ids, known, joined.root)
+        images = [replace(image, id=ids[image.file_name]) for image in joined.images]
+        joined = replace(joined, images=tuple(sorted(images, key=lambda image: image.id)))
     return joined, [*remarks, *_duplicates(joined)]
 
 

@@ -12,6 +12,7 @@ class WorkFolder:
         self.vocabulary = path / "vocabulary.json"
         self.images = path / "images"  # drawn, if the data set is shapes
         self.extraction = path / "extract.json"  # options and figures of the last extraction
+        self.pictures = path / "pictures.json"  # the files of which the features are
         self.search = path / "search"  # index of decoder.search
 
     @property

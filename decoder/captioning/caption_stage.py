@@ -18,14 +18,14 @@ from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
 from decoder.captioning.writer import CaptionWriter
 from decoder.data.layout import images_at_once
-from decoder.runs.packaged import packaged_captioner
+from decoder.runs.packaged import captioner_folder
 from evaluation.outputs import variant
 from features.devices import choose_device
 from features.errors import UserError
 from features.folders import passed_over_note
 from features.images import PictureError
 from pipeline.up_to_date import Stamp
-from pipeline.work import RunFolder, WorkFolder
+from pipeline.work import WorkFolder
 
 
 def caption(options: CaptionOptions) -> int:
@@ -34,7 +34,7 @@ def caption(options: CaptionOptions) -> int:
     Returns:
         The exit status: 0, or 1 if some pictures, or shards, could not be read.
     """
-    folders = [RunFolder(path) for path in options.run or (packaged_captioner(),)]
+    folders = [captioner_folder(path) for path in options.run or (None,)]
     weights = ("best", "best_xe") if options.weights == "both" else (options.weights,)
     for run in folders:
         if "best_xe" in weights and run.best.exists() and not run.best_xe.exists():

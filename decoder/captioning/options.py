@@ -133,7 +133,9 @@ class CaptionOptions:
                 f"--out must end in .csv or .jsonl, found {self.out}",
             )
         require(
-            self.split is None or len(self.run) > 0 or self.work is not None,
+            self.split is None
+            or self.run not in ((), (Path("packaged"),))
+            or self.work is not None,
             "--split needs --run: the folder WORK/runs/NAME of a trained run; or --work WORK "
             "alone, for the included captioner",
         )

@@ -16,7 +16,7 @@ from decoder.ranking.albums import open_album
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
 from decoder.ranking.sheet import check_place, sheet
-from decoder.runs.packaged import packaged_captioner
+from decoder.runs.packaged import captioner_folder
 from features.commands import RETRIEVE
 from features.devices import choose_device
 from features.errors import UserError, first_few
@@ -34,7 +34,7 @@ def search(options: SearchOptions) -> None:
 
     The first search of a folder or a work directory takes minutes for thousands of pictures.
     """
-    run = RunFolder(options.run or packaged_captioner())
+    run = captioner_folder(options.run)
     if options.folder is not None:
         _find_in_folder(options, options.folder, run)
         return

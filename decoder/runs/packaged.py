@@ -5,6 +5,22 @@ from pathlib import Path
 
 from features.commands import TRAIN
 from features.errors import UserError
+from pipeline.work import RunFolder
+
+PACKAGED = "packaged"  # the value of --run and --init that names the included captioner
+
+
+def captioner_folder(run: Path | str | None) -> RunFolder:
+    """Return the folder of a run or captioner; None and `PACKAGED` stand for the included one.
+
+    A folder of that name in the current folder comes first.
+
+    Raises:
+        UserError: this installation includes no captioner.
+    """
+    if run is None or (str(run) == PACKAGED and not Path(run).exists()):
+        return RunFolder(packaged_captioner())
+    return RunFolder(Path(run))
 
 
 def packaged_captioner() -> Path:

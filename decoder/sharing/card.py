@@ -183,7 +183,10 @@ _SIGNALS = {
 
 def _confidence(confidence: Mapping[str, Any] | None) -> Iterable[str]:
     if confidence is None:
-        yield "None: there were no scored validation captions to calibrate it on."
+        yield (
+            "None: there were not enough scored validation captions, good ones and others, to "
+            "calibrate it on."
+        )
         return
     weights = confidence.get("weights", {"log_probability": None})
     yield (

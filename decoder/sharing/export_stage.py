@@ -10,6 +10,7 @@ import torch
 
 from decoder.captioning.captioner import Captioner
 from decoder.generation.options import GenerateOptions
+from decoder.runs.packaged import captioner_folder
 from decoder.sharing import card, files, front_matter
 from decoder.sharing.measuring import measure
 from decoder.sharing.metadata import damaged, metadata
@@ -31,7 +32,7 @@ def export(options: ExportOptions) -> None:
     """Export a run as a captioner: a folder that works on its own, with scores and a card."""
     if options.onnx:
         need("onnx")  # before minutes of scoring
-    run, out = RunFolder(options.run), options.out.resolve()
+    run, out = captioner_folder(options.run), options.out.resolve()
     weights: Path = getattr(run, options.weights)
     captioner = Captioner([(run, weights)], GenerateOptions(), torch.device("cpu"))
     table = _load_table(run)

@@ -1,6 +1,7 @@
 """What identifies a run: its config.json, and how two of them differ."""
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -44,6 +45,8 @@ ENVIRONMENT = ("versions", "machine", "preset")
 
 # What was in effect in runs that are older than an option.
 _FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None, "init": None}
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 _LIBRARIES = ("torch", "numpy", "h5py", "spacy", "pycocoevalcap", "caption-pipeline")
 
@@ -128,7 +131,11 @@ def differences(old: Any, new: Any, ignored: Iterable[str] = (), name: str = "")
                 old.get(key), new.get(key), (), f"{name}.{key}".strip(".")
             )
         ]
-    return [] if old == new else [f"{name} ({old} then, {new} now)"]
+    if old == new:
+        return []
+    if all(isinstance(value, str) and _DIGEST.fullmatch(value) for value in (old, new)):
+        return [name]  # the digests themselves would tell nobody anything
+    return [f"{name} ({old} then, {new} now)"]
 
 
 def with_former_options(config: dict[str, Any]) -> dict[str, Any]:

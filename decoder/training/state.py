@@ -221,9 +221,11 @@ class TrainingState:
                 f"{self.run.state} is not a run's state ({error!r}); start again with --force"
             ) from error
         if changed:
+            data = any(name.split(".")[0] in ("captions", "vocabulary") for name in changed)
+            why = "the captions in WORK have changed since: " if data else ""
             raise UserError(
-                f"{self.run.state} was saved by a run with other {first_few(changed)}; repeat "
-                "those to continue it, or start again with --force"
+                f"{why}{self.run.state} was saved by a run with other {first_few(changed)}; repeat "
+                "those to continue it, or start again with --force, which keeps the old run"
             )
         try:
             checkpoints.restore(self.content()[0], tensors)

@@ -59,7 +59,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
     with locked(run) if first else nullcontext():
         inputs = _inputs(WorkFolder(options.work))
         if options.init is not None:
-            inputs.append(transfer.folder_of(options.init).best)
+            inputs.append(transfer.place_of(options.init).best)
         stamp = Stamp(run.path, "train", options, inputs) if first else None
         unchanged = stamp is not None and stamp.holds()
         if broadcast(unchanged and not (options.force and not options.resume)):
@@ -73,6 +73,8 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
         if continues:
             _print_once(f"train: continuing {run.path} in {state.progress.where()}")
         else:
+            if options.init is not None and trainer.trained is None:
+                transfer.folder_of(options.init)  # raises: the captioner is gone
             trainer.initialise()
         if first and not continues:
             vocabulary.save(trainer.vocabulary, run.vocabulary)
@@ -124,8 +126,13 @@ def new_trainer(options: TrainOptions) -> Trainer:
     device = own_device(choose_device(options.device))
     model = decoders.build(options.decoder, len(words), store.description["channels"]).to(device)
     trained = None
+    record = None
     if options.init is not None:
-        trained = transfer.load(options.init, options.decoder, store, device)
+        if options.resume and transfer.is_gone(options.init):
+            record = transfer.recorded(run, options.init)
+        if record is None:
+            trained = transfer.load(options.init, options.decoder, store, device)
+            record = trained.record()
     if options.compile:
         model.use_operations(compiled(device))
     weights = parse_weights(options.source_weights) if options.source_weights else None
@@ -137,7 +144,7 @@ def new_trainer(options: TrainOptions) -> Trainer:
     if first:
         _report_left_out(training, validation)
         checks.report(store, table, training.examples())
-        if trained is None:
+        if options.init is None:
             steps = (options.xe.epochs or 0) * training.batches_per_epoch
             checks.report_few_steps(steps, len(training))
         checks.report_precision(options.precision, device)
@@ -147,7 +154,6 @@ def new_trainer(options: TrainOptions) -> Trainer:
         _print_once(f"train: {kept}")
 
     used = {"train": training.images, "val": validation.images}
-    record = None if trained is None else trained.record()
     config = describe(options, store, model, words, used, record)
     validator: Validator | None = None
     if first:

@@ -17,7 +17,7 @@ import torch
 from decoder.model.decoders import Decoder
 from decoder.model.options import ModelOptions
 from decoder.runs.loading import load_decoder
-from decoder.runs.packaged import packaged_captioner
+from decoder.runs.packaged import PACKAGED, packaged_captioner
 from features.commands import EXPORT, TRAIN
 from features.errors import UserError
 from features.files import read_json
@@ -32,7 +32,6 @@ from pipeline.work import RunFolder
 log = logging.getLogger(__name__)
 
 LEARNING_RATE = 1e-3  # default of cross-entropy; weights that are trained need no higher one
-PACKAGED = "packaged"  # the value of --init that names the included captioner
 # The weights with a row for each word; all others are independent of the vocabulary.
 _OF_WORDS = ("word_embedding.weight", "output.weight", "output.bias")
 # Data sets that have pictures in common with others under other splits.
@@ -69,13 +68,18 @@ class Trained:
         }
 
 
+def place_of(name: str) -> RunFolder:
+    """Return the folder that --init names, which may be missing."""
+    return RunFolder(packaged_captioner() if name == PACKAGED else Path(name))
+
+
 def folder_of(name: str) -> RunFolder:
     """Return the folder of the captioner that --init names.
 
     Raises:
         UserError: there is no such run, or this installation includes no captioner.
     """
-    run = RunFolder(packaged_captioner() if name == PACKAGED else Path(name))
+    run = place_of(name)
     if not run.config.is_file():
         raise UserError(
             f"--init {name}: there is no such run, with a {run.config.name}; expected "
@@ -83,6 +87,23 @@ def folder_of(name: str) -> RunFolder:
             f"{PACKAGED} for the included one"
         )
     return run
+
+
+def is_gone(name: str) -> bool:
+    """Whether there is no captioner at the place that --init names, for example not any more."""
+    return not place_of(name).config.is_file()
+
+
+def recorded(run: RunFolder, name: str) -> dict[str, Any] | None:
+    """Return the record of the captioner `name` in the config.json of a run that started from it.
+
+    The run's saved state has all weights, so it can be continued without the captioner. None if
+    there is no such state, or none that started from there.
+    """
+    if not (run.state.exists() and run.config.exists()):
+        return None
+    record = read_json(run.config, TRAIN).get("init")
+    return record if isinstance(record, dict) and record.get("name") == name else None
 
 
 def arguments_of(name: str) -> list[str]:

@@ -278,7 +278,8 @@ def test_a_run_is_not_continued_on_changed_captions(work, capsys):
     (work / "captions.json").write_text(json.dumps(table))
     assert run_train(work, *QUICK, "--resume") == 2
     error = capsys.readouterr().err
-    assert "captions.train" in error
+    assert "the captions in WORK have changed since" in error
+    assert "captions.train, captions.val; repeat" in error  # without their digests
     assert "--force" in error
 
 

@@ -171,9 +171,10 @@ def test_without_its_models_spice_says_what_it_needs_and_downloads_nothing(
         assert fact in error
 
 
-def test_one_image_has_no_cider(work, write_results, capsys):
-    results = write_results({13: "a green ball"})
-    assert score(work, results, "--partial", "--out", str(work / "one.json")) == 0
+def test_one_image_has_no_cider_and_those_of_other_splits_do_not_count(work, write_results, capsys):
+    results = write_results({13: "a green ball", 1: "a green dog"})
+    options = ("--split", "test", "--partial", "--out", str(work / "one.json"))
+    assert score(work, results, *options) == 0
     record = json.loads((work / "one.json").read_text())
     assert record["corpus"]["CIDEr"] is None
     assert record["per_image"]["CIDEr"] == {"13": None}
@@ -182,6 +183,7 @@ def test_one_image_has_no_cider(work, write_results, capsys):
     printed = capsys.readouterr().out
     assert "CIDEr     none; it needs more than one image" in printed
     assert "test split, 1 of 2 images" in printed
+    assert "1 captions of images in other splits are left out" in printed
 
 
 def result(image_id: object, caption: object) -> dict[str, object]:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -183,6 +184,25 @@ def test_new_images_are_added_without_extracting_the_old_ones_again(tmp_path: Pa
     assert (store.status == 1).all()
     np.testing.assert_array_equal(store.grid(store.rows([1, 2])), before)
     assert json.loads((tmp_path / "extract.json").read_text())["tried_in_this_run"] == 1
+
+
+def test_a_changed_picture_is_extracted_again_and_a_copied_one_is_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = prepare(tmp_path, good_pictures(3))
+    assert extract(work) == 0
+    pictures = work / "pictures"
+    before = FeatureStore(work / "features.h5").pooled([0, 1, 2])
+    (pictures / "0.png").write_bytes(encoded(picture(9)))
+    os.utime(pictures / "1.png", (1, 1))  # as if it were copied
+    capsys.readouterr()
+    assert extract(work) == 0
+    assert "1 pictures have changed since: " in capsys.readouterr().out
+    assert json.loads((work / "extract.json").read_text())["tried_in_this_run"] == 1
+    after = FeatureStore(work / "features.h5").pooled([0, 1, 2])
+    assert (before == after).all(1).tolist() == [False, True, True]
+    assert extract(work) == 0
+    assert "unchanged, skipped" in capsys.readouterr().out
 
 
 def test_another_backbone_is_refused_unless_forced(tmp_path: Path, capsys) -> None:

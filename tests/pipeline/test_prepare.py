@@ -182,6 +182,12 @@ def test_failed_run_keeps_the_earlier_output(prepare: Callable, root: Path) -> N
 # What is left out is counted
 
 
+def test_captions_without_blanks_between_words_are_reported(prepare: Callable, root: Path) -> None:
+    rows = "a.jpg,一只棕色的狗在雪地里奔跑。,train\na.jpg,一只 棕色 的 狗,train\n"
+    make_folder(root, rows=f"{rows}b.jpg,Ein Hund läuft,val\n")
+    assert "1 captions are in a script without blanks between words" in prepare("folder").out
+
+
 def test_empty_and_wordless_captions_are_left_out_and_counted(
     prepare: Callable, root: Path
 ) -> None:
@@ -197,6 +203,36 @@ def test_images_without_captions_are_left_out_and_counted(prepare: Callable, roo
     assert set(outcome.splits) == {"a.jpg", "b.jpg"}
     assert "1 images have no caption, left out: c.jpg" in outcome.out
     assert "1 pictures have no row in captions.csv: d.jpg" in outcome.out
+
+
+def test_pictures_keep_their_ids_when_others_come_and_go(prepare: Callable, root: Path) -> None:
+    """Features, captions and scores are stored by these ids."""
+    make_folder(root, "bc", "b.jpg,A dog,train\nc.jpg,A cat,val\n")
+    assert {i.file_name: i.id for i in prepare("folder").table.images} == {"b.jpg": 1, "c.jpg": 2}
+    rows = "a.jpg,A hat,train\nb.jpg,A dog,train\nc.jpg,A cat,val\n"
+    make_folder(root, "abc", rows)
+    ids = {image.file_name: image.id for image in prepare("folder").table.images}
+    assert (ids["b.jpg"], ids["c.jpg"]) == (1, 2)
+    make_folder(root, "abc", "a.jpg,A hat,train\nc.jpg,A cat,val\n")
+    left = {image.file_name: image.id for image in prepare("folder").table.images}
+    assert left == {name: ids[name] for name in ("a.jpg", "c.jpg")}
+
+
+def test_ids_whose_features_are_of_other_pictures_are_refused(
+    prepare: Callable, root: Path
+) -> None:
+    make_folder(root, "ab", "a.jpg,A dog,train\nb.jpg,A cat,val\n")
+    work = prepare("folder").work
+    (work / "features.h5").touch()
+    for name in "ab":
+        (root / f"{name}.jpg").rename(root / f"other_{name}.jpg")
+    (root / "captions.csv").write_text(
+        "file_name,caption,split\nother_a.jpg,A hat,train\nother_b.jpg,A cap,val\n"
+    )
+    outcome = prepare("folder")
+    assert outcome.status == 2
+    assert "features of other pictures under the same image ids: 1 is a.jpg there" in outcome.err
+    assert "use another --work" in outcome.err
 
 
 def test_missing_pictures_stop_the_stage_and_are_counted(prepare: Callable, root: Path) -> None:

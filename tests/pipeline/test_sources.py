@@ -62,6 +62,19 @@ def test_two_data_sets_become_one_without_collisions(
     assert "unchanged, skipped" not in capsys.readouterr().out
 
 
+def test_ids_stay_when_a_data_set_is_added_or_given_twice(two: list[str], tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    assert main(two[: two.index("--name") + 2]) == 0
+    (work / "features.h5").touch()  # its rows have these ids
+    assert main(two) == 0
+    images = captions.load(work / "captions.json").images
+    assert [(i.id, i.file_name) for i in images][2:4] == [(3, "one/c.jpg"), (4, "two/a.jpg")]
+    again = [f"--root={tmp_path / 'one'}" if "=" in part else part for part in two]
+    (work / "features.h5").unlink()
+    assert main(again) == 0
+    assert len({i.id for i in captions.load(work / "captions.json").images}) == 6
+
+
 def test_a_picture_of_two_data_sets_is_reported(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

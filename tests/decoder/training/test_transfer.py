@@ -101,6 +101,18 @@ def test_a_training_that_starts_from_a_run_records_and_continues_it(
     assert str(tmp_path) not in card
     assert "- Terms of shapes, which apply here too: drawn by this project" in card
 
+    # The saved state has all weights, so it is continued without the captioner.
+    capsys.readouterr()
+    source.path.rename(tmp_path / "away")
+    try:
+        assert train.main([*command, "--resume"]) == 0
+        assert "continuing" in capsys.readouterr().out
+        mine.state.unlink()
+        assert train.main([*command, "--resume"]) == 2
+        assert "there is no such run" in capsys.readouterr().err
+    finally:
+        (tmp_path / "away").rename(source.path)
+
 
 def test_trainings_one_after_the_other_record_their_data_once(source: RunFolder) -> None:
     old, old_words, config = load_decoder(source, source.best, CPU)
@@ -181,7 +193,8 @@ def test_a_split_of_another_work_directory_is_captioned_and_scored(
 def test_a_prepared_split_is_for_the_included_captioner_unless_a_run_is_named(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert caption.main(["--split", "val", "--work", str(work)]) == 2
-    assert "efficientnet_lite0+efficientnet_lite1" in capsys.readouterr().err
-    assert caption.main(["--split", "val"]) == 2
-    assert "--split needs --run" in capsys.readouterr().err
+    for run in ([], ["--run", "packaged"]):
+        assert caption.main([*run, "--split", "val", "--work", str(work)]) == 2
+        assert "efficientnet_lite0+efficientnet_lite1" in capsys.readouterr().err
+        assert caption.main([*run, "--split", "val"]) == 2
+        assert "--split needs --run" in capsys.readouterr().err
