@@ -57,8 +57,10 @@ def _import_our_packages() -> None:
     places = sys.path[1:] if sys.path[:1] == [root] else sys.path
     if root in places:
         places = places[: places.index(root)]
-        found = [PathFinder.find_spec(name, places) for name in _PACKAGES]
-        _say_what_is_not_used([spec.origin for spec in found if spec and spec.origin])
+        specs = [PathFinder.find_spec(name, places) for name in _PACKAGES]
+        found = [spec.origin for spec in specs if spec and spec.origin]
+        # The current folder may be that of this program, by another name.
+        _say_what_is_not_used([file for file in found if _ROOT not in Path(file).resolve().parents])
 
 
 def _say_what_is_not_used(files: list[str]) -> None:

@@ -72,3 +72,8 @@ def test_a_script_beside_files_of_our_names_gets_our_packages_or_their_names(tmp
     (tmp_path / "script.py").write_text("import pipeline\nimport decoder\n")
     last = python(tmp_path, "script.py").stderr.splitlines()[-1]
     assert last.startswith(f"ImportError: {tmp_path / 'pipeline.py'} was imported as pipeline")
+
+
+def test_the_folder_of_the_project_shadows_nothing():
+    done = python(PROJECT, "-c", "import decoder")
+    assert (done.returncode, done.stderr) == (0, "")

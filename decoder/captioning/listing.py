@@ -296,7 +296,7 @@ class Listing:
 
     def _converted(self, content: bytes) -> Iterator[str]:
         """Yield the lines of a CSV file that a spreadsheet program saved, or a person extended."""
-        names, rows = read_table(self.path, content)
+        names, rows = read_table(self.path, content, COLUMNS)
         lost = [name for name in COLUMNS if name not in names]
         if 0 < len(lost) <= len(COLUMNS) // 2:
             raise UserError(

@@ -73,7 +73,10 @@ _SAME = re.compile(r"\b(people|children|they) and \1\b")
 _COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SUM = re.compile(r"\b(two|three|four|five) (people|children) and (two|three|four|five) \2\b")
 
-_HE_AND_VERB = re.compile(r"\b(?:he|she)(?: ?('s)| (\w+s))\b")
+_HE_AND_VERB = re.compile(
+    r"\b(?:he|she)((?: (?:also|always|just|never|often|sometimes|still|then|\w+ly))*)"
+    r"(?: ?('s)| (\w+s))\b"
+)
 _VERBS = {"is": "are", "'s": "are", "was": "were", "has": "have"}
 _ENDINGS = ((r"(\w\w)ies$", r"\1y"), (r"(ss|zz|x|o|ch|sh)es$", r"\1"), (r"([^s])s$", r"\1"))
 
@@ -85,7 +88,9 @@ def neutral(text: str) -> str:
     text = _BEFORE_VERB.sub(r"\1person", text)
     text = _ADJECTIVE.sub(lambda match: _article(match[1], match[2]), text)
     text = re.sub(r"\bher\b", "their", _HER.sub("them", text))
-    text = _HE_AND_VERB.sub(lambda match: f"they {_plural_verb(match[1] or match[2])}", text)
+    text = _HE_AND_VERB.sub(
+        lambda match: f"they{match[1]} {_plural_verb(match[2] or match[3])}", text
+    )
     text = _GENDERED.sub(lambda m: _article(m[1], _NEUTRAL[m[2]]) + _NEUTRAL[m[2]], text)
     text = _PAIR.sub(_two, text)
     text = _SUM.sub(_counted, text)

@@ -134,7 +134,7 @@ def _read(path: Path) -> list[Row]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    names, rows = read_table(path, content)
+    names, rows = read_table(path, content, Row._fields)
     if missing := [name for name in Row._fields if name not in names]:
         raise UserError(
             f"{path}: expected the columns {', '.join(Row._fields)}, found no "

@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,12 +17,17 @@ _NOT_WESTERN = re.compile(
 )
 
 
-def read_table(path: Path, content: bytes) -> tuple[list[str], list[dict[str, str]]]:
+def read_table(
+    path: Path, content: bytes, known: Collection[str]
+) -> tuple[list[str], list[dict[str, str]]]:
     """Return the names of the columns and the rows that are not empty.
+
+    Empty columns without a name, which such programs add, are left out.
 
     Args:
         path: of the table, for messages.
         content: of the file.
+        known: names of columns that are found in other letter cases too.
 
     Raises:
         UserError: a row has more or fewer cells than there are columns, or the encoding is neither
@@ -35,7 +41,8 @@ def read_table(path: Path, content: bytes) -> tuple[list[str], list[dict[str, st
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     rows: list[dict[str, str]] = []
     try:
-        names = [name.strip().lower() for name in next(lines, [])]
+        names = [name.strip() for name in next(lines, [])]
+        names = [name.lower() if name.lower() in known else name for name in names]
         for cells in filter(any, lines):
             if len(cells) != len(names):
                 raise UserError(
@@ -45,6 +52,8 @@ def read_table(path: Path, content: bytes) -> tuple[list[str], list[dict[str, st
             rows.append(dict(zip(names, cells, strict=True)))
     except csv.Error as error:
         raise UserError(f"{path}, line {lines.line_num}: {error}") from error
+    if "" in names and not any(row[""] for row in rows):
+        names = [name for name in names if name]
     return names, rows
 
 

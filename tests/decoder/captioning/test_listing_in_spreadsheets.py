@@ -98,11 +98,13 @@ def test_a_column_of_a_person_stays_when_a_picture_changes(album: Path) -> None:
     out = album.parent / "captions.csv"
     command = [str(album), "--out", str(out)]
     assert caption.main(command) == 0
-    out.write_text(saved([row | {"rating": str(i)} for i, row in enumerate(rows_of(out))]))
+    out.write_text(
+        saved([row | {"My rating": str(i), "": ""} for i, row in enumerate(rows_of(out))])
+    )
     moon((99, 99)).save(album / "b, c.png")
     for _ in range(2):
         assert caption.main(command) == 0
-        assert [row["rating"] for row in rows_of(out)] == ["0", "1"]
+        assert [row["My rating"] for row in rows_of(out)] == ["0", "1"]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ CAPTIONS = {
     "two men and two women stand": "four people stand",
     "he catches a ball as she carries one": "they catch a ball as they carry one",
     "a boy who thinks he 's flying": "a child who thinks they are flying",
+    "a woman smiles as she always does": "a person smiles as they always do",
     "a female sits and a young male swims": "a person sits and a young person swims",
     "two male students and a female runner": "two students and a runner",
     "a man gives her a kiss and lifts her up": "a person gives them a kiss and lifts them up",
