@@ -236,14 +236,15 @@ def _rows(
         if not any(cell.strip() for cell in cells):
             counts["rows are blank"] += 1
             continue
-        if [column_key(cell) for cell in _distinct(cell.strip() for cell in cells)] == keys:
-            counts["rows repeat the header"] += 1
-            continue
-        if sorted(map(column_key, cells)) == sorted(keys):
-            raise UserError(
-                f"{path}, line {line}: expected the columns in the first header's order, found a "
-                f"second header {', '.join(cells)}; make two tables of it"
-            )
+        if column_key(cells[0]) in keys:
+            if [column_key(cell) for cell in _distinct(cell.strip() for cell in cells)] == keys:
+                counts["rows repeat the header"] += 1
+                continue
+            if sorted(map(column_key, cells)) == sorted(keys):
+                raise UserError(
+                    f"{path}, line {line}: expected the columns in the first header's order, found "
+                    f"a second header {', '.join(cells)}; make two tables of it"
+                )
         while len(cells) > len(names) and not cells[-1].strip():
             cells = cells[:-1]
         if len(cells) < len(names):
