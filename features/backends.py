@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from features.errors import UserError, first_line
-from features.extras import need
+from features.extras import missing, need
 
 Run = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -133,7 +133,7 @@ def choose(
         UserError: the requested backend does not work here.
     """
     if name in ONE_BY_ONE:
-        need("onnx", name)
+        need("onnx")  # its absence has other names in the exporter
     names = _FASTEST.get(device.type, ("eager",)) if name == "auto" else (name,)
     for candidate in names[:-1]:
         try:
@@ -143,7 +143,8 @@ def choose(
     try:
         return names[-1], _start(names[-1], network, size, device, batch_size)
     except Exception as error:
-        raise UserError(
+        absent = missing(error) if isinstance(error, ModuleNotFoundError) else None
+        raise absent or UserError(
             f"--backend {names[-1]} cannot run the network here ({first_line(error)}); use "
             "--backend auto"
         ) from error

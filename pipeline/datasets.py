@@ -83,7 +83,7 @@ def _check_inside(records: list[Record], image_root: Path) -> None:
     if outside:
         raise UserError(
             f"{image_root}: expected file names inside of it, {len(outside)} of {len(records)} "
-            f"leave it: {first_few(outside)}{_near_misses(outside, image_root)}"
+            f"leave it: {first_few(map(repr, outside))}{_near_misses(outside, image_root)}"
         )
 
 

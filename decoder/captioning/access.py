@@ -204,7 +204,7 @@ class Guard:
         if not self._knows(_values(scope, b"authorization")):
             return 401, "This page needs its password, with any user name.\n"
         origins = _values(scope, b"origin")
-        if not origins and scope["method"] not in ("GET", "HEAD"):
+        if not origins and scope.get("method") not in ("GET", "HEAD"):
             origins = [_origin(address) for address in _values(scope, b"referer")]
             if {*_values(scope, b"sec-fetch-site")} & {"cross-site", "same-site"}:
                 origins.append("null")

@@ -101,7 +101,6 @@ class TrainOptions:
         "Start from the included captioner": "--work work --run mine --init packaged",
         "Continue a stopped run": "--work work --run first --resume",
     }
-    ONCE: ClassVar[tuple[str, ...]] = ("--work", "--run")
     EVERYDAY: ClassVar[tuple[str, ...]] = (
         "work",
         "run",

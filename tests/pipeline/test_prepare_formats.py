@@ -192,8 +192,8 @@ def test_one_of_two_karpathy_files_is_chosen_with_an_option(prepare: Callable, r
             "expected a non-negative integer as the id of A.jpg, found [3]",
         ),
         (
-            json.dumps({"images": [karpathy_image("../a.jpg", "train")]}),
-            "1 of 1 leave it: ../a.jpg",
+            json.dumps({"images": [karpathy_image("../z.jpg", "train")]}),
+            "1 of 1 leave it: '../z.jpg'",
         ),
         (
             '{"images": [{"filename": "a.jpg", "split": "val", "sentences": [{"raw": 5}]}]}',

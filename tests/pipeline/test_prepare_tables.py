@@ -378,7 +378,7 @@ def test_paths_of_another_machine_are_not_guessed(prepare: Callable, root: Path)
     table = HEADER + "/x/1.jpg,A dog\n/y/1.jpg,A cat\n2.jpg,A cow\n"
     write(root, {"x.csv": table}, "1.jpg 2.jpg")
     refused = prepare("folder").err
-    assert "expected file names inside of it, 2 of 3 leave it: /x/1.jpg, /y/1.jpg" in refused
+    assert "expected file names inside of it, 2 of 3 leave it: '/x/1.jpg', '/y/1.jpg'" in refused
     assert "did you mean '1.jpg' for '/x/1.jpg'" in refused
 
 
