@@ -149,7 +149,6 @@ def test_required_options_are_asked_for_and_surplus_words_named(capsys):
         ("decoder.search", "--folder a --folder b dog"),
         ("decoder.export", "--run a --run=b --out c"),
         ("decoder.demo", "--folder a --folder b"),
-        ("decoder.train", "--work w --run a --run b"),
         ("evaluation.score", "--captions c --results a --results b"),
         ("evaluation.report", "--run a --run b"),
         ("pipeline.extract", "--work a --work b"),
