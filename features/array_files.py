@@ -278,15 +278,9 @@ def _rows(
         if not rows.ndim or length != len(rows):
             raise ValueError(f"expected as many {what} as rows {rows.shape}, found {length}")
     modified = file.stat().st_mtime_ns
-    flat = h5py.check_vlen_dtype(rows.dtype)  # the type of rows of varying length, as nocaps has
-    if flat and not numbers:
-        raise ValueError(f"rows of varying length need {_COUNTS[0]}, the regions of each image")
-    channels = len(rows[0]) // max(1, numbers[0]) if flat and numbers else None
     for row, one in enumerate(ids):
         shape = rows.shape[1:]
-        if numbers and channels:
-            shape = (numbers[row], channels)
-        elif numbers:
+        if numbers:
             if not 0 <= numbers[row] <= shape[0]:
                 raise ValueError(
                     f"row {row} has {shape[0]} regions, found the count {numbers[row]}"
@@ -296,10 +290,9 @@ def _rows(
         def read(row: int = row, shape: tuple[int, ...] = shape) -> np.ndarray:
             with reading(file), _damage_named(file):
                 values = np.asarray(rows[row])
-                return values.reshape(shape) if flat else values[: shape[0]] if numbers else values
+                return values[: shape[0]] if numbers else values
 
-        dtype = np.dtype(flat or rows.dtype)
-        yield _text(one), Stored(f"{where}, row {row}", shape, dtype, modified, read)
+        yield _text(one), Stored(f"{where}, row {row}", shape, rows.dtype, modified, read)
 
 
 def _in_tsv(file: Path) -> Named:

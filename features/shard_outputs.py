@@ -225,7 +225,8 @@ def _changed(shard: Shard, record: Mapping[str, Any]) -> bool:
     """
 
     def differs(name: str, now: object) -> bool:
-        return None not in (now, then := record.get(f"source_{name}")) and now != then
+        then = record.get(f"source_{name}")
+        return now is not None and then is not None and now != then
 
     stamp = shard.stamp()
     if differs("bytes", stamp.bytes) or differs("version", stamp.version):

@@ -43,7 +43,7 @@ class Shard:
     Attributes:
         name: its file name without suffix, or that of its folder; what its outputs are called.
         source: absolute local path, or URL.
-        listed: of a remote file that was found by a listing, what that told of it.
+        listed: the stamp of a remote file in the listing by which it was found.
     """
 
     name: str
@@ -171,7 +171,7 @@ def _numbers(text: str) -> Iterable[str]:
 
 
 def _matches(pattern: str) -> Iterator[tuple[str, Stamp | None]]:
-    """Yield the absolute path or URL of each shard of a pattern, and what a listing told of it."""
+    """Yield the absolute path or URL of each shard of a pattern, and its stamp in a listing."""
     if not is_url(pattern):
         pattern = os.path.expanduser(pattern)  # noqa: PTH111 - the shell does not, in quotes
         if os.path.exists(pattern):  # noqa: PTH110 - whatever braces and brackets it has

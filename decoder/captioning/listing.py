@@ -317,8 +317,8 @@ class Listing:
         yield _csv_line(self._columns)
         for row in rows:
             found = state_of(Path(self._joined(row["path"])))
-            is_same = found is not None and str(found.bytes) == row["bytes"]
-            row["modified"] = exact(row["modified"], found.modified if found and is_same else None)
+            modified = found.modified if found and str(found.bytes) == row["bytes"] else None
+            row["modified"] = exact(row["modified"], modified)
             yield _csv_line(" ".join(row[name].splitlines()) for name in self._columns)
 
     def _parsed(self, line: str, number: int, columns: tuple[str, ...]) -> Row:

@@ -140,15 +140,14 @@ def groups_in_files(files: Path, arrays: list[np.ndarray]) -> Path:
     return files
 
 
-def nocaps(files: Path, arrays: list[np.ndarray]) -> Path:
+def table_with_boxes(files: Path, arrays: list[np.ndarray]) -> Path:
     with h5py.File(files / "adaptive.h5", "w") as file:
         file["image_id"] = np.array(IDS, float)[None]  # a row of float64 as MATLAB writes it
         file["num_boxes"] = [[len(array)] for array in arrays]
         file["width"] = [640] * len(arrays)
-        for name, each in (("features", arrays), ("boxes", [values(len(a), 4) for a in arrays])):
-            rows = file.create_dataset(name, len(each), h5py.vlen_dtype(np.float32))
-            for row, array in enumerate(each):
-                rows[row] = array.reshape(-1)
+        file["boxes"] = values(len(arrays), 100, 4)
+        padded = [np.pad(array, ((0, 100 - len(array)), (0, 0))) for array in arrays]
+        file["features"] = np.stack(padded)
     return files / "adaptive.h5"
 
 
@@ -179,7 +178,7 @@ def pythia(files: Path, arrays: list[np.ndarray]) -> Path:
 
 FORMS = [
     *(folder_by_id, folder_by_path, archive, hdf5, table_npz, table_hdf5),
-    *(m2_transformer, groups_in_files, nocaps, bottom_up_attention, openvqa, pythia),
+    *(m2_transformer, groups_in_files, table_with_boxes, bottom_up_attention, openvqa, pythia),
 ]
 
 
