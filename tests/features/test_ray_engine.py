@@ -94,7 +94,8 @@ def test_a_job_survives_dead_workers_a_dead_node_and_a_hanging_task(
     assert {path.stem: path.read_text() for path in out.glob("*.h5")} == {n: n for n in outcomes}
     assert [outputs.wrong(shard) for shard in shards if shard.name != "dies"] == [""] * 18
     tried = {path.name: path.read_text() for path in (tmp_path / "attempts").iterdir()}
-    assert [tried[name].count("\n") for name in ("hangs once", "dies once")] == [3, 2]
+    # If the one that hangs dies with the node, it deletes nothing; or the node ends another try.
+    assert all(2 <= tried[name].count("\n") <= 3 for name in ("hangs once", "dies once"))
     assert 4 <= tried["dies"].count("\n") <= 8  # a second task may have been started for it
     # Few shards were made twice, and only where a worker or the node died.
     assert sum(tried[name].count("\n") for name in numbers) <= len(numbers) + 3
