@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 
@@ -52,6 +52,8 @@ def delete_temporary_files(run: RunFolder) -> None:
 def locked(run: RunFolder) -> Iterator[None]:
     """Lock the run's folder, created if missing, so that one training at a time writes to it.
 
+    A folder that is empty at the end, as after a refused training, is removed.
+
     Raises:
         UserError: another training holds the lock, or the folder cannot be written to.
     """
@@ -66,7 +68,11 @@ def locked(run: RunFolder) -> Iterator[None]:
                 "its permissions and the free space"
             ) from error
         delete_temporary_files(run)
-        yield
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # there is something in it
+                run.path.rmdir()
 
 
 def digest(items: Iterable[object]) -> str:
