@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from difflib import get_close_matches
 from typing import TypeVar
 
@@ -33,7 +33,8 @@ def parse(options_class: type[Options], prog: str, arguments: Sequence[str]) -> 
     _check_given(options_class, arguments)
     box = io.StringIO()
     try:
-        with redirect_stderr(box):
+        # Where standard output is no terminal, tyro draws no frame around its message.
+        with redirect_stderr(box), redirect_stdout(io.StringIO()):
             return tyro.cli(options_class, prog=prog, args=list(arguments), config=PARSING)
     except SystemExit:
         problem = _problem(list(options_of(options_class)), list(arguments), box.getvalue())

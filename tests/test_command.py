@@ -1,11 +1,13 @@
 """--help of every command: examples first, then the everyday options; --help-all shows the rest."""
 
 import importlib
+import io
 import re
 import shlex
 import subprocess
 import sys
 from configparser import ConfigParser
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,16 @@ def test_help_wins_over_mistakes_but_not_behind_two_dashes(capsys, monkeypatch):
 SEE = "; see python -m decoder.caption --help\n"
 
 
+def in_terminal(main, arguments: str) -> tuple[int, str]:
+    """Return the status and output of a command in a terminal for UTF-8, where tyro has frames."""
+    with io.TextIOWrapper(io.BytesIO(), encoding="utf-8") as out:
+        out.isatty = lambda: True
+        with redirect_stdout(out):
+            status = main(shlex.split(arguments))
+        out.flush()
+        return status, out.buffer.getvalue().decode()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -122,14 +134,14 @@ SEE = "; see python -m decoder.caption --help\n"
         ("--weights bst", "expected --weights {best,best_xe,both}, found --weights bst"),
         ("a.jpg --review", "expected --review PATH, found --review"),
         ("--out --json", "expected --out FILE, found --out"),
+        ("--run", "expected --run PATH, found --run"),
     ],
 )
 def test_a_wrong_option_is_named_in_the_words_of_the_help(arguments, message, monkeypatch, capsys):
     for columns in ("40", "200"):
         monkeypatch.setenv("COLUMNS", columns)
-        assert caption.main(shlex.split(arguments)) == 2
-        printed = capsys.readouterr()
-        assert (printed.out, printed.err) == ("", f"error: {message}{SEE}")
+        assert in_terminal(caption.main, arguments) == (2, "")
+        assert capsys.readouterr().err == f"error: {message}{SEE}"
 
 
 def test_required_options_are_asked_for_and_surplus_words_named(capsys):
@@ -138,7 +150,7 @@ def test_required_options_are_asked_for_and_surplus_words_named(capsys):
         "--work w": "expected --dataset NAME",
         "--dataset shapes --work w more": "Unrecognized options: more",
     }.items():
-        assert prepare.main(shlex.split(arguments)) == 2
+        assert in_terminal(prepare.main, arguments) == (2, "")
         error = capsys.readouterr().err
         assert error == f"error: {message}; see python -m pipeline.prepare --help\n"
 
