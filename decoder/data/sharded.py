@@ -54,7 +54,8 @@ class ShardedReader(TrainingReader):
         views = len(self._store.row_format.views)
         skipped = first_batch * share.full
         order = shuffled(self._train.count_S, views, seed, share.begin, end, skipped)
-        sizes = chain(repeat(share.full, full_batches - first_batch), [share.last] * (rest > 0))
+        is_left = rest > 0 and first_batch <= full_batches  # the last, smaller batch
+        sizes = chain(repeat(share.full, full_batches - first_batch), [share.last] * is_left)
 
         def read(chosen: np.ndarray) -> Batch:
             if chosen.shape[1] == 0:

@@ -117,7 +117,7 @@ def test_a_run_over_shards_stopped_in_each_phase_ends_as_one_never_stopped(shard
     shutil.move(work / "runs" / "small", tmp_path / "never_stopped")
     options = ["--work", str(work), "--run", "small", *BOTH_PHASES, "--resume"]
     options += ["--save-minutes", "0"]
-    for moment, count in (("cross-entropy", 11), ("REINFORCE", 4)):
+    for moment, count in (("cross-entropy", 11), ("searching", 1), ("REINFORCE", 4)):
         end = End(moment, count, by=signal.SIGKILL)
         assert run(options, tmp_path / "output", end) == -signal.SIGKILL
     assert run(options, tmp_path / "output") == 0, (tmp_path / "output").read_text()
