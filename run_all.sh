@@ -26,20 +26,21 @@ if [[ ${1:-} == install ]]; then
     exit
 fi
 
-dataset=shapes source=() features=() work= preset=
+# Arrays are never empty: the bash of macOS takes an empty one for an unset variable.
+dataset=shapes prepare=(pipeline.prepare) extract=(pipeline.extract) work= preset=
 if [[ $# -gt 0 && $1 != -* ]]; then dataset=$1; shift; fi
 while [[ $# -gt 0 ]]; do
-    [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
+    if [[ $1 == --*=* ]]; then option=$1; shift; set -- "${option%%=*}" "${option#*=}" "$@"; fi
     case $1 in
-        --download | --skip-missing) source+=("$1"); shift ;;
+        --download | --skip-missing) prepare+=("$1"); shift ;;
         --root | --captions | --columns | --name | --terms | --also | --images | --min-count | --max-length | \
             --work | --preset | --backbone | --grid | --views | --dtype)
             [[ -n ${2:-} ]] || { echo "error: $1 needs a value" >&2; exit 2; }
             case $1 in
                 --work) work=$2 ;;
                 --preset) preset=$2 ;;
-                --backbone | --grid | --views | --dtype) features+=("$1" "$2") ;;
-                *) source+=("$1" "$2") ;;
+                --backbone | --grid | --views | --dtype) extract+=("$1" "$2") ;;
+                *) prepare+=("$1" "$2") ;;
             esac
             shift 2 ;;
         --) shift; break ;;
@@ -56,20 +57,22 @@ work=${work:-work/$dataset} run=${work:-work/$dataset}/runs/$dataset preset=(--p
 install fast train report
 stage() { printf '\n== %s\n' "$1"; "$VENV_PYTHON" -m "$@"; }
 
-stage pipeline.prepare --dataset "$dataset" "${preset[@]}" "${source[@]}" --work "$work"
-stage pipeline.extract --work "$work" "${preset[@]}" "${features[@]}"
+stage "${prepare[@]}" --dataset "$dataset" "${preset[@]}" --work "$work"
+stage "${extract[@]}" --work "$work" "${preset[@]}"
 stage decoder.train --work "$work" --run "$dataset" --resume --force "${preset[@]}" "$@"
 best=$("$VENV_PYTHON" -m pipeline.presets "${preset[1]}" caption)  # options of the best captions, if any
 split=$(grep -Eq '"split": ?"test"' "$work/captions.json" && echo test || echo val)
 caption_and_score() {
-    stage decoder.caption --run "$run" --split "$split" --out "$run/captions_$split$1.json" "${@:2}"
-    stage evaluation.score --captions "$work/captions.json" --results "$run/captions_$split$1.json" --partial
+    local out=$run/captions_$split$1.json
+    shift
+    stage decoder.caption --run "$run" --split "$split" --out "$out" "$@"
+    stage evaluation.score --captions "$work/captions.json" --results "$out" --partial
 }
-both=()
+reranked=(_reranked "${preset[@]}")
 if [[ -f $run/best_xe.safetensors ]] && grep -q '"phase": "rl"' "$run/metrics.jsonl"; then
     caption_and_score _xe --weights best_xe  # before REINFORCE, for comparison
-    both=(--weights both)
+    reranked+=(--weights both)
 fi
 caption_and_score ""
-[[ -z $best ]] || caption_and_score _reranked "${preset[@]}" "${both[@]}"
+[[ -z $best ]] || caption_and_score "${reranked[@]}"
 stage evaluation.report --run "$run" --split "$split"
