@@ -55,8 +55,12 @@ def export(options: ExportOptions) -> None:
         about = metadata(
             run, captioner, table, new.best, options.weights, options.int8, options.rerank
         )
-        if "val" not in about["scores"]:
-            about |= _measured(options, new, run, table)
+        if "val" not in about["scores"] or (
+            _lacks_novelty(about, new, run) and not options.no_scores
+        ):
+            measured = _measured(options, new, run, table)
+            measured["scores"] = about["scores"] | measured.get("scores", {})
+            about |= measured
         _write_card(about, _without_paths(captioner.config), run, new)
         if options.onnx:
             write_onnx(new, new.path / "onnx")
@@ -108,6 +112,14 @@ def _measured(
             reason = f"the validation split cannot be captioned and scored: {error}"
     print(f"export: the card has no scores and captions have no confidence, because {reason}")
     return {}
+
+
+def _lacks_novelty(about: dict[str, Any], new: RunFolder, run: RunFolder) -> bool:
+    """Whether the confidence was fitted to captions of the run, which measured no novelty."""
+    confidence = about["confidence"]
+    if confidence is None or run.novelty.exists() or not new.novelty.exists():
+        return False
+    return confidence.get("novelty") is None
 
 
 def _write_card(

@@ -247,6 +247,19 @@ def test_the_card_leaves_out_scores_of_other_weights(run, tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "captioner.json").read_text())["scores"] == {}
 
 
+def test_the_export_of_a_scored_run_knows_unfamiliar_pictures_and_keeps_other_scores(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(calibration, "LEAST", 2)  # of the few validation images here
+    work = Path(shutil.copytree(run.parents[1], tmp_path / "work"))
+    source, out = work / "runs" / "captioner", tmp_path / "out"
+    shutil.copy(source / "scores_val.json", source / "scores_test.json")
+    assert export.main(["--run", str(source), "--out", str(out)]) == 0
+    about = json.loads((out / "captioner.json").read_text())
+    assert about["confidence"]["novelty"] is not None
+    assert sorted(about["scores"]) == ["test", "val"]
+
+
 def test_scores_of_a_reranking_captioner_are_those_of_its_own_captions(
     run, tmp_path, capsys, monkeypatch
 ):
