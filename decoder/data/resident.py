@@ -1,11 +1,11 @@
-"""Features and captions in memory: a store is inflated once, and batches are gathered from it.
+"""Features in memory: a store is inflated once, and batches are gathered from it.
 
 Inflating the features of a batch takes longer than a GPU needs to learn from them. So they are
 inflated once, by all cores, into the memory of the GPU or, where they are too large for it, of this
 machine. They stay there in the stored type. Every row is checked against its checksum as usual.
 
 Shape suffixes: N images, P their views (those of an image are neighbours), I images of a batch, R
-regions, C channels, K captions of an image, T words, W words of all captions, Z all captions.
+regions, C channels.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,6 @@ from features.devices import cores, free_memory
 from features.extraction import ahead, threads
 from features.progress import Progress
 from features.store_set import Store
-from pipeline.vocabulary import PAD
 
 # Features may take this share of the memory that is free; the rest is for the training.
 SHARE = 0.6
@@ -206,53 +205,3 @@ def choose_memory(needed: int, device: torch.device) -> torch.device | None:
         if needed <= SHARE * free_memory(memory):
             return memory
     return None
-
-
-class ResidentCaptions:
-    """The captions of all images on a device, from which batches of fixed shape are gathered.
-
-    Args:
-        captions: token ids of the captions of each image.
-        device: where they are kept.
-    """
-
-    def __init__(self, captions: Sequence[Sequence[Sequence[int]]], device: torch.device) -> None:
-        count_N = torch.tensor([len(of_image) for of_image in captions])
-        every = [caption for of_image in captions for caption in of_image]
-        length_Z = torch.tensor([len(caption) for caption in every])
-        words = (token for caption in every for token in caption)
-        token_W = torch.from_numpy(np.fromiter(words, np.int32, int(length_Z.sum())))
-        self._token_W = token_W.to(device)
-        self._length_Z, self._start_Z = length_Z.to(device), _starts(length_Z).to(device)
-        self._count_N, self._first_N = count_N.to(device), _starts(count_N).to(device)
-
-    def gather(
-        self, image_I: Tensor, each: int, steps: int, skip_I: Tensor | None = None
-    ) -> Tensor:
-        """Return captions of images, int64 [I * K, T], those of an image one after the other.
-
-        Nothing waits for the host, and the shape depends on the numbers alone: where an image has
-        fewer than K captions, rows of PAD follow. Longer captions are cut off after T words.
-
-        Args:
-            image_I: int64, indices of images.
-            each: K.
-            steps: T.
-            skip_I: how many captions of each image to pass over first, where one has more than K.
-        """
-        place_IK = torch.arange(each, device=image_I.device).expand(len(image_I), -1)
-        if skip_I is not None:
-            place_IK = place_IK + skip_I[:, None]
-        caption_IK = self._first_N[image_I][:, None] + place_IK
-        caption_IK = caption_IK.clamp(max=len(self._length_Z) - 1)
-        length_IK = self._length_Z[caption_IK] * (place_IK < self._count_N[image_I][:, None])
-        step_T = torch.arange(steps, device=image_I.device)
-        word_IKT = (self._start_Z[caption_IK][:, :, None] + step_T).clamp(
-            max=len(self._token_W) - 1
-        )
-        tokens_IKT = self._token_W[word_IKT].long()
-        return tokens_IKT.masked_fill(step_T >= length_IK[:, :, None], PAD).flatten(0, 1)
-
-
-def _starts(length: Tensor) -> Tensor:
-    return length.cumsum(0) - length

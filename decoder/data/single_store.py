@@ -8,7 +8,6 @@ from torch import Tensor
 
 from decoder.data.batches import Batch, pad
 from decoder.data.readers import TrainingReader, expect_captions, read_ahead
-from decoder.data.resident import ResidentCaptions
 from decoder.data.weights import WeightedDraws
 from features.distributed import rank, world_size
 from features.sampling import evenly_spaced
@@ -48,13 +47,6 @@ class SingleStoreReader(TrainingReader):
             [vocabulary.encode(caption.tokens) for caption in image.captions]
             for image in self.images
         ]
-        self.resident_captions: ResidentCaptions | None = None
-        """The captions on a GPU, if the features are kept in memory."""
-
-    def keep(self, memory: torch.device, device: torch.device) -> None:
-        """Keep features and captions in memory; see `SplitReader.keep`."""
-        super().keep(memory, device)
-        self.resident_captions = ResidentCaptions(self.captions, device)
 
     def captions_of(self, indices: Sequence[int]) -> list[list[list[int]]]:
         """Return the token ids of the captions of some images."""

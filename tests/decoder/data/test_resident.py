@@ -10,7 +10,7 @@ import torch
 from decoder.data import readers, resident
 from decoder.data.batches import Features
 from decoder.data.readers import SplitReader, keep_in_memory
-from decoder.data.resident import NotExact, ResidentCaptions, ResidentFeatures
+from decoder.data.resident import NotExact, ResidentFeatures
 from decoder.data.single_store import SingleStoreReader
 from features.errors import UserError
 from features.parts import PartWriter
@@ -18,7 +18,7 @@ from features.row_format import RowFormat
 from features.store import FeatureStore
 from features.store_writing import begin, merge
 from pipeline.captions import Caption, CaptionTable, Image
-from pipeline.vocabulary import EOS, PAD, SPECIAL, Vocabulary
+from pipeline.vocabulary import SPECIAL, Vocabulary
 from tests.decoder.test_cider import Captured
 
 CPU = torch.device("cpu")
@@ -118,24 +118,6 @@ def test_gathering_can_be_captured(store: FeatureStore) -> None:
         assert_equal(found, expected)
         shapes.append(captured.shapes)
     assert shapes[0] == shapes[1]
-
-
-def test_gathered_captions_are_those_of_the_images() -> None:
-    encoded = [
-        [VOCABULARY.encode(caption.tokens) for caption in image.captions]
-        for image in table().images
-    ]
-    captions = ResidentCaptions(encoded, CPU)
-    chosen, each, steps = torch.tensor([0, 74, 3, 3]), 4, 6
-    with Captured():
-        found = captions.gather(chosen, each, steps).view(len(chosen), each, steps)
-        rest = captions.gather(chosen, each, 9, torch.full_like(chosen, each))
-    for tokens_KT, image in zip(found.tolist(), chosen.tolist(), strict=True):
-        for tokens, caption in zip(tokens_KT, encoded[image], strict=False):
-            assert tokens == [*caption, *[PAD] * steps][:steps]
-        assert all(set(tokens) == {PAD} for tokens in tokens_KT[len(encoded[image]) :])
-    ends = (rest == EOS).view(len(chosen), -1).sum(1).tolist()
-    assert ends == [max(0, len(encoded[image]) - each) for image in chosen.tolist()]
 
 
 def test_a_damaged_row_is_named(store: FeatureStore) -> None:
