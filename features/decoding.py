@@ -180,9 +180,12 @@ class DecodingProcesses:
         pixels = torch.from_numpy(self._shared)
         parts = enumerate(pixels.split(self._pictures))
         self._free = [Buffer(i * self._pictures, part) for i, part in parts]
-        if self._cuda:  # so that it can fetch a batch while the next one is computed
+        if self._cuda:  # so that it fetches a batch while the host goes on
             status = torch.cuda.cudart().cudaHostRegister(pixels.data_ptr(), pixels.nbytes, 0)
             self._pinned = status == 0  # an object, which is true whatever it says
+            if not self._pinned:  # the next operation raises the error that this one left
+                with suppress(RuntimeError):
+                    torch.zeros(1, device="cuda").add_(1)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,6 +1,5 @@
 """Extraction: decoding, resizing, the CNN and writing run at the same time."""
 
-import os
 import platform
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from features.backbones import Backbone
 from features.decoding import Buffer, DecodingProcesses, DecodingThreads
+from features.devices import cores
 from features.images import PictureError, read_picture
 from features.progress import Progress
 from features.row_format import scale_for
@@ -168,7 +168,7 @@ def extract_features(
     decode: Callable[[Any], Image.Image] = read or read_picture
     if backbone.one_by_one:
         return _one_by_one(backbone, pictures, views, workers or torch.get_num_threads(), decode)
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     if processes is None:
         processes = backbone.device.type == "cuda" and len(pictures) >= _MANY and read is None
     decoding: DecodingThreads | DecodingProcesses

@@ -133,13 +133,10 @@ def extract_work(options: ExtractOptions) -> None:
 
 
 def _backbone(options: ExtractOptions, device: torch.device) -> Backbone:
+    views = options.views
+    at_once = max(1, options.batch_size // views) * views  # a batch has all views of its pictures
     return load_backbone(
-        options.backbone,
-        options.grid,
-        device,
-        options.backend,
-        options.batch_size,
-        options.weights,
+        options.backbone, options.grid, device, options.backend, at_once, options.weights
     )
 
 

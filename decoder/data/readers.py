@@ -291,7 +291,7 @@ def keep_in_memory(readers: Sequence[SplitReader], device: torch.device) -> str:
 
 
 def on_device(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Yield each batch on `device`, where the next one is copied meanwhile."""
+    """Yield each batch on `device`; the next one is read meanwhile."""
     if device.type == "cpu":
         yield from batches
         return

@@ -102,10 +102,14 @@ class Graphs:
                 first_line(error),
             )
             self._record = None
-            start_again()
-            return function(*inputs)
-        self._graphs[key] = graph
-        return graph.outputs
+        else:
+            self._graphs[key] = graph
+            return graph.outputs
+        # After the error, whose traceback keeps the tensors of the attempt, and without the graphs
+        # that were captured before: perhaps memory was what lacked.
+        self._graphs.clear()
+        start_again()
+        return function(*inputs)
 
     def _captured(
         self,

@@ -1,4 +1,4 @@
-"""Adam without importing torch.optim, which loads torch's compiler: two seconds at every start."""
+"""Adam without torch.optim.Optimizer, which loads torch's compiler: two seconds at every start."""
 
 from collections.abc import Iterable
 

@@ -138,7 +138,8 @@ def _alone(
 
 def _stored(backbone: Backbone, batch_size: int, workers: int | None) -> Work:
     def run(paths: list[Path], scratch: Path) -> None:
-        with closing(PartWriter(scratch, RowFormat(backbone.description))) as writer:
+        encoding = cores() if backbone.device.type == "cuda" else 1  # as pipeline.extract
+        with closing(PartWriter(scratch, RowFormat(backbone.description), encoding)) as writer:
             extract(backbone, list(enumerate(paths)), writer, ["whole"], batch_size, workers)
 
     return run

@@ -168,7 +168,7 @@ class _Peer:
         batch = self.ours.training.batch([0, 1, 2]).to(self.device)
         self.model.eval()
         labels = self._labels(batch)[0]
-        grid, pooled = batch.features
+        grid, pooled = batch.features[:2]
         with torch.no_grad():
             theirs = self.model(pooled, grid, labels[..., :-1])[:, 0].log_softmax(1)
             model = self.ours.model.eval()
@@ -221,7 +221,7 @@ class _Peer:
     def _cross_entropy(self, batch: Batch) -> None:
         self.model.train()
         seq, mask = self._labels(batch)
-        grid, pooled = batch.features
+        grid, pooled = batch.features[:2]
         self._update(
             self.cross_entropy(self.model(pooled, grid, seq[..., :-1]), seq[..., 1:], mask[..., 1:])
         )
@@ -240,7 +240,7 @@ class _Peer:
         return labels_I5T, masks_I5T
 
     def _sample(self, batch: Batch, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        grid, pooled = batch.features
+        grid, pooled = batch.features[:2]
         return self.model(pooled, grid, None, mode="sample", opt=options)
 
     def _references(self, batch: Batch) -> list[np.ndarray]:

@@ -21,6 +21,7 @@ from decoder.training.trainer import Trainer
 SIDE = 1024  # of the square matrices whose product sets the peak rate
 _PRODUCTS = ("aten::mm", "aten::addmm", "aten::addmm_", "aten::addmv", "aten::addmv_", "aten::bmm")
 _CPU = torch.device("cpu")
+_IN_A_ROW = 10  # runs on a GPU between two waits for it
 
 
 class Work(NamedTuple):
@@ -77,6 +78,9 @@ def time_interleaved(
 ) -> tuple[list[Timing], float]:
     """Run every workload once a round, at least once, and no further round after the deadline.
 
+    On a GPU it runs several times in a row, as in a training, where the host prepares a step while
+    the GPU takes the one before.
+
     Returns:
         The measurements of each workload, and the peak rate: the median rate of a large float32
         product, in operations a second.
@@ -94,6 +98,7 @@ def time_interleaved(
     peak_rate()  # the first product is slower
     peaks = [peak_rate()]
     timings = [Timing(workload) for workload in workloads]
+    repeats = _IN_A_ROW if device.type == "cuda" else 1
     for turn in range(rounds + 1):  # the first round allocates memory and prepares the reward
         if turn > 1 and time.monotonic() > deadline:
             break
@@ -102,15 +107,17 @@ def time_interleaved(
             resident = _reset_peak_memory(device)
             _synchronise(device)
             started = clock()
-            work = timing.workload.run()
+            for _ in range(repeats):
+                work = timing.workload.run()
             _synchronise(device)
-            seconds = clock() - started
+            seconds = (clock() - started) / repeats
             if turn:
                 peaks.append(peak_rate())
                 timing.seconds.append(seconds)
                 timing.shares.append(work.operations / seconds / max(before, peaks[-1]))
                 timing.outside.append(work.outside)
                 timing.count = work.count
+            if turn or device.type == "cuda":  # a graph has its memory since the first round
                 timing.memory = max(timing.memory, _peak_memory(device) - resident)
     return timings, median(peaks)
 
@@ -118,14 +125,20 @@ def time_interleaved(
 def profile(workload: Workload) -> dict[str, float]:
     """Run the workload once; return the share of its time that each torch operation takes.
 
-    All matrix products count as one operation; operations below 1 % are summed as "others".
+    All matrix products count as one operation; operations below 1 % are summed as "others". On a
+    GPU each kernel has its share of the time of all kernels.
     """
+    gpu = workload.trainer.device.type == "cuda"
     with torch.profiler.profile() as profiler:
         workload.run()
+        _synchronise(workload.trainer.device)
     times: Counter[str] = Counter()
     for event in profiler.key_averages():
         name = "products" if event.key in _PRODUCTS else event.key.removeprefix("aten::")
-        times[name] += event.self_cpu_time_total
+        if not gpu:
+            times[name] += event.self_cpu_time_total
+        elif event.device_type == torch.autograd.DeviceType.CUDA:
+            times[name] += event.self_device_time_total
     total = times.total()
     shares = {name: time / total for name, time in times.most_common() if time >= total / 100}
     return {**shares, "others": 1 - sum(shares.values())}
@@ -136,20 +149,17 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def kernel_share(workload: Workload) -> float:
-    """Run the workload once; return the share of the time in which a GPU's kernels ran, or 0."""
+def kernel_seconds(workload: Workload) -> float:
+    """Run the workload once; return the seconds in which a GPU's kernels ran, 0 on a CPU."""
     device = workload.trainer.device
     if device.type != "cuda":
         return 0.0
     _synchronise(device)
     activities = [torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profiler:
-        started = time.perf_counter()
         workload.run()
         _synchronise(device)
-        seconds = time.perf_counter() - started
-    microseconds = sum(event.self_device_time_total for event in profiler.key_averages())
-    return microseconds / 1e6 / seconds
+    return sum(event.self_device_time_total for event in profiler.key_averages()) / 1e6
 
 
 def _reset_peak_memory(device: torch.device) -> float:

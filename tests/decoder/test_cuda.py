@@ -81,11 +81,11 @@ def test_a_step_of_cross_entropy_never_waits(
 ) -> None:
     model = build(name, dropout=0.5).cuda()
     optimizer = Adam(model.parameters())
-    losses = []
+    losses, own_words = [], torch.tensor(0.5).cuda()
     with no_waiting():
         for on_gpu in on_device([batch] * 3, torch.device("cuda")):
             with torch.autocast("cuda", precision, enabled=precision != torch.float32):
-                loss = cross_entropy(model, in_slots(on_gpu), 0.1, torch.tensor(0.5).cuda()).loss
+                loss = cross_entropy(model, in_slots(on_gpu), 0.1, own_words).loss
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
