@@ -48,10 +48,10 @@ def _with_options_of_others(argv: list[str]) -> list[str]:
     """
     argv = with_preset("train", argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--like", type=Path)
-    parser.add_argument("--init")
-    parser.add_argument("--work", type=Path)
-    parser.add_argument("--run")
+    parser.add_argument("--like", type=Path, nargs="?")  # TrainOptions asks for missing values
+    parser.add_argument("--init", nargs="?")
+    parser.add_argument("--work", type=Path, nargs="?")
+    parser.add_argument("--run", nargs="?")
     parser.add_argument("--resume", action="store_true")
     given = parser.parse_known_args(argv)[0]
     if given.like is not None:

@@ -99,7 +99,7 @@ def _item(result: AlbumResult, folder: Path, alt: str | None, at: Path) -> str:
         source = picture(result.path, _WIDTH)
     except UserError:  # deleted or changed since the search
         return f'<li><figure><figcaption class="soft">{name} is gone</figcaption></figure></li>'
-    shown = f'<img src="{source}" alt="{escape(alt or name)}">'
+    shown = f'<img src="{source}" alt="{escape(alt) if alt else name}">'
     caption = f'{grade}<a href="{address}">{name}</a>'
     return f"<li><figure>{shown}<figcaption>{caption}</figcaption></figure></li>"
 

@@ -162,7 +162,7 @@ def arguments_like(folder: Path) -> list[str]:
         values |= dict(values.pop("decoder"))
         if unexpected := values.keys() & set(_NOT_IDENTIFYING):
             raise ValueError(f"{sorted(unexpected)} among its options")
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{run.config} is not a run's config ({error!r})") from error
     arguments = [
         f"--{name.replace('_', '-')}={value}" for name, value in values.items() if value is not None

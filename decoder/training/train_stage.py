@@ -230,7 +230,7 @@ def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
 def _report_unlike(config: dict[str, Any], like: Path) -> None:
     """Print how a run that is to repeat the one in `like` differs from it."""
     before = with_former_options(read_json(RunFolder(like).config, TRAIN))
-    unlike = differences(before, config)
+    unlike = differences(before, config, ignored=("preset",))
     for difference in unlike:
         print(f"train: unlike {like}: {difference}")
     if not unlike:

@@ -17,7 +17,7 @@ import torch
 from decoder.model.decoders import Decoder
 from decoder.model.options import ModelOptions
 from decoder.runs.loading import load_decoder
-from decoder.runs.packaged import PACKAGED, packaged_captioner
+from decoder.runs.packaged import PACKAGED, captioner_folder
 from features.commands import EXPORT, TRAIN
 from features.errors import UserError
 from features.files import read_json
@@ -70,7 +70,7 @@ class Trained:
 
 def place_of(name: str) -> RunFolder:
     """Return the folder that --init names, which may be missing."""
-    return RunFolder(packaged_captioner() if name == PACKAGED else Path(name))
+    return captioner_folder(name)
 
 
 def folder_of(name: str) -> RunFolder:
@@ -102,7 +102,8 @@ def recorded(run: RunFolder, name: str) -> dict[str, Any] | None:
     """
     if not (run.state.exists() and run.config.exists()):
         return None
-    record = read_json(run.config, TRAIN).get("init")
+    config = read_json(run.config, TRAIN)
+    record = config.get("init") if isinstance(config, dict) else None
     return record if isinstance(record, dict) and record.get("name") == name else None
 
 
@@ -190,9 +191,9 @@ def transfer(trained: Trained, model: Decoder, vocabulary: Vocabulary) -> int:
     for name in ("output.weight", "output.bias"):
         new[name][to] = old[name][source]
     if is_new.any():
-        # The counts of EOS and the like are not recorded; they are not new.
+        # The count of EOS, the first, is not recorded; it is not new.
         log_count_V = (torch.tensor(vocabulary.counts[EOS:], device=device) + 1.0).log()
-        shift = (new["output.bias"] - log_count_V)[~is_new].mean()
+        shift = (new["output.bias"] - log_count_V)[~is_new][1:].mean()
         new["output.bias"][is_new] = (log_count_V + shift)[is_new]
         new["output.weight"][is_new] = new["output.weight"][~is_new].mean(0)
         vectors = new["word_embedding.weight"][EOS:]

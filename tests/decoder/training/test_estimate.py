@@ -81,6 +81,12 @@ def test_a_run_like_another_has_its_weights(
     like = ["--like", str(trained / "runs" / "small"), "--run", "again"]
     assert train.main([*like, "--work", str(work)]) == 0
     assert "in everything: options, data, features" in capsys.readouterr().out
+    config = work / "runs" / "again" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"preset": "shapes"}))
+    like = ["--like", str(config.parent), "--run", "same", "--work", str(work), "--xe.epochs", "0"]
+    assert train.main([*like, "--rl.epochs", "0"]) == 2
+    assert train.main(["--work"]) == 2
+    assert "usage" not in capsys.readouterr().err
     assert unlike(work / "runs" / "again", trained / "runs" / "small") == []
 
 
