@@ -6,7 +6,7 @@ nothing: it overlaps communication with the backward pass, but the gradients of 
 are known only at the end of that pass (see `decoder.model.recurrence`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -26,6 +26,25 @@ def share(loss: Loss) -> Tensor:
     A loss is a mean over words, so it is weighted by the process's number of words.
     """
     return loss.loss if world_size() == 1 else loss.loss * loss.words
+
+
+@torch.no_grad()
+def take_from_first(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace the weights of every process by those of the first.
+
+    Each fitted its own, and another processor or number of threads rounds otherwise.
+
+    Raises:
+        UserError: another process stopped.
+    """
+    if world_size() == 1:
+        return
+    weights = list(parameters)
+    flat = torch.cat([weight.flatten() for weight in weights])
+    with explain_lost_processes():
+        dist.broadcast(flat, src=0)
+    for weight, part in zip(weights, flat.split([w.numel() for w in weights]), strict=True):
+        weight.copy_(part.view_as(weight))
 
 
 def sum_over_processes(

@@ -126,6 +126,7 @@ class Trainer:
         elif self.options.initial == "data":
             torch.manual_seed(self.options.seed)
             initialise(self.model, self.training)
+            distributed.take_from_first(self.state.optimizer.parameters)
             self.state.start_from_weights()
 
     def train(self) -> None:

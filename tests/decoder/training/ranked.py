@@ -70,6 +70,10 @@ def gradients(name: str, batch: Batch, file: Path, where: str, rank: int) -> Non
     with process_group(), static_on_cpu(static):
         device = own_device(torch.device("cuda" if where == "cuda" else "cpu"))
         model = build(name).to(device)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += rank  # as if it had been fitted on another machine
+        distributed.take_from_first(model.parameters())
         own = share_of(batch, rank, world_size()).to(device)
         if static:
             own = captions_in_slots(own, images=2, each=2, longest=9)
