@@ -130,6 +130,17 @@ def test_wrong_patterns_are_refused(
     assert message.replace("10,000,000", "1,000") in str(caught.value)
 
 
+@pytest.mark.usefixtures("closed")
+@pytest.mark.parametrize("pattern", ["**/*.tar", "*/*.tar", "closed/*.tar"])
+def test_a_folder_that_cannot_be_opened_is_not_left_out(pattern: str, tmp_path: Path) -> None:
+    for folder in ("open", "closed", "lost+found"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.tar").touch()
+    with pytest.raises(UserError, match=r"cannot read .*closed: Permission denied"):
+        find_shards([f"{tmp_path}/{pattern}"])
+    assert len(find_shards([f"{tmp_path}/o*/*.tar"])) == 1
+
+
 def test_ids_of_keys_never_change() -> None:
     assert id_of_key("000000012") == 5525286757591489760
     assert all(0 <= id_of_key(str(number)) < 2**63 for number in range(1000))
