@@ -46,10 +46,12 @@ def test_captions_that_a_captioner_wrote_are_not_learnt_and_what_is_left_out_is_
         (folder / name).write_bytes(jpeg())
     (folder / "a.txt").write_text("A dog.\n")
     (folder / "b.txt").write_text("A cat of a person.\n")
-    digests = {
-        n: hashlib.sha256(t).hexdigest() for n, t in [("a.txt", b"A dog.\n"), ("b.txt", b"")]
-    }
-    (folder / REGISTRY).write_text(json.dumps(digests))
+    for registry, name, text in (
+        (REGISTRY, "a.txt", b""),
+        (".captions-generated-1f.json", "a.txt", b"A dog.\n"),  # of a download that was unpacked
+        (".captions-generated-2f.json", "b.txt", b""),
+    ):
+        (folder / registry).write_text(json.dumps({name: hashlib.sha256(text).hexdigest()}))
     (folder / ("README" if packed else "c.cr2")).write_bytes(b"raw")
     path = folder
     if packed:
