@@ -250,9 +250,8 @@ class DemoOptions:
     """File that only you can read, whose first line is the password of the page; DEMO_PASSWORD in
     the environment is another way."""
     allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Name by which a tunnel or proxy reaches the page, NAME or NAME:PORT; repeat it for others.
-    With --host 0.0.0.0 too, the page answers to these names and localhost only, no longer to any
-    address."""
+    """Name by which a tunnel or proxy reaches the page, NAME or NAME:PORT; repeat it for others;
+    with --host 0.0.0.0, the page then answers to these and to localhost only."""
     max_upload: int = 20
     """Largest picture that is accepted, in megabytes."""
     max_queue: int = 50
