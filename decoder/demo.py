@@ -20,11 +20,9 @@ def demo(options: DemoOptions) -> None:
     """
     need("starlette")
     need("uvicorn")
-    from tqdm import tqdm
-
     from decoder.captioning.page import AlbumSearch, PageCaptioner, Search, WorkSearch
     from decoder.captioning.page_server import listen, serve
-    from decoder.ranking.albums import open_album
+    from decoder.captioning.search_stage import indexed
     from decoder.ranking.searcher import Searcher
     from features.devices import choose_device
 
@@ -42,13 +40,7 @@ def demo(options: DemoOptions) -> None:
             searcher = Searcher(run, weights, WorkFolder(options.work), device)
             search = WorkSearch(searcher, options.work)
         elif options.folder is not None:
-            with tqdm(desc="index", unit="picture", disable=None) as bar:
-
-                def progress(done: int, total: int) -> None:
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                album = open_album(options.folder, run, device=device, progress=progress)
+            album = indexed(options.folder, run, device, "demo")
             search = AlbumSearch(album, options.folder)
         serve(
             captioner,

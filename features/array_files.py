@@ -6,7 +6,6 @@ grow with the number of images. Nothing is unpickled, and links in HDF5 files ar
 
 import base64
 import json
-import os
 import shutil
 import tempfile
 import zipfile
@@ -20,6 +19,7 @@ import numpy as np
 
 from features.errors import UserError, first_few, first_line
 from features.files import reading
+from features.folders import walk
 
 # Names of the array with all features, of its ids, and of the number of regions of each image.
 FEATURES = ("features", "feats", "feat", "att", "image_features")
@@ -99,7 +99,7 @@ def _in_file(path: Path) -> Callable[[Path], Named] | None:
 
 def listing(path: Path) -> Iterator[Path]:
     """Yield the files of a folder and of the folders in it, sorted, hidden ones left out."""
-    for folder, inner, names in os.walk(path):
+    for folder, inner, names in walk(path):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         yield from (Path(folder, name) for name in sorted(names) if not name.startswith("."))
 

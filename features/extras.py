@@ -52,15 +52,17 @@ def how_to_install(extra: str) -> str:
     """Return the command that adds an extra to the installation that is running.
 
     Of an installed project, pip asks the package index only for what the extra adds. Of one that
-    runs from its folder, it must not ask for the name of the project.
+    runs from its folder, it must not ask for the name of the project, nor install a copy, which
+    later changes of the folder would not reach.
     """
+    editable = ""
     try:
         version(_PROJECT)
         project = _PROJECT
     except PackageNotFoundError:
-        project = str(Path(__file__).resolve().parents[1])
+        editable, project = "--editable ", str(Path(__file__).resolve().parents[1])
     requirement = shlex.quote(f"{project}[{extra}]")
-    return f"{shlex.quote(sys.executable)} -m pip install {requirement}"
+    return f"{shlex.quote(sys.executable)} -m pip install {editable}{requirement}"
 
 
 def missing(error: ModuleNotFoundError) -> UserError | None:

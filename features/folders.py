@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from features.errors import unreadable
 from features.images import can_read
 from features.kinds import PICTURE_SUFFIXES, starts_as_picture, suffix_kind
 
@@ -70,6 +71,23 @@ def find_pictures(given: Iterable[Path]) -> Found:
                 seen.add(real)
                 found.pictures.append(picture)
     return found
+
+
+def walk(folder: Path, followlinks: bool = False) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield as `os.walk` does, which by itself leaves out what it cannot open.
+
+    A folder that is passed over in any case, such as lost+found, may be closed.
+
+    Raises:
+        UserError: a folder cannot be opened.
+    """
+
+    def refuse(error: OSError) -> None:
+        path = Path(error.filename)
+        if path == folder or folder_passed_over(path.name, path.parent) is None:
+            raise unreadable(path, error) from error
+
+    return os.walk(folder, onerror=refuse, followlinks=followlinks)
 
 
 def real_path(path: Path) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
 from features.folders import find_pictures, folder_passed_over
-from features.generated_texts import REGISTRY
+from features.generated_texts import is_registry
 from features.kinds import PICTURE_SUFFIXES, suffix_kind
 from features.remote_files import file_system, is_url, is_web, reason
 from features.shard_captions import OTHER_TEXT, TEXTS, extension_of
@@ -54,7 +54,7 @@ def _beside(pictures: Iterable[str], files: Iterable[str], passed_over: Counter[
     for name in sorted(files):
         key, suffix = os.path.splitext(name)  # noqa: PTH122
         file = name.rpartition("/")[2]
-        if file == REGISTRY or (key in keys and suffix[1:].lower() in TEXTS):
+        if is_registry(file) or (key in keys and suffix[1:].lower() in TEXTS):
             found.append(name)
         elif suffix[1:].lower() in TEXTS and not file.startswith("."):
             passed_over[OTHER_TEXT] += 1

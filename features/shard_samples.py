@@ -16,7 +16,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from features.errors import first_few
-from features.generated_texts import REGISTRY, registered
+from features.generated_texts import is_registry, registered
 from features.images import PictureError, read_picture
 from features.kinds import PICTURE_SUFFIXES
 from features.remote_files import (
@@ -232,11 +232,12 @@ def _grouped(
     Captions that decoder.caption wrote, and nobody changed, are left out.
     """
     groups: dict[str, dict[str, tuple[str, Content]]] = {}
-    generated: dict[str, dict[str, str]] = {}
+    generated: dict[tuple[str, str], set[str]] = {}
     for key, extension, name, content in files:
         folder, _, file = name.rpartition("/")
-        if file == REGISTRY:
-            generated[folder] = _registered(name, content)
+        if is_registry(file):
+            for text, digests in _registered(name, content).items():
+                generated.setdefault((folder, text), set()).update(digests)
             continue
         if not key or (file.startswith("__") and file.partition(".")[0].endswith("__")):
             if not file.startswith((".", "__")):  # webdataset passes over these too
@@ -265,7 +266,7 @@ def _grouped(
             if left < 0:
                 raise ShardError(f"more than {MAX_TEXTS_BYTES:,} bytes of captions")
             folder, _, file = name.rpartition("/")
-            if generated.get(folder, {}).get(file) == hashlib.sha256(data).hexdigest():
+            if hashlib.sha256(data).hexdigest() in generated.get((folder, file), ()):
                 passed_over["text file that decoder.caption wrote"] += 1
                 continue
             texts[kind] = decoded(name, data)
@@ -311,7 +312,7 @@ def _left_out(kind: str) -> str:
     return OTHER_TEXT if last in TEXTS else "file that is no picture"
 
 
-def _registered(name: str, content: Content) -> dict[str, str]:
+def _registered(name: str, content: Content) -> dict[str, set[str]]:
     """Return the hashes of generated text files by name, from a file that records them."""
     try:
         return registered(_bytes(name, content))

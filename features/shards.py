@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from features.errors import UserError, first_few
+from features.errors import UserError, first_few, unreadable
 from features.extras import need
+from features.folders import folder_passed_over
 from features.remote_files import (
     Stamp,
     file_system,
@@ -198,6 +199,7 @@ def _matches(pattern: str) -> Iterator[tuple[str, Stamp | None]]:
 
 
 def _glob_local(pattern: str) -> list[str]:
+    _check_open(pattern)
     found = sorted(map(os.path.abspath, glob.glob(pattern, recursive=True)))  # noqa: PTH207
     strange = [path for path in found if not _suffix(path) and not os.path.isdir(path)]  # noqa: PTH112
     if strange:
@@ -206,6 +208,22 @@ def _glob_local(pattern: str) -> list[str]:
             f"{first_few(strange, 3)}; give a narrower pattern, such as 'data/*.tar'"
         )
     return found
+
+
+def _check_open(pattern: str) -> None:
+    """Raise UserError if a folder that `pattern` searches cannot be opened: glob leaves it out."""
+    parts = pattern.split("/")
+    for number, part in enumerate(parts):
+        if not glob.has_magic(part):
+            continue
+        above = "/".join([*parts[: number + (part == "**")], ""]) or "."
+        for folder in glob.glob(above, recursive=True):  # noqa: PTH207
+            try:
+                os.scandir(folder).close()
+            except OSError as error:
+                path = Path(folder)
+                if folder_passed_over(path.name, path.parent) is None:
+                    raise unreadable(path, error) from error
 
 
 def _glob_remote(pattern: str) -> dict[str, Stamp]:

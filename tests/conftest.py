@@ -1,5 +1,6 @@
 """Fixtures for all tests."""
 
+import errno
 import gzip
 import os
 import shutil
@@ -78,6 +79,19 @@ def extracted_shapes(make_once: MakeOnce) -> Path:
         assert extract.main(["--work", str(folder), "--backbone", "efficientnet_lite0"]) == 0
 
     return make_once("shapes", make)
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Folders called "closed" cannot be opened; root, as whom tests may run, can open any."""
+    scandir = os.scandir
+
+    def guarded(path: object = ".") -> object:
+        if Path(str(path)).name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", guarded)
 
 
 @pytest.fixture

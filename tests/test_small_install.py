@@ -58,7 +58,7 @@ def python(code: str, environment: dict[str, str], folder: Path) -> str:
 
 def test_pip_is_not_told_the_name_of_a_project_that_is_not_installed(monkeypatch):
     monkeypatch.setattr(extras, "_PROJECT", "not-installed")  # the index might have one of its name
-    assert extras.how_to_install("heic").endswith(f"pip install '{PROJECT}[heic]'")
+    assert extras.how_to_install("heic").endswith(f"pip install --editable '{PROJECT}[heic]'")
 
 
 def test_captioning_works_without_any_extra_and_other_commands_name_theirs(small, tmp_path):

@@ -29,15 +29,18 @@ def find_pictures(given: Sequence[Path], may_be_none: bool = False) -> folders.F
     return found
 
 
-def check_names(pictures: Iterable[Path], what: str) -> None:
+def check_names(
+    pictures: Iterable[Path],
+    what: str,
+    instead: str = "print JSON with --json, or write it with --out FILE.jsonl",
+) -> None:
     """Raise UserError if a control character in a name would break the lines of `what`."""
     broken = [repr(str(path)) for path in pictures if CONTROL.search(str(path))]
     if broken:
         few = ", ".join(broken[:5])
         raise UserError(
             f"{len(broken)} names contain a line break, a tab or another control character, which "
-            f"would break the lines of {what}: {few}; print JSON with --json, or write it with "
-            "--out FILE.jsonl"
+            f"would break the lines of {what}: {few}; {instead}"
         )
 
 

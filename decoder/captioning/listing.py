@@ -18,8 +18,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from decoder.captioning.files import check_names
 from decoder.captioning.spreadsheets import exact, read_table
@@ -40,7 +39,6 @@ _ERRORS = "surrogateescape"
 
 # The time of a picture as a spreadsheet program may save it.
 _ROUNDED = re.compile(rb'[,"]\d[.,]\d+E\+1\d[,"]')
-
 
 # What a line that this project did not write may raise.
 _MALFORMED: tuple[type[Exception], ...] = (AttributeError, LookupError, OverflowError, TypeError)
@@ -106,7 +104,7 @@ class Listing:
         path: its suffix is .csv or .jsonl.
         writer: identity of the weights and options; a file holds the captions of one writer only.
         captions: number of captions of each picture; each has a column of a CSV file.
-        overwrite: start with an empty file.
+        overwrite: replace the file as soon as the first row is added.
 
     Raises:
         UserError: on entering: another process is writing the file; it holds something else, or
@@ -128,22 +126,22 @@ class Listing:
         make_folder(self._real.parent)
         with ExitStack() as stack:
             self._lock(stack)
-            if self._real.exists() and not self._overwrite:
+            self._overwrite &= self._real.exists()
+            if not self._real.exists():
+                self._start()
+            elif not self._overwrite:
                 self._recover()
-            else:
-                write_atomically(self._real, _csv_line(self._columns) if self._csv else "")
-            self._file = stack.enter_context(
-                self._real.open("a", encoding="utf-8", errors=_ERRORS, newline="")
-            )
+            self._file = stack.enter_context(self._appending())
             self._open = stack.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def _start(self) -> None:
+        write_atomically(self._real, _csv_line(self._columns) if self._csv else "")
+
+    def _appending(self) -> IO[str]:
+        return self._real.open("a", encoding="utf-8", errors=_ERRORS, newline="")
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with self._open:
             self._file.close()
             if self._has_outdated_rows and error is None:
@@ -177,6 +175,10 @@ class Listing:
             state: its state before it was captioned; None if it must be tried again.
             values: its caption and the other columns.
         """
+        if self._overwrite:  # only now, for loading the captioner may have failed
+            self._start()
+            self._file = self._open.enter_context(self._appending())
+            self._overwrite = False
         kept = state or _UNKNOWN
         row = {"path": self.path_of(picture), **values, "error": values.get("error")}
         self._file.write(self._line({**row, **kept._asdict(), "writer": self._writer}))

@@ -45,7 +45,12 @@ _PRONOUNS = {
 _NEUTRAL = {word: one for one, _, words, _ in _NOUNS for word in words.split()}
 _NEUTRAL |= {word: many for _, many, _, words in _NOUNS for word in words.split()}
 _NEUTRAL |= {word: plain for plain, words in _PRONOUNS.items() for word in words.split()}
-_GENDERED = re.compile(rf"(?:\b(an?) )?(?<!-)\b({'|'.join(_NEUTRAL)})\b(?!-)")
+# What people wear is no person: cowboy boots, bridesmaid dresses.
+_WORN = (
+    r"(?:cow(?:boy|girl)|bridesmaid) (?:attire|cloth(?:es|ing)|gear|dress(?:es)?"
+    r"|(?:boot|costume|glove|gown|hat|jacket|outfit|shirt|shoe|uniform)s?)"
+)
+_GENDERED = re.compile(rf"(?:\b(an?) )?(?<!-)\b(?!{_WORN}\b)({'|'.join(_NEUTRAL)})\b(?!-)")
 
 # What follows a noun, after which "male" and "female" are nouns; before others they are adjectives.
 _AFTER_NOUN = (
@@ -65,11 +70,19 @@ _HER = re.compile(
 )
 # Pairs that would read "a person and a person", with the same words before both.
 _PAIR = re.compile(
-    rf"(?:\b(an?|the) |^)((?:\w+ )??)({'|'.join(one for one, *_ in _NOUNS)})"
-    r" and (?:(?:an?|the) \2|\2|)\3\b"
+    r"(?:\b(an?|the|one|this|that|another|their|its|each|every|no) |^)((?:\w+ )??)"
+    rf"({'|'.join(one for one, *_ in _NOUNS)}) and (?:(?:(?:an?|the|one)|\1) \2|\2|)\3\b"
 )
+_TWO = {
+    "the": "the two",
+    "this": "these two",
+    "that": "those two",
+    "another": "two other",
+    "their": "their two",
+    "its": "its two",
+}
 _PLURAL = {one: many for one, many, *_ in _NOUNS}
-_SAME = re.compile(r"\b(people|children|they) and \1\b")
+_SAME = re.compile(r"\b((?:(?:some|many|few|several|other) )?(?:people|children)|they) and \1\b")
 _COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SUM = re.compile(r"\b(two|three|four|five) (people|children) and (two|three|four|five) \2\b")
 
@@ -116,8 +129,9 @@ def _plural_verb(verb: str) -> str:
 
 
 def _two(pair: re.Match[str]) -> str:
-    the = "the " if pair[1] == "the" else ""
-    return f"{the}two {pair[2]}{_PLURAL[pair[3]]}"
+    if pair[1] in ("each", "every", "no"):
+        return f"{pair[1]} {pair[2]}{pair[3]}"
+    return f"{_TWO.get(pair[1], 'two')} {pair[2]}{_PLURAL[pair[3]]}"
 
 
 def _counted(both: re.Match[str]) -> str:

@@ -151,6 +151,11 @@ class CaptionOptions:
             self.sidecar is None or self.out is None,
             "expected --sidecar or --out, found both; choose one",
         )
+        require(
+            self.split is None or self.neutral != "yes",
+            "--neutral is for captions that people read: with --split they are to be scored, so "
+            "leave it out",
+        )
         require(self.alt != () or self.site is None, "--site needs --alt")
         require(self.alt != () or self.review is None, "--review needs --alt")
         place = "a sidecar" if self.sidecar is not None else "an alternative text"
@@ -245,7 +250,8 @@ class DemoOptions:
     """File that only you can read, whose first line is the password of the page; DEMO_PASSWORD in
     the environment is another way."""
     allow_host: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
-    """Name by which a tunnel or proxy reaches the page, NAME or NAME:PORT; repeat it for others."""
+    """Name by which a tunnel or proxy reaches the page, NAME or NAME:PORT; repeat it for others;
+    with --host 0.0.0.0, the page then answers to these and to localhost only."""
     max_upload: int = 20
     """Largest picture that is accepted, in megabytes."""
     max_queue: int = 50

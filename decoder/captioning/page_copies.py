@@ -26,6 +26,8 @@ class Page:
     texts: dict[int, Alternative] = field(default_factory=dict)
     pictures: dict[int, Path] = field(default_factory=dict)
     """The file of each picture, by its index in `html.bare`."""
+    names: list[str] = field(default_factory=list)
+    """How the table names each picture."""
     notes: dict[int, str] = field(default_factory=dict)
     """Why a picture has no text."""
     keys: dict[int, str] = field(default_factory=dict)

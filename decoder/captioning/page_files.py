@@ -5,7 +5,7 @@ table counts its pictures as done, and a text that a person corrected is not rep
 """
 
 import io
-import json
+import re
 import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, cast, get_args
 
 from decoder.captioning import xmp
+from decoder.captioning.files import check_names
 from decoder.captioning.listing import Listing, State, state_of
-from decoder.captioning.sidecar_files import digest
+from decoder.captioning.sidecar_files import digest, registry_of
 from decoder.captioning.sidecars import Kind as SidecarKind
 from decoder.captioning.sidecars import Text, write_given
 from decoder.captioning.writer import hedge
-from features.errors import UserError, require
+from features.errors import UserError, counted, require
+from features.folders import real_path
 from features.generated_texts import REGISTRY
 from pipeline.text import CONTROL
 
@@ -65,7 +67,7 @@ def parse(content: Any) -> list[Reviewed]:
         return [
             Reviewed(
                 _name(one["name"]),
-                " ".join(str(one["text"]).split()),
+                _text(one["text"]),
                 bool(one["corrected"]),
                 bool(one["unsure"]),
                 None if one["confidence"] is None else float(one["confidence"]),
@@ -78,9 +80,15 @@ def parse(content: Any) -> list[Reviewed]:
         raise UserError(f"expected captions as the page sends them, found {error!r}") from error
 
 
+def _text(text: Any) -> str:
+    """Return a text in one line, without characters that XML or UTF-8 cannot hold."""
+    plain = re.sub(rf"{CONTROL.pattern}|[\ufffe\uffff]", " ", str(text))
+    return " ".join(plain.encode(errors="replace").decode().split())
+
+
 def _name(text: Any) -> str:
     parts = [p for p in PurePosixPath(str(text)).parts if p not in ("/", "..", ".")]
-    name = CONTROL.sub("_", "/".join(parts).replace("\\", "_"))
+    name = re.sub(rf"{CONTROL.pattern}|[\\\ud800-\udfff]", "_", "/".join(parts))
     return name or "picture"
 
 
@@ -93,7 +101,7 @@ def download(captions: Sequence[Reviewed], kind: str, identity: str) -> tuple[st
         identity: of the captioner.
 
     Raises:
-        UserError: there is no such kind.
+        UserError: there is no such kind, or a text file would belong to two pictures.
     """
     require(kind in KINDS, f"expected one of {', '.join(KINDS)}, found {kind!r}")
     named = _distinct(captions)
@@ -106,7 +114,8 @@ def download(captions: Sequence[Reviewed], kind: str, identity: str) -> tuple[st
             return path.name, path.read_bytes()
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
-        registries: dict[PurePosixPath, dict[str, str]] = {}
+        owners: dict[PurePosixPath, str] = {}
+        registries: dict[PurePosixPath, dict[str, set[str]]] = {}
         for name, one in named.items():
             picture, (text, corrected) = PurePosixPath(name), one.sidecar_text
             if kind == "xmp":
@@ -114,12 +123,21 @@ def download(captions: Sequence[Reviewed], kind: str, identity: str) -> tuple[st
                 archive.writestr(f"{name}.xmp", content)
                 continue
             sidecar = picture.with_name(f"{picture.name if kind == 'txt' else picture.stem}.txt")
+            owner = owners.setdefault(sidecar, name)
+            require(
+                owner == name,
+                f"{sidecar} would be the caption of both {owner} and {name}; remove one of them, "
+                "or choose text files such as dog.jpg.txt",
+            )
             archive.writestr(str(sidecar), f"{text}\n")
             if not corrected:
                 known = registries.setdefault(sidecar.parent, {})
-                known[sidecar.name] = digest(f"{text}\n".encode())
-        for folder_name, digests in registries.items():
-            archive.writestr(str(folder_name / REGISTRY), json.dumps(digests, ensure_ascii=False))
+                known[sidecar.name] = {digest(f"{text}\n".encode())}
+        for place, digests in registries.items():
+            content = registry_of(digests)
+            # A name of its own, so that unpacking replaces no record of earlier texts.
+            registry = REGISTRY.replace(".json", f"-{digest(content)[:12]}.json")
+            archive.writestr(str(place / registry), content)
     return "captions.zip", file.getvalue()
 
 
@@ -134,17 +152,28 @@ def _distinct(captions: Sequence[Reviewed]) -> dict[str, Reviewed]:
     return named
 
 
+class Saved(NamedTuple):
+    """What was written into an album."""
+
+    said: str
+    """In words."""
+    pictures: list[Path]
+    """Those whose captions were written."""
+
+
 def save(
     captions: Mapping[Path, Reviewed], folder: Path, kind: str, identity: str, replace: bool
-) -> str:
-    """Write the captions of an album into it, and return in words what was written.
+) -> Saved:
+    """Write the captions of an album into it, and return what was written.
+
+    A generated text replaces no row of a table, which a person may have corrected.
 
     Args:
         captions: by picture; all lie in `folder`.
         folder: the album.
         kind: one of `KINDS`.
         identity: of the captioner.
-        replace: replace sidecars by people and other programs.
+        replace: replace any row of a table, and sidecars by people and other programs.
 
     Raises:
         UserError: they cannot be written.
@@ -152,13 +181,26 @@ def save(
     require(kind in KINDS, f"expected one of {', '.join(KINDS)}, found {kind!r}")
     if kind == "csv":
         table = folder / "captions.csv"
+        check_names(map(Path, map(real_path, captions)), "a table", "save text or XMP files")
+        written = []
         with Listing(table, identity) as listing:
             for path, one in captions.items():
-                listing.add(path, state_of(path), one.row)
-        return f"{len(captions)} captions saved in {table}."
+                row = listing.find(path)
+                if replace or one.corrected or row is None or row.error:
+                    listing.add(path, state_of(path), one.row)
+                    written.append(path)
+        said = [f"{counted(len(written), 'caption')} saved in {table}."]
+        return Saved(_with_left(said, len(captions) - len(written)), written)
     texts = {path: one.sidecar_text for path, one in captions.items()}
     outcome = write_given(texts, cast(SidecarKind, kind), replace)
-    said = [f"{outcome.written} files written beside their pictures in {folder}."]
-    if outcome.kept:
-        said.append(f"{len(outcome.kept)} are already there and were left as they are.")
-    return " ".join([*said, *(f"{reason}." for reason in outcome.left)])
+    files = counted(len(outcome.written), "file")
+    said = [f"{files} written beside their pictures in {folder}."]
+    said += [f"{reason}." for reason in outcome.left.values()]
+    return Saved(_with_left(said, len(outcome.kept)), outcome.written)
+
+
+def _with_left(said: list[str], count: int) -> str:
+    left = "1 is already there and was left as it is."
+    if count > 1:
+        left = f"{count} are already there and were left as they are."
+    return " ".join([*said, left] if count else said)

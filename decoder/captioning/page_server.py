@@ -39,6 +39,13 @@ _LONGEST_QUERY = 1000  # characters
 _T = TypeVar("_T")
 
 
+class _Json(JSONResponse):
+    """JSON that may hold the name of a file, which need not be UTF-8."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, ensure_ascii=False).encode(errors="backslashreplace")
+
+
 class Page:
     """The requests of the page.
 
@@ -129,11 +136,11 @@ class Page:
         async with self._place():
             if "picture" in request.query_params:
                 path = self._shown_path(request.query_params["picture"])
-                return JSONResponse(await self._use_models(request, lambda: describe(path)))
+                return _Json(await self._use_models(request, lambda: describe(path)))
             with tempfile.NamedTemporaryFile(dir=self._folder) as file:
                 await _receive(request, file)
                 path = Path(file.name)
-                return JSONResponse(await self._use_models(request, lambda: describe(path)))
+                return _Json(await self._use_models(request, lambda: describe(path)))
 
     async def _find(self, request: Request) -> Response:
         search = self._search
@@ -146,7 +153,7 @@ class Page:
         )
         async with self._place():
             matches, unknown = await self._use_models(request, lambda: search.find(sentence))
-        return JSONResponse(
+        return _Json(
             {
                 "pictures": [
                     {
@@ -179,15 +186,21 @@ class Page:
         if self._album is None:
             raise HTTPException(404)
         sent = await _json(request)
-        captions = {
-            self._shown_path(one.picture): one for one in page_files.parse(sent) if one.picture
-        }
+        captions: dict[Path, page_files.Reviewed] = {}
+        numbers: dict[Path, int] = {}
+        for number, one in enumerate(page_files.parse(sent)):
+            if one.picture:
+                path = self._shown_path(one.picture)
+                # Of two cards of a picture an edited one counts, else the newest, sent first.
+                if path not in captions or one.corrected > captions[path].corrected:
+                    captions[path], numbers[path] = one, number
         album, kind, replace = self._album, request.path_params["kind"], sent.get("replace") is True
         identity = self._captioner.identity
-        said = await _in(
+        saved = await _in(
             self._pictures, lambda: page_files.save(captions, album, kind, identity, replace)
         )
-        return JSONResponse({"said": said})
+        written = [numbers[path] for path in saved.pictures]
+        return _Json({"said": saved.said, "written": written})
 
     @asynccontextmanager
     async def _place(self) -> AsyncIterator[None]:
@@ -254,26 +267,26 @@ async def _json(request: Request) -> dict[str, Any]:
 def _problem(status: int) -> Callable[[Request, Exception], Awaitable[Response]]:
     async def answer(request: Request, error: Exception) -> Response:
         text = str(error)
-        return JSONResponse({"error": text[:1].upper() + text[1:] + "."}, status)
+        return _Json({"error": text[:1].upper() + text[1:] + "."}, status)
 
     return answer
 
 
 async def _unreadable(request: Request, error: Exception) -> Response:
     text = f"This picture cannot be read: {error}. Try another one."
-    return JSONResponse({"error": text}, 422)
+    return _Json({"error": text}, 422)
 
 
 async def _refusal(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+    return _Json({"error": error.detail}, error.status_code, headers=error.headers)
 
 
 async def _disk_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, OSError)
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     text = f"The server cannot {'write' if full else 'read or write'}: {error.strerror or error}."
-    return JSONResponse({"error": text}, 507 if full else 500)
+    return _Json({"error": text}, 507 if full else 500)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -288,10 +301,11 @@ def listen(host: str, port: int) -> socket.socket:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
         listening.listen()
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that cannot be that of a host
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; choose another "
-            "--port (0 takes a free one), or --host"
+            f"cannot listen on {host}, port {port}: {reason}; choose another --port (0 takes a "
+            "free one), or --host"
         ) from error
     return listening
 

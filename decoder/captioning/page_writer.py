@@ -10,16 +10,17 @@ from urllib.parse import unquote_to_bytes
 
 from decoder.captioning.html import Alternative, Bare
 from decoder.captioning.page_copies import Copies, Page, short_hash
-from decoder.captioning.review import CORRECTED, Review, Row
+from decoder.captioning.review import CORRECTED, Place, Review, Row
 from decoder.captioning.sources import file_of
-from decoder.captioning.writer import CaptionWriter
+from decoder.captioning.writer import HEDGE, CaptionWriter
 from features.content import EmptyPicture, check_content
-from features.errors import first_few
+from features.errors import counted, first_few
 from features.images import PictureError, read_picture
 
 _SECONDS_BETWEEN_TABLES = 30
 _ELSEWHERE = "on the web, or outside the site"
 _DATA = "data:"
+_LONGEST_NAME = 200  # characters of an address in the table
 
 
 class _Shown(NamedTuple):
@@ -28,6 +29,8 @@ class _Shown(NamedTuple):
     file: Path | None
     note: str = ""
     spacer: bool = False
+    named: Path | str | None = None
+    """The file, even if it cannot be read, or the address on the web, by which it is known."""
 
 
 class PageWriter:
@@ -55,8 +58,7 @@ class PageWriter:
     def run(self) -> None:
         """Write the copies and the table; what is finished is kept if it is interrupted."""
         for page in self._pages:
-            for number, bare in enumerate(page.html.bare):
-                self._prepare(page, number, bare)
+            self._prepare(page)
         waiting: dict[Path, list[Page]] = {}
         for page in self._pages:
             for picture in page.waiting:
@@ -85,46 +87,58 @@ class PageWriter:
             texts = sum(len(page.texts) for page in self._pages)
             print(f"caption: {texts} alternative texts in {len(self._pages)} pages")
         if lost:
+            places = (f"{row.page}, line {row.line}: {row.picture}" for row in lost)
             print(
-                f"caption: {len(lost)} corrections belong to pictures that are no longer on their "
-                f"page: {first_few(f'{row.page}: {row.picture}' for row in lost)}"
+                f"caption: the places of {counted(len(lost), 'correction')} are no longer on their "
+                f"page, the table keeps them: {first_few(places)}"
             )
 
-    def _prepare(self, page: Page, number: int, bare: Bare) -> None:
-        """Give a picture its text or a note, or let its page wait for a caption."""
-        shown = self._shown(page, bare)
-        if shown.file is not None:
-            page.pictures[number] = shown.file
+    def _prepare(self, page: Page) -> None:
+        """Give the pictures of a page their texts or notes, or let it wait for captions."""
+        shown = [self._shown(page, bare) for bare in page.html.bare]
+        page.pictures |= {n: one.file for n, one in enumerate(shown) if one.file is not None}
+        rows: list[Row | None] = [None] * len(shown)
         if self._table is not None:
-            row = self._table.correction(
-                self._table.name(page.file), bare.line, self._named(page, number)
+            pairs = list(zip(shown, page.html.bare, strict=True))
+            page.names = [self._named(one, bare) for one, bare in pairs]
+            rows = self._table.corrections(
+                self._table.name(page.file),
+                [
+                    Place(bare.line, name, one.named is not None)
+                    for name, (one, bare) in zip(page.names, pairs, strict=True)
+                ],
             )
+        for number, (one, row) in enumerate(zip(shown, rows, strict=True)):
             if row is not None:
                 lang = row.lang if row.lang.replace("-", "").isalnum() else ""
                 page.texts[number] = Alternative(row.text, False, lang, reviewed=True)
                 page.notes[number] = CORRECTED
-                return
-        if shown.file is None:
-            page.notes[number] = shown.note
-            if shown.spacer:
-                page.texts[number] = Alternative("")
-            return
-        if self._table is not None:
-            page.keys[number] = key = self._key(shown.file)
-            known = self._table.generated(self._named(page, number), key)
-            if known is not None and known.text and not self._force:
-                page.texts[number] = _in_english(
-                    bare, Alternative(known.text, known.unsure == "true")
-                )
-                return
-        page.waiting.add(shown.file)
+            elif one.file is None:
+                page.notes[number] = one.note
+                if one.spacer:
+                    page.texts[number] = Alternative("")
+            elif (known := self._known(page, number, one.file)) is not None:
+                page.texts[number] = _in_english(page.html.bare[number], known)
+            else:
+                page.waiting.add(one.file)
+
+    def _known(self, page: Page, number: int, picture: Path) -> Alternative | None:
+        """Return the text that an earlier run generated for a picture, None if there is none."""
+        if self._table is None:
+            return None
+        page.keys[number] = key = self._key(picture)
+        row = self._table.generated(page.names[number], key)
+        if row is None or not row.text or self._force:
+            return None
+        # The column unsure is for people: spreadsheet programs save it as TRUE, WAHR or VRAI.
+        return Alternative(row.text, row.text.startswith(HEDGE))
 
     def _shown(self, page: Page, bare: Bare) -> _Shown:
         """Return what a picture shows: the first source that can be read and is not empty."""
         broken: list[Path] = []
         empty: list[tuple[Path, EmptyPicture]] = []
         embedded: list[PictureError] = []
-        elsewhere = False
+        elsewhere: list[str] = []
         for source in bare.sources:
             inside = source[: len(_DATA)].lower() == _DATA
             file = (
@@ -134,21 +148,24 @@ class PageWriter:
             )
             error = PictureError("no base64 data") if file is None else self._look(file)
             if error is None:
-                return _Shown(file)
+                return _Shown(file, named=file)
             if isinstance(error, EmptyPicture) and file is not None:
                 empty.append((file, error))
             elif inside:
                 embedded.append(error)
             elif file is None:
-                elsewhere = True
+                elsewhere.append(source)
             else:
                 broken.append(file)
+        web = next((source for source in elsewhere if "//" in source), None)
         if broken:
-            return _Shown(None, f"cannot be read: {self._unreadable(broken[0])}")
+            note = f"cannot be read: {self._unreadable(broken[0])}"
+            # What a script may replace is no name: one placeholder stands for many pictures.
+            return _Shown(None, note, named=web or (None if bare.later else broken[0]))
         if bare.tiny and not bare.later:
             return _Shown(None, "a spacer or a tracking pixel", spacer=True)
         if elsewhere:
-            return _Shown(None, _ELSEWHERE)
+            return _Shown(None, _ELSEWHERE, named=web)
         if not empty:
             note = f"embedded in the page, {embedded[0]}" if embedded else "no address"
             return _Shown(None, f"a placeholder: {note}" if bare.later else note)
@@ -194,15 +211,18 @@ class PageWriter:
             self._keys[picture] = short_hash(self._writer.identity().encode() + content)
         return self._keys[picture]
 
-    def _named(self, page: Page, number: int) -> str:
+    def _named(self, shown: _Shown, bare: Bare) -> str:
         """Return how the table names a picture."""
-        picture = page.pictures.get(number)
-        if picture is not None and picture.parent == self._embedded:
-            return picture.name
-        if picture is None or self._table is None:
-            sources = page.html.bare[number].sources
-            return sources[0][:200] if sources else ""
-        return self._table.name(picture)
+        if isinstance(shown.named, Path):
+            if shown.named.parent == self._embedded:
+                return shown.named.name
+            assert self._table is not None
+            return self._table.name(shown.named)
+        address = shown.named or next(iter(bare.sources), "")
+        if len(address) <= _LONGEST_NAME:
+            return address
+        digest = short_hash(address.encode("utf-8", "surrogatepass"))
+        return f"{address[: _LONGEST_NAME - len(digest) - 1]}…{digest}"
 
     def _finish(self, page: Page, picture: Path, text: Alternative | None) -> None:
         """Give a picture its text, and write its page if that was the last one."""
@@ -239,7 +259,7 @@ class PageWriter:
         return Row(
             page=self._table.name(page.file),
             line=str(bare.line),
-            picture=self._named(page, number),
+            picture=page.names[number],
             text=text.text,
             unsure=str(text.unsure).lower(),
             lang=text.lang,

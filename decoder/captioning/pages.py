@@ -14,6 +14,7 @@ from decoder.captioning.page_writer import PageWriter
 from decoder.captioning.review import Review
 from decoder.captioning.writer import CaptionWriter
 from features.errors import UserError, first_few
+from features.folders import walk
 
 
 def find_pages(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Path]]:
@@ -23,7 +24,7 @@ def find_pages(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Path
     templates are too, and the user hears of them.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none, or a folder cannot be opened.
     """
     pages: dict[Path, tuple[Path, Path]] = {}
     templates: list[Path] = []
@@ -48,7 +49,7 @@ def find_pages(given: Sequence[Path], out: Path | None) -> list[tuple[Path, Path
 def _pages_below(folder: Path, out: Path | None, templates: list[Path]) -> Iterator[Path]:
     """Yield the pages in a folder and below it; append what may be templates to `templates`."""
     seen = {out.resolve()} if out is not None else set()
-    for name, folders, files in os.walk(folder, followlinks=True):
+    for name, folders, files in walk(folder, followlinks=True):
         here = Path(name)
         if (real := here.resolve()) in seen:
             folders.clear()

@@ -8,7 +8,8 @@ it was.
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,17 @@ from features.errors import UserError
 from features.files import write_atomically
 
 CORRECTED = "corrected"
+_LOST = f"{CORRECTED}; its place is no longer on the page"
+
+
+class Place(NamedTuple):
+    """Where a picture is on a page."""
+
+    line: int
+    picture: str
+    """How the table names it."""
+    shares: bool
+    """Whether its name says what it shows, so that its places may share a text."""
 
 
 class Row(NamedTuple):
@@ -49,6 +61,11 @@ class Row(NamedTuple):
         """Whether the text is by a person."""
         return self.edited or self.note.startswith(CORRECTED)
 
+    @property
+    def lost(self) -> bool:
+        """Whether an earlier run did not find the place of a corrected text."""
+        return self.note == _LOST
+
 
 class Review:
     """The table of an earlier run, if there is one.
@@ -63,23 +80,24 @@ class Review:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.rows = _read(path) if path.exists() else []
-        self._exact: dict[tuple[str, str, str], Row] = {}
-        self._on_page: dict[tuple[str, str], Row] = {}
-        by_picture: dict[str, list[Row]] = {}
-        for row in sorted(self.rows, key=lambda row: row.edited):  # an edited row counts most
-            self._exact[row.page, row.line, row.picture] = row
-            self._on_page[row.page, row.picture] = row
-            by_picture.setdefault(row.picture, []).append(row)
+        self._on_page: dict[str, list[Row]] = defaultdict(list)
+        self._edited: dict[str, list[Row]] = defaultdict(list)
         self._everywhere: dict[str, Row] = {}
         self._generated: dict[tuple[str, str], Row] = {}
+        self._lost: list[Row] = []
+        by_picture: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            self._on_page[row.page].append(row)
+            by_picture[row.picture].append(row)
+            if row.edited:
+                self._edited[row.picture].append(row)
+            if not row.corrected and row.key:
+                self._generated[row.picture, row.key] = row
         for picture, rows in by_picture.items():
-            edited = [row for row in rows if row.edited]
-            agreed = edited or [row for row in rows if row.corrected]
-            if len({row.text for row in agreed}) == 1 and (edited or len(agreed) == len(rows)):
+            placed = [row for row in rows if not row.lost] or rows
+            agreed = self._edited.get(picture) or placed
+            if all(row.corrected and row.text == agreed[0].text for row in agreed):
                 self._everywhere[picture] = agreed[0]
-            for row in rows:
-                if not row.corrected and row.key:
-                    self._generated[picture, row.key] = row
 
     def name(self, path: Path) -> str:
         """Return how the table names a file: relative to its own folder."""
@@ -88,14 +106,42 @@ class Review:
         except ValueError:  # another drive
             return path.resolve().as_posix()
 
-    def correction(self, page: str, line: int, picture: str) -> Row | None:
-        """Return the row with a person's text for a place, None if there is none."""
-        row = self._exact.get((page, str(line), picture)) or self._on_page.get((page, picture))
-        if row is not None and row.edited:
-            return row
-        if picture in self._everywhere:
-            return self._everywhere[picture]
-        return row if row is not None and row.corrected else None
+    def corrections(self, page: str, places: Sequence[Place]) -> list[Row | None]:
+        """Return for each place of a page the row with a person's text, None if there is none.
+
+        Args:
+            page: its name; each page is asked for once.
+            places: all of the page, in their order.
+        """
+        rows: dict[tuple[str, bool], list[Row]] = defaultdict(list)
+        for row in self._on_page.get(page, ()):
+            rows[row.picture, row.lost].append(row)
+        numbers: dict[str, list[int]] = defaultdict(list)
+        for number, place in enumerate(places):
+            numbers[place.picture].append(number)
+        own: dict[int, Row] = {}
+        for picture, of_picture in numbers.items():
+            for lost in (False, True):
+                free = [number for number in of_picture if number not in own]
+                own |= _matched(rows[picture, lost], free, places)
+        found = [self._correction(place, own.get(n)) for n, place in enumerate(places)]
+        matched = {id(row) for row in own.values()}
+        kept = {(row.picture, row.text) for row in found if row is not None}
+        self._lost += [
+            row._replace(note=_LOST, written=row.text)
+            for row in self._on_page.get(page, ())
+            if row.corrected and id(row) not in matched and (row.picture, row.text) not in kept
+        ]
+        return found
+
+    def _correction(self, place: Place, row: Row | None) -> Row | None:
+        """Return the row with a person's text for a place whose own row is `row`."""
+        shared = self._everywhere.get(place.picture) if place.shares else None
+        if row is None or not row.corrected:
+            return shared
+        # An edit changes the other places too that had the same text before.
+        before = {edited.written for edited in self._edited.get(place.picture, ())}
+        return shared if shared and not row.edited and row.text in before else row
 
     def generated(self, picture: str, key: str) -> Row | None:
         """Return a row with the text that the same captioner generated for the same picture."""
@@ -106,26 +152,44 @@ class Review:
 
         Args:
             rows: the new rows.
-            pages: the pages that they come from.
+            pages: the pages that they come from, each of which was asked for its `corrections`.
 
         Returns:
-            The corrections whose picture is no longer on its page.
+            The corrections whose place is no longer on its page.
         """
-        rows = list(rows)
-        places = {(row.page, row.picture) for row in rows}
         kept = [row for row in self.rows if row.page not in pages]
-        lost = [
-            row
-            for row in self.rows
-            if row.page in pages and row.corrected and (row.page, row.picture) not in places
-        ]
         text = io.StringIO()
         table = csv.writer(text, lineterminator="\n")
         table.writerow(Row._fields)
-        table.writerows([*rows, *lost, *kept])
+        table.writerows([*rows, *self._lost, *kept])
         # Excel takes a table for UTF-8 only if it starts with a byte-order mark.
         write_atomically(self.path, text.getvalue().encode("utf-8-sig", "surrogateescape"))
-        return lost
+        return self._lost
+
+
+def _matched(rows: list[Row], numbers: list[int], places: Sequence[Place]) -> dict[int, Row]:
+    """Return the rows of a picture by the places of a page, by number, that they belong to.
+
+    Lines move when a page is edited, so the order counts where there are as many rows as places.
+    Elsewhere rows belong to the places in their line.
+    """
+    rows = sorted(rows, key=_line)
+    if len(rows) == len(numbers):
+        return dict(zip(numbers, rows, strict=True))
+    in_line: dict[int, tuple[list[int], list[Row]]] = defaultdict(lambda: ([], []))
+    for number in numbers:
+        in_line[places[number].line][0].append(number)
+    for row in rows:
+        in_line[_line(row)][1].append(row)
+    matched: dict[int, Row] = {}
+    for there, theirs in in_line.values():
+        if len(there) == len(theirs):
+            matched |= zip(there, theirs, strict=True)
+    return matched
+
+
+def _line(row: Row) -> int:
+    return int(row.line) if row.line.isdecimal() else 0
 
 
 def _read(path: Path) -> list[Row]:

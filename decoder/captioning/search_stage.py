@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from decoder.captioning.captioner import default_generation
-from decoder.captioning.options import CaptionOptions
+from decoder.captioning.options import PICTURES, CaptionOptions
 from decoder.captioning.writer import CaptionWriter
-from decoder.ranking.albums import open_album
+from decoder.ranking.albums import Album, open_album
 from decoder.ranking.options import SearchOptions
 from decoder.ranking.searcher import CANDIDATES, Searcher
 from decoder.ranking.sheet import check_place, sheet
@@ -71,20 +71,7 @@ def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> Non
     device = choose_device(options.device)
     if options.html is not None:
         check_place(options.html, options.force)
-    with Progress("index", None, "picture") as bar:
-        finished = 0
-
-        def progress(done: int, total: int) -> None:
-            nonlocal finished
-            bar.total = total
-            bar.update(done - finished)
-            finished = done
-
-        album = open_album(folder, run, device=device, progress=progress)
-    for path, reason in album.unreadable:
-        print(f"search: cannot search {path}: {reason}", file=sys.stderr)
-    if note := passed_over_note(album.passed_over):
-        print(f"search: passed over in the folders: {note}", file=sys.stderr)
+    album = indexed(folder, run, device, "search")
     query = " ".join(options.sentence)
     found = album.search(query, options.top)
     if not found.results:
@@ -104,13 +91,36 @@ def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> Non
         print(f"search: wrote {options.html}", file=sys.stderr)
 
 
+def indexed(folder: Path, run: RunFolder, device: torch.device, command: str) -> Album:
+    """Return the album in a folder; show the progress, and what it leaves out, on standard error.
+
+    Raises:
+        UserError: see `open_album`.
+    """
+    with Progress("index", None, "picture") as bar:
+        finished = 0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal finished
+            bar.total = total
+            bar.update(done - finished)
+            finished = done
+
+        album = open_album(folder, run, device=device, progress=progress)
+    for path, reason in album.unreadable:
+        print(f"{command}: cannot search {path}: {reason}", file=sys.stderr)
+    if note := passed_over_note(album.passed_over):
+        print(f"{command}: passed over in the folders: {note}", file=sys.stderr)
+    return album
+
+
 def _descriptions(paths: Sequence[Path], run: RunFolder, device: torch.device) -> dict[Path, str]:
     """Return captions of pictures, which are the alternative texts of a page."""
     writer = CaptionWriter(
         [(run, run.best)],
         default_generation(run),
         threshold=CaptionOptions.unsure,
-        batch_size=len(paths),
+        batch_size=PICTURES,
         seed=1,
         device=device,
     )

@@ -5,12 +5,12 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from features.files import replacing
-from features.generated_texts import REGISTRY, registered
+from features.generated_texts import REGISTRY, is_registry, registered
 
 
 class LeftAloneError(Exception):
@@ -81,29 +81,40 @@ def replace_content(path: Path, content: bytes) -> None:
             os.utime(temporary)
 
 
-def read_registry(folder: Path) -> dict[str, str]:
-    """Return the text files that we wrote in `folder`: their names and SHA-256.
+Digests = dict[str, set[str]]
+"""The names of generated text files, and the SHA-256 of what each may hold."""
+
+
+def read_registry(folder: Path) -> Digests:
+    """Return the text files that we wrote in `folder`, those that were unpacked there included.
 
     Raises:
-        LeftAloneError: the registry is damaged.
+        LeftAloneError: a registry is damaged.
         OSError: it cannot be read.
     """
-    data = read(folder / REGISTRY)
-    if data is None:
-        return {}
-    try:
-        return registered(data)
-    except ValueError as error:
-        raise LeftAloneError(
-            f"{folder / REGISTRY} is damaged; it records which text files are generated: restore "
-            "it, or delete it and those files"
-        ) from error
+    known: Digests = {}
+    for name in filter(is_registry, os.listdir(folder)):  # noqa: PTH208
+        try:
+            for text, digests in registered(read(folder / name) or b"{}").items():
+                known[text] = known.get(text, set()) | digests
+        except ValueError as error:
+            raise LeftAloneError(
+                f"{folder / name} is damaged; it records which text files are generated: restore "
+                "it, or delete it and those files"
+            ) from error
+    return known
 
 
-def write_registry(folder: Path, digests: Mapping[str, str]) -> None:
+def write_registry(folder: Path, digests: Mapping[str, Iterable[str]]) -> None:
     """Replace the registry of `folder`, which must be `locked`."""
-    text = json.dumps(digests, ensure_ascii=False, indent=1, sort_keys=True)
-    replace_content(folder / REGISTRY, f"{text}\n".encode(errors="backslashreplace"))
+    replace_content(folder / REGISTRY, registry_of(digests))
+
+
+def registry_of(digests: Mapping[str, Iterable[str]]) -> bytes:
+    """Return the content of a registry; see `features.generated_texts.registered`."""
+    joined = {name: " ".join(sorted(each)) for name, each in digests.items()}
+    text = json.dumps(joined, ensure_ascii=False, indent=1, sort_keys=True)
+    return f"{text}\n".encode(errors="backslashreplace")
 
 
 def digest(content: bytes) -> str:

@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 from decoder.captioning import xmp
 from decoder.captioning.embedded import describes_itself
 from decoder.captioning.sidecar_files import (
+    Digests,
     LeftAloneError,
     check_writable,
     digest,
@@ -46,25 +47,31 @@ class _Task(NamedTuple):
     sidecar: Path
     text: Text
 
+    @property
+    def content(self) -> bytes:
+        """The caption as a text file."""
+        return f"{self.text.text}\n".encode()
+
 
 @dataclass
 class Outcome:
     """What became of the sidecars."""
 
-    written: int = 0
+    written: list[Path] = field(default_factory=list)
+    """The pictures whose sidecars were written."""
     kept: dict[Path, Path] = field(default_factory=dict)
     """The files that hold a caption already, by picture: its sidecar, or the picture itself."""
-    left: list[str] = field(default_factory=list)
-    """The sidecars left alone, and why."""
+    left: dict[Path, str] = field(default_factory=dict)
+    """The sidecars left alone, and why, by picture."""
 
-    def leave(self, sidecar: Path, error: Exception) -> None:
+    def leave(self, picture: Path, sidecar: Path, error: Exception) -> None:
         """Record why a sidecar is left alone; raise the error again if the disk is full."""
         reason = str(error)
         if isinstance(error, OSError):
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise error
             reason = error.strerror or reason
-        self.left.append(f"{sidecar} is left alone: {reason}")
+        self.left[picture] = f"{sidecar} is left alone: {reason}"
 
 
 def write_sidecars(writer: CaptionWriter, paths: Sequence[Path], kind: Kind, force: bool) -> int:
@@ -134,7 +141,7 @@ def _missing(
 ) -> dict[Path, Path]:
     """Return the sidecars to write, by picture; `corrected` says whose text a person wrote."""
     neighbours = Neighbours()
-    registries: dict[Path, dict[str, str]] = {}
+    registries: dict[Path, Digests] = {}
     missing: dict[Path, Path] = {}
     for picture, by_person in corrected.items():
         sidecar = picture
@@ -158,15 +165,15 @@ def _missing(
             else:
                 outcome.kept[picture] = sidecar
         except (LeftAloneError, OSError) as error:
-            outcome.leave(sidecar, error)
+            outcome.leave(picture, sidecar, error)
     return missing
 
 
 def _report(outcome: Outcome, empty: Sequence[str], kind: Kind) -> None:
     inside = [str(picture) for picture, each in outcome.kept.items() if picture == each]
+    beside = len(outcome.kept) - len(inside)
     print(
-        f"caption: {outcome.written} sidecars written, {len(outcome.kept) - len(inside)} already "
-        "there"
+        f"caption: {len(outcome.written)} sidecars written, {beside} already there"
         + (
             f"; {len(inside)} pictures have a description inside: {first_few(inside)}; --force "
             "writes sidecars for them too"
@@ -182,7 +189,7 @@ def _report(outcome: Outcome, empty: Sequence[str], kind: Kind) -> None:
             f"{first_few(old)}; --force replaces all {what}",
             file=sys.stderr,
         )
-    for reason in outcome.left:
+    for reason in outcome.left.values():
         print(f"error: {reason}", file=sys.stderr)
 
 
@@ -210,47 +217,54 @@ def _text_of(picture: Path, kind: Kind, neighbours: Neighbours) -> Path:
 
 
 def _may_write_text(
-    picture: Path, sidecar: Path, force: bool, generated: dict[str, str], corrected: bool
+    picture: Path, sidecar: Path, force: bool, generated: Digests, corrected: bool
 ) -> bool:
     """Whether there is no text file yet, or one of ours that is corrected or outdated."""
     content = read(sidecar)
     if content is None or force:
         return True
     outdated = corrected or is_older(sidecar, picture)
-    return outdated and generated.get(sidecar.name) == digest(content)
+    return outdated and digest(content) in generated.get(sidecar.name, ())
 
 
 def _write_texts(tasks: Sequence[_Task], force: bool, outcome: Outcome) -> None:
-    """Write text files of one folder, after their names and contents are in the registry."""
+    """Write text files of one folder.
+
+    The registry knows a generated text before it is written, and the text that it replaces until
+    then, so that neither is ever taken for one by a person.
+    """
     folder = tasks[0].sidecar.parent
-    contents: dict[Path, bytes] = {}
+    chosen: list[_Task] = []
     try:
-        before = read_registry(folder)
-        digests = before.copy()
-        for picture, sidecar, (text, corrected) in tasks:
-            if not _may_write_text(picture, sidecar, force, before, corrected):
+        known = read_registry(folder)
+        both = known.copy()
+        for task in tasks:
+            picture, sidecar, (_, corrected) = task
+            if not _may_write_text(picture, sidecar, force, known, corrected):
                 outcome.kept[picture] = sidecar
                 continue
-            contents[sidecar] = f"{text}\n".encode()
-            digests.pop(sidecar.name, None)
+            chosen.append(task)
             if not corrected:
-                digests[sidecar.name] = digest(contents[sidecar])
-        if digests != before:
-            write_registry(folder, digests)
+                both[sidecar.name] = known.get(sidecar.name, set()) | {digest(task.content)}
+        if both != known:
+            write_registry(folder, both)
     except (LeftAloneError, OSError) as error:
         for task in tasks:
-            outcome.leave(task.sidecar, error)
+            outcome.leave(task.picture, task.sidecar, error)
         return
-    for sidecar, content in contents.items():
+    for task in chosen:
         try:
-            replace_content(sidecar, content)
-            outcome.written += 1
+            replace_content(task.sidecar, task.content)
         except OSError as error:
-            if sidecar.name in before:  # the old text is still there
-                digests[sidecar.name] = before[sidecar.name]
-                with suppress(OSError):
-                    write_registry(folder, digests)
-            outcome.leave(sidecar, error)
+            outcome.leave(task.picture, task.sidecar, error)
+            continue
+        outcome.written.append(task.picture)
+        known.pop(task.sidecar.name, None)
+        if not task.text.corrected:
+            known[task.sidecar.name] = {digest(task.content)}
+    if known != both:
+        with suppress(OSError):  # both texts of a file may stay registered
+            write_registry(folder, known)
 
 
 # XMP files
@@ -324,6 +338,6 @@ def _write_xmp(tasks: Sequence[_Task], force: bool, outcome: Outcome) -> None:
             author = xmp.PERSON if corrected else xmp.WRITER
             content = file.describe(text, force, author) if file else xmp.new_file(text, author)
             replace_content(sidecar, content)
-            outcome.written += 1
+            outcome.written.append(picture)
         except (LeftAloneError, NotXmpError, OSError) as error:
-            outcome.leave(sidecar, error)
+            outcome.leave(picture, sidecar, error)

@@ -1,5 +1,6 @@
 """Tables as spreadsheet programs save them: with semicolons, tabs, in UTF-16, numbers rounded."""
 
+import codecs
 import csv
 import io
 import re
@@ -78,8 +79,10 @@ def exact(text: str, value: int | None) -> str:
 def _decoded(path: Path, content: bytes) -> str:
     if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return content.decode("utf-16", "replace")
+    if content.startswith(codecs.BOM_UTF8):  # our tables keep the bytes of other names
+        return content.decode("utf-8-sig", "surrogateescape")
     with suppress(UnicodeDecodeError):
-        return content.decode("utf-8-sig")
+        return content.decode()
     # A spreadsheet program saved it in the encoding of its Windows.
     text = content.decode("cp1252", "replace")
     if odd := _NOT_WESTERN.search(text):

@@ -31,6 +31,9 @@ from pipeline.text import as_sentence
 Picture = str | Path | bytes | Image.Image
 """A picture: the path of a file, the content of one, or an image of Pillow."""
 
+HEDGE = "Perhaps: "
+"""How an unsure caption begins in places that have no other mark."""
+
 _UNREAD = IOBase | bytearray | memoryview
 T = TypeVar("T")
 
@@ -39,7 +42,8 @@ T = TypeVar("T")
 class Caption:
     """The caption of a picture as people read it, or the reason why it has none.
 
-    The fields have the names of the keys of `decoder.caption --json` and of the columns of tables.
+    The fields, except `unfamiliar`, have the names of the keys of `decoder.caption --json`. A CSV
+    table has no log-probability, and further captions as caption_2, caption_3 and so on.
     """
 
     caption: str | None
@@ -91,7 +95,7 @@ class Caption:
 
 def hedge(sentence: str) -> str:
     """Return a sentence with "Perhaps" before it."""
-    return f"Perhaps: {sentence[0].lower()}{sentence[1:]}" if sentence else ""
+    return f"{HEDGE}{sentence[0].lower()}{sentence[1:]}" if sentence else ""
 
 
 def describe(
@@ -251,10 +255,11 @@ class CaptionWriter:
             if isinstance(result, PictureError):
                 yield picture, result
                 continue
-            captions = [
-                describe(one, calibration, self._threshold, self._neutral)
-                for one in result.candidates
-            ]
+            distinct: dict[str | None, Caption] = {}  # neutral words make some captions equal
+            for one in result.candidates:
+                caption = describe(one, calibration, self._threshold, self._neutral)
+                distinct.setdefault(caption.caption, caption)
+            captions = list(distinct.values())
             if captions[0].unsure:
                 labels = tuple(label.name for label in self._captioner.labels(result.features)[0])
                 captions[0] = replace(captions[0], labels=labels)
@@ -291,10 +296,8 @@ class CaptionWriter:
                 bar.update()
                 if isinstance(result, PictureError):
                     self.unreadable.append((path, result))
-                    yield path, result
-                    continue
                 yield path, result
-                self.written += 1
+                self.written += not isinstance(result, PictureError)
 
     def as_json(self, result: Sequence[Caption] | PictureError) -> dict[str, Any]:
         """Return a picture's captions as a JSON object: the best, and the others as alternatives.
@@ -385,16 +388,11 @@ def caption_pictures(
             if parts:
                 grids, pooled, _ = zip(*parts, strict=True)
                 features = Features(torch.cat(grids), torch.cat(pooled))
-                each = zip(
+                each = map(
+                    Features,
                     features.grid_IRC.split(len(views)),
                     features.pooled_IC.split(len(views)),
-                    strict=True,
                 )
-                captioned = (
-                    Captioned(candidates, Features(*of_picture))
-                    for candidates, of_picture in zip(
-                        captioner.captions(features), each, strict=True
-                    )
-                )
+                captioned = map(Captioned, captioner.captions(features), each)
             for source, result in zip(batch, results, strict=True):
                 yield source, result if isinstance(result, PictureError) else next(captioned)

@@ -7,6 +7,7 @@ from features.views import VIEWS
 
 # After cross-entropy, 0.8 to 1 gives 0.03 CIDEr more than 0; after REINFORCE, no more.
 LENGTH_PENALTY = 0.8
+_RERANKED = 40  # candidates
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ class GenerateOptions:
         """Width of the beam search."""
         if self.beam is not None:
             return self.beam
-        return 40 if self.rerank else 5
+        return _RERANKED if self.rerank else 5
 
     def __post_init__(self) -> None:
         require(self.width > 0, "--beam must be positive")
@@ -82,10 +83,12 @@ class GenerateOptions:
             )
             require(self.beam is None, "--beam is for the search; with --sample, use --samples")
         else:
+            reranked = self.beam is None and self.captions <= _RERANKED
+            rerank = f"--rerank, which searches with {_RERANKED}, or " if reranked else ""
             require(
                 self.captions <= self.width,
-                f"--captions {self.captions} needs a --beam of at least {self.captions}, found "
-                f"{self.width}",
+                f"--captions {self.captions} needs {rerank}a --beam of at least {self.captions}, "
+                f"found {self.width}",
             )
         require(
             self.groups > 0 and self.width % self.groups == 0,

@@ -7,12 +7,12 @@ name for each picture.
 import hashlib
 import os
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from features.errors import UserError, first_few, unreadable
-from features.generated_texts import REGISTRY, registered
+from features.generated_texts import is_registry, registered
 from pipeline.readers.cells import captions_in, is_missing
 from pipeline.readers.files import read_json, read_text
 
@@ -120,27 +120,29 @@ class _Registry:
     """The text files that decoder.caption wrote, read once for each folder."""
 
     def __init__(self) -> None:
-        self._digests: dict[Path, dict[str, str]] = {}
+        self._digests: dict[Path, dict[str, set[str]]] = {}
 
     def has(self, path: Path) -> bool:
         """Whether decoder.caption wrote the file with the content that it has."""
         folder = path.parent
         if folder not in self._digests:
-            self._digests[folder] = self._read(folder / REGISTRY)
-        digest = self._digests[folder].get(path.name)
-        if digest is None:
+            self._digests[folder] = self._read(folder)
+        digests = self._digests[folder].get(path.name)
+        if digests is None:
             return False
         try:
-            return hashlib.sha256(path.read_bytes()).hexdigest() == digest
+            return hashlib.sha256(path.read_bytes()).hexdigest() in digests
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
 
     @staticmethod
-    def _read(path: Path) -> dict[str, str]:
-        if not path.exists():
-            return {}
+    def _read(folder: Path) -> dict[str, set[str]]:
+        known: dict[str, set[str]] = defaultdict(set)
+        path = folder
         try:
-            return registered(path.read_bytes())
+            for path in (each for each in folder.iterdir() if is_registry(each.name)):
+                for name, digests in registered(path.read_bytes()).items():
+                    known[name] |= digests
         except OSError as error:
             raise unreadable(path, error) from error
         except ValueError as error:
@@ -148,6 +150,7 @@ class _Registry:
                 f"{path} records which text files are generated, and is damaged ({error}); without "
                 "it they cannot be told from captions that people wrote"
             ) from error
+        return known
 
 
 def _without_picture(root: Path, owners: Counter[str]) -> list[Path]:

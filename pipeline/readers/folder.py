@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from features.commands import SEARCH
-from features.errors import UserError, first_few
-from features.folders import find_pictures, passed_over_note
+from features.errors import UserError, first_few, unreadable
+from features.folders import find_pictures, passed_over_note, walk
 from features.kinds import PICTURE_SUFFIXES
 from pipeline.options import PrepareOptions
 from pipeline.readers.beside import read_beside
@@ -200,7 +200,7 @@ def _matching(folder: Path) -> list[Path]:
 
 def _tables_below(root: Path) -> list[Path]:
     found: list[Path] = []
-    for folder, folders, _ in os.walk(root):
+    for folder, folders, _ in walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += _matching(Path(folder))
     return sorted(found)
@@ -269,6 +269,8 @@ def _pictures(root: Path, work: Path) -> tuple[set[str], str]:
     """
     work = Path(os.path.realpath(work))  # unlike Path.resolve, it accepts circular links
     found = find_pictures([root])
+    for path, error in found.closed:
+        raise unreadable(path, error)
     names = {
         path.relative_to(root).as_posix()
         for path in found.pictures

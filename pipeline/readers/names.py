@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
 from features.errors import UserError
+from features.folders import walk
 from features.kinds import PICTURE_SUFFIXES
 from pipeline.readers.records import Record
 from pipeline.text import CONTROL
@@ -161,7 +162,7 @@ class PictureNames:
         return NameIndex(self._walk())
 
     def _walk(self) -> Iterator[str]:
-        for folder, folders, names in os.walk(self._root):
+        for folder, folders, names in walk(self._root):
             folders.sort()
             for name in sorted(names):
                 # A table cannot name a file with control characters or bytes that are not UTF-8.

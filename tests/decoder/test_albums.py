@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from decoder import search
+from decoder import demo, search
 from decoder.captioning import search_stage
+from decoder.captioning.writer import Caption, CaptionWriter
 from decoder.ranking import albums, grades, nearest
 from decoder.ranking.album_cache import AlbumCache, user_cache
 from decoder.ranking.embedding import JointEmbedding
@@ -199,6 +200,18 @@ def test_broken_pictures_are_listed_and_do_not_stop_the_others(captioner, album,
     assert sum(computed) == 3
 
 
+def test_the_page_lists_what_it_cannot_search(captioner, album, computed, monkeypatch, capsys):
+    (album / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    (album / "raw.cr2").touch()
+    pytest.importorskip("starlette")
+    monkeypatch.setattr("decoder.captioning.page.PageCaptioner", lambda *_: None)
+    monkeypatch.setattr("decoder.captioning.page_server.serve", lambda *_, **__: None)
+    assert demo.main(["--run", str(captioner), "--folder", str(album), "--port", "0"]) == 0
+    printed = capsys.readouterr().err
+    assert f"demo: cannot search {album / 'broken.jpg'}: " in printed
+    assert "demo: passed over in the folders: 1 x RAW" in printed
+
+
 def test_an_interrupted_index_is_continued(captioner, album, computed, monkeypatch):
     def interrupted(done: int, total: int) -> None:
         if done == 2:
@@ -278,25 +291,32 @@ def test_the_sheet_has_pictures_links_and_what_was_not_searched(
     captioner, album, computed, tmp_path, monkeypatch, capsys
 ):
     (album / "a & b.jpg").write_bytes(b"\xff\xd8\xff")
-    described = {album / "red.png": 'A <red> "wall".'}
-    monkeypatch.setattr(search_stage, "_descriptions", lambda paths, run, device: described)
-    page = tmp_path / "found.html"
-    found(capsys, captioner, album, "red", "xylophonist", "--html", str(page))
-    text = page.read_text()
+    at_once = []
+
+    class Writer(CaptionWriter):
+        def captions(self, paths):
+            at_once.append(self._batch_size)
+            yield album / "red.png", [Caption('A <red> "wall".', False, None, -1.0)]
+
+    monkeypatch.setattr(search_stage, "CaptionWriter", Writer)
+    sheet = tmp_path / "found.html"
+    found(capsys, captioner, album, "red", "xylophonist", "--html", str(sheet))
+    text = sheet.read_text()
     assert text.count('src="data:image/jpeg;base64,') == 3
     assert 'alt="A &lt;red&gt; &quot;wall&quot;."' in text
     assert 'href="album/sub/blue.png"' in text
     assert "Unknown words were ignored: xylophonist." in text
     assert "<li>a &amp; b.jpg: " in text
     assert "good 80%, fair 50%, weak 10%" in text
-    again = ["red", "--run", str(captioner), "--folder", str(album), "--html", str(page)]
+    assert at_once == [50], "however many pictures were found"
+    again = ["red", "--run", str(captioner), "--folder", str(album), "--html", str(sheet)]
     assert search.main(again) == 0, "its own page is replaced"
-    page.write_text("<h1>Our holiday</h1>")
+    sheet.write_text("<h1>Our holiday</h1>")
     assert search.main(again) == 2
     assert "was not written by this command" in capsys.readouterr().err
-    assert page.read_text() == "<h1>Our holiday</h1>"
+    assert sheet.read_text() == "<h1>Our holiday</h1>"
     assert search.main([*again, "--force"]) == 0
-    assert "holiday" not in page.read_text()
+    assert "holiday" not in sheet.read_text()
 
 
 def test_queries_are_divided_as_captions_are(captioner):

@@ -148,11 +148,28 @@ def test_captions_written_to_another_file_leave_the_others_alone(captioner, tmp_
         (["--sample", "--beam", "3"], "--beam is for the search"),
         (["--sample", "--groups", "2", "--samples", "4"], "--groups is for the beam search"),
         (["--top-k", "9"], "--top-k and --top-p need --sample"),
+        (
+            ["--captions", "10"],
+            "10 needs --rerank, which searches with 40, or a --beam of at least",
+        ),
+        (
+            ["--captions", "10", "--beam", "9"],
+            "--captions 10 needs a --beam of at least 10, found 9",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(options, message, capsys):
     assert caption.main(["picture.jpg", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_neutral_words_are_refused_for_captions_to_be_scored(captioner, capsys):
+    split = ["--run", str(captioner / "runs" / "none"), "--split", "val", "--neutral"]
+    assert caption.main([*split, "yes"]) == 2
+    assert "--neutral is for captions that people read" in capsys.readouterr().err
+    for harmless in ("auto", "no"):
+        assert caption.main([*split, harmless]) == 2
+        assert "--neutral" not in capsys.readouterr().err
 
 
 def test_generation_options_on_the_command_line_take_effect(captioner, tmp_path):

@@ -230,6 +230,99 @@ def test_a_correction_is_saved_in_a_table_that_the_command_line_keeps(
     assert first.startswith(f'{Path(pictures[0]).name},"A text of mine, with a comma.",false,,')
 
 
+PAGE = """
+    const at = (id) => document.getElementById(id);
+    const part = (card, name) => document.querySelectorAll(".card")[card].querySelector(name);
+    window.edit = (card, text, keep = true) => {
+        part(card, ".correct").click();
+        part(card, "textarea").value = text;
+        if (keep) part(card, "form").requestSubmit();
+    };
+    // Whether the browser warns before the page is left.
+    window.warns = () => !window.dispatchEvent(new Event("beforeunload", {cancelable: true}));
+    window.answer = null;
+    window.fetch = (path, options) => answer(JSON.parse(options.body).captions);
+    window.press = async (id, answer) => {
+        window.answer = answer;
+        at("saved").textContent = "";
+        at(id).click();
+        while (!at("saved").textContent) await new Promise((done) => setTimeout(done, 5));
+        return warns();
+    };
+    window.drag = (element, kind) => {
+        const dataTransfer = new DataTransfer();
+        if (kind === "Files") dataTransfer.items.add(new File([], "a.txt"));
+        else dataTransfer.setData("text/plain", "words");
+        const options = {dataTransfer, bubbles: true, cancelable: true};
+        return element.dispatchEvent(new DragEvent("dragover", options));
+    };
+    window.part = part;
+"""
+
+
+def test_the_page_warns_until_every_edit_is_saved_as_it_is(address, browser, captioner):
+    from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    table = json.loads((captioner / "captions.json").read_text())
+    browser.get(address)
+    wait_for(browser, "#tab-search")[0].click()
+    wait_for(browser, "#query")[0].send_keys(table["annotations"][0]["caption"] + Keys.ENTER)
+    wait_for(browser, "#found button")[0].click()
+    upload(browser, min((captioner / "images").iterdir()))  # the first card; the second is found
+    WebDriverWait(browser, SECONDS).until(
+        lambda _: len(wait_for(browser, ".word[tabindex='0']")) == 2
+    )
+    browser.execute_script(PAGE)
+
+    def press(button: str, answer: str) -> bool:
+        code = f"press({button!r}, async (sent) => {{ {answer} }}).then(arguments[0])"
+        return browser.execute_async_script(code)
+
+    def save(*written: int) -> bool:
+        said = json.dumps({"said": "Saved.", "written": written})
+        return press("save", f"return new Response(JSON.stringify({said}))")
+
+    file = "return new Response('', {headers: {'content-disposition': 'x=\"a.csv\"'}})"
+    browser.execute_script("edit(1, 'Mine.')")
+    assert save() is True, "its text was left as it was there"
+    assert save(0) is False
+    browser.execute_script("edit(0, 'Mine too.')")
+    assert save(0) is True, "an upload is in no album"
+    assert press("download", f"edit(0, 'Typed meanwhile.'); {file}") is True
+    assert press("download", f"edit(0, 'Not kept yet.', false); {file}") is True
+    browser.execute_script("part(0, '.cancel').click()")
+    assert browser.execute_script("return warns()") is False
+    press("save", "throw new Error()")
+    browser.execute_script("part(1, '.undo').click()")
+    assert "does not answer" in wait_for(browser, "#saved.problem")[0].text
+
+
+def test_fields_keep_the_keys_of_input_methods_and_take_text_that_is_dropped(
+    address, browser, captioner
+):
+    drop(browser, address, min((captioner / "images").iterdir()))
+    wait_for(browser, ".word")
+    browser.execute_script(PAGE)
+    for composing, ended in ((True, False), (False, True)):
+        code = """
+            edit(0, "typed", false);
+            const options = {key: "Enter", isComposing: arguments[0]};
+            part(0, "textarea").dispatchEvent(new KeyboardEvent("keydown", options));
+            return part(0, ".edit").hidden;
+        """
+        assert browser.execute_script(code, composing) is ended
+    dragged = (
+        "drag(part(0, 'textarea'), {0!r}), drag(at('query'), {0!r}), drag(document.body, {0!r})"
+    )
+    for kind, left_to_the_browser in (
+        ("text", [True, True, False]),
+        ("Files", [False, False, False]),
+    ):
+        code = f"const at = (id) => document.getElementById(id); return [{dragged.format(kind)}]"
+        assert browser.execute_script(code) == left_to_the_browser
+
+
 def test_a_drawing_is_captioned(address, browser):
     browser.get(address)
     wait_for(browser, "#samples button")[0].click()

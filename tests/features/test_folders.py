@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from features import folders, images
+from features.errors import UserError
 from features.folders import find_pictures, passed_over_note
 
 
@@ -145,18 +146,11 @@ def test_pictures_with_unusual_names_and_trashed_ones_are_counted(tmp_path: Path
     }
 
 
-def test_a_folder_that_cannot_be_opened_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("closed")
+def test_a_folder_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     make(tmp_path, "open/a.jpg", "closed/b.jpg")
-    scandir = os.scandir
-
-    def guarded(path: Path) -> object:
-        if Path(path).name == "closed":  # tests may run as root, for whom no folder is closed
-            raise PermissionError(13, "Permission denied")
-        return scandir(path)
-
-    monkeypatch.setattr(folders.os, "scandir", guarded)
     found = find_pictures([tmp_path])
     assert [path.name for path in found.pictures] == ["a.jpg"]
     assert [path.name for path, _ in found.closed] == ["closed"]
+    with pytest.raises(UserError, match=r"cannot read .*closed: Permission denied; check"):
+        list(folders.walk(tmp_path))

@@ -46,10 +46,12 @@ def test_captions_that_a_captioner_wrote_are_not_learnt_and_what_is_left_out_is_
         (folder / name).write_bytes(jpeg())
     (folder / "a.txt").write_text("A dog.\n")
     (folder / "b.txt").write_text("A cat of a person.\n")
-    digests = {
-        n: hashlib.sha256(t).hexdigest() for n, t in [("a.txt", b"A dog.\n"), ("b.txt", b"")]
-    }
-    (folder / REGISTRY).write_text(json.dumps(digests))
+    for registry, name, text in (
+        (REGISTRY, "a.txt", b""),
+        (".captions-generated-1f.json", "a.txt", b"A dog.\n"),  # of a download that was unpacked
+        (".captions-generated-2f.json", "b.txt", b""),
+    ):
+        (folder / registry).write_text(json.dumps({name: hashlib.sha256(text).hexdigest()}))
     (folder / ("README" if packed else "c.cr2")).write_bytes(b"raw")
     path = folder
     if packed:
@@ -128,6 +130,17 @@ def test_wrong_patterns_are_refused(
     with pytest.raises(UserError) as caught:
         find_shards([pattern.replace("{here}", str(tmp_path)) for pattern in patterns])
     assert message.replace("10,000,000", "1,000") in str(caught.value)
+
+
+@pytest.mark.usefixtures("closed")
+@pytest.mark.parametrize("pattern", ["**/*.tar", "*/*.tar", "closed/*.tar"])
+def test_a_folder_that_cannot_be_opened_is_not_left_out(pattern: str, tmp_path: Path) -> None:
+    for folder in ("open", "closed", "lost+found"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{folder}.tar").touch()
+    with pytest.raises(UserError, match=r"cannot read .*closed: Permission denied"):
+        find_shards([f"{tmp_path}/{pattern}"])
+    assert len(find_shards([f"{tmp_path}/o*/*.tar"])) == 1
 
 
 def test_ids_of_keys_never_change() -> None:

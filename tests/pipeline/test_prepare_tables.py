@@ -309,6 +309,12 @@ def test_output_of_img2dataset_is_read(prepare: Callable, root: Path) -> None:
     assert "1 of 3 downloads of img2dataset had failed" in outcome.out
 
 
+@pytest.mark.usefixtures("closed")
+def test_a_folder_that_cannot_be_opened_is_not_left_out(prepare: Callable, root: Path) -> None:
+    write(root, {"a.txt": "A dog runs.", "closed/b.txt": "A cat"}, "a.jpg closed/b.jpg")
+    assert f"cannot read {root / 'closed'}: Permission denied" in prepare("folder").err
+
+
 def test_text_files_that_decoder_caption_wrote_are_never_learnt_from(
     prepare: Callable, root: Path
 ) -> None:

@@ -7,7 +7,6 @@ const BUSY_TRIES = 20;
 const cards = []; // as they are shown, each with its picture, its caption and its element
 const waiting = [];
 let running = 0;
-let unsaved = false; // whether there are edited captions that were not saved
 
 // Requests
 
@@ -35,6 +34,7 @@ function add(sources) {
   const added = sources.map((source) => new Card(source));
   for (const card of added) at("cards").insertBefore(card.element, before);
   cards.unshift(...added);
+  if (!at("saved").classList.contains("problem")) at("saved").textContent = "";
   waiting.push(...added);
   show("captions");
   update();
@@ -74,6 +74,7 @@ class Card {
     this.part("edit").onsubmit = (event) => { event.preventDefault(); this.endEdit(this.input.value); };
     this.input = this.element.querySelector("textarea");
     this.input.onkeydown = (event) => {
+      if (event.isComposing || event.keyCode === 229) return; // the keys of an input method, 229 in Safari
       if (event.key === "Escape") this.endEdit();
       if (event.key === "Enter" && !event.shiftKey) { event.preventDefault(); this.endEdit(this.input.value); }
     };
@@ -142,6 +143,11 @@ class Card {
   // Correcting
 
   get corrected() { return this.text !== this.result.caption; }
+  get unsaved() {
+    if (!this.result) return false;
+    const typed = !this.part("edit").hidden && this.input.value !== this.text;
+    return typed || (this.corrected && this.text !== this.kept);
+  }
 
   setText(text) {
     this.text = text.split(/\s+/).filter(Boolean).join(" ");
@@ -159,7 +165,6 @@ class Card {
     this.part("sure").replaceChildren(...(rest.length ? [mark, rest.join("").replace(/^: ?/, " ")] : [verdict]));
     this.part("sure").classList.toggle("unsure", unsure && !this.corrected);
     this.part("undo").hidden = !this.corrected;
-    unsaved ||= this.corrected;
     update();
   }
 
@@ -303,13 +308,15 @@ function update() {
     edited && `${edited} edited`, open && `${open} to come`].filter(Boolean).join(", ");
   const inAlbum = settings.album && done.some((card) => card.picture);
   at("save").hidden = at("replacing").hidden = !inAlbum;
-  at("saved").textContent = "";
 }
 
-async function report(work) {
+// Send the captions of cards and report what the answer says; a text counts as saved as it was sent.
+async function report(chosen, work) {
+  const sent = chosen.map((card) => card.saved);
   try {
-    at("saved").textContent = await work();
-    unsaved = false;
+    const { said, written } = await work(sent);
+    for (const number of written) chosen[number].kept = sent[number].text;
+    at("saved").textContent = said;
     at("saved").classList.remove("problem");
   } catch (error) {
     at("saved").textContent = error.message;
@@ -317,29 +324,30 @@ async function report(work) {
   }
 }
 
-at("download").onclick = () => report(async () => {
-  const answer = await request(`api/download/${at("kind").value}`, asJson({ captions: finished().map((card) => card.saved) }));
+at("download").onclick = () => report(finished(), async (captions) => {
+  const answer = await request(`api/download/${at("kind").value}`, asJson({ captions }));
   const name = answer.headers.get("content-disposition").split('"')[1];
   const link = Object.assign(document.createElement("a"), { download: name, href: URL.createObjectURL(await answer.blob()) });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-  return `${name} is in your downloads. Keep it with the pictures.`;
+  return { said: `${name} is in your downloads. Keep it with the pictures.`, written: captions.keys() };
 });
 
-at("save").onclick = () => report(async () => {
-  const captions = finished().filter((card) => card.picture).map((card) => card.saved);
+at("save").onclick = () => report(finished().filter((card) => card.picture), async (captions) => {
   const answer = await request(`api/save/${at("kind").value}`, asJson({ captions, replace: at("replace").checked }));
-  return (await answer.json()).said;
+  return answer.json();
 });
+
+const unsaved = () => cards.some((card) => card.unsaved);
 
 at("clear").onclick = () => {
-  if (unsaved && !confirm("Remove all captions? Those that you edited are not saved.")) return;
+  if (unsaved() && !confirm("Remove all captions? Those that you edited are not saved.")) return;
   for (const card of [...cards]) card.remove();
-  unsaved = false;
+  at("saved").textContent = "";
 };
 
 window.addEventListener("beforeunload", (event) => {
-  if (unsaved) event.preventDefault();
+  if (unsaved()) event.preventDefault();
 });
 
 // Choosing, dropping and pasting
@@ -351,12 +359,17 @@ at("files").onchange = () => {
   upload(at("files").files);
   at("files").value = ""; // the same picture may be chosen again
 };
+const holdsFiles = (event) => [...event.dataTransfer.types].includes("Files");
+// Text may be dropped into a field; elsewhere it could open another page.
+const isForField = (event) => !holdsFiles(event) && [...document.querySelectorAll("textarea, #query")].includes(event.target);
 document.addEventListener("dragover", (event) => {
+  if (isForField(event)) return;
   event.preventDefault();
-  at("dropping").hidden = ![...event.dataTransfer.types].includes("Files");
+  at("dropping").hidden = !holdsFiles(event);
 });
 document.addEventListener("dragleave", (event) => { if (!event.relatedTarget) at("dropping").hidden = true; });
 document.addEventListener("drop", (event) => {
+  if (isForField(event)) return;
   event.preventDefault();
   at("dropping").hidden = true;
   upload(event.dataTransfer.files);
@@ -395,7 +408,7 @@ function show(name) {
 
 if (settings.search) {
   at("tabs").hidden = false;
-  at("what").textContent = `What to look for in the ${settings.search.count.toLocaleString("en")} pictures of ${settings.search.name}`;
+  at("what").textContent = `What to look for in the ${settings.search.count.toLocaleString("en")} ${settings.search.count === 1 ? "picture" : "pictures"} of ${settings.search.name}`;
   for (const name of tabs) {
     at(name).setAttribute("role", "tabpanel");
     at(`tab-${name}`).onclick = () => show(name);
@@ -415,7 +428,8 @@ at("find").onsubmit = async (event) => {
   note.textContent = "Searching …";
   try {
     const found = await (await request("api/search", asJson({ sentence: at("query").value }))).json();
-    note.textContent = [`${found.pictures.length} pictures, the best match first.`, found.unknown].join(" ");
+    const count = found.pictures.length === 1 ? "1 picture" : `${found.pictures.length} pictures, the best match first`;
+    note.textContent = [`${count}.`, found.unknown].join(" ");
     at("found").replaceChildren(...found.pictures.map(result));
   } catch (error) {
     note.textContent = error.message;

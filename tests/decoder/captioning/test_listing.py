@@ -15,7 +15,10 @@ import filelock
 import pytest
 
 from decoder import caption
+from decoder.captioning import caption_stage
 from decoder.captioning.listing import Listing, State
+from decoder.captioning.writer import Caption, CaptionWriter
+from features.errors import UserError
 
 HARD = ('comma, "quoted".png', "plain.png", "é.png", os.fsdecode(b"not-utf8-\xff.png"))
 KINDS = pytest.mark.parametrize("kind", ["csv", "jsonl"])
@@ -90,6 +93,31 @@ def test_only_new_and_changed_pictures_are_captioned_again(captioner, album, kin
     new, changed, same = (f"album/{name}" for name in ("new.png", "plain.png", "é.png"))
     assert after[new]["caption"] == before[changed]["caption"]
     assert after[changed]["caption"] == after[same]["caption"]
+
+
+@KINDS
+def test_a_table_is_replaced_only_once_there_is_a_new_row(tmp_path, kind, monkeypatch, capsys):
+    class Writer(CaptionWriter):
+        damaged = True
+
+        def identity(self):
+            return "writer"
+
+        def results(self, paths, done=0, quiet=False):
+            if self.damaged:
+                raise UserError("the run is damaged")
+            yield paths[0], [Caption("A dog.", False, None, -1.0)]
+
+    monkeypatch.setattr(caption_stage, "CaptionWriter", Writer)
+    out = tmp_path / f"captions.{kind}"
+    out.write_text("corrected by hand\n")
+    again = [str(tmp_path / "dog.jpg"), "--out", str(out), "--force"]
+    assert caption.main(again) == 2
+    assert "the run is damaged" in capsys.readouterr().err
+    assert out.read_text() == "corrected by hand\n"
+    monkeypatch.setattr(Writer, "damaged", False)
+    assert caption.main(again) == 0
+    assert {row["caption"] for row in rows_of(out).values()} == {"A dog."}
 
 
 def test_a_picture_that_cannot_be_read_is_counted(captioner, tmp_path, capsys):

@@ -33,6 +33,17 @@ CAPTIONS = {
     "a dog runs on the grass": "a dog runs on the grass",
     "a german shepherd in a human hand": "a german shepherd in a human hand",
     "spider-man and a doberman beside a snowman": "spider-man and a doberman beside a snowman",
+    "a man in a cowboy hat and cowboys in cowboy boots": (
+        "a person in a cowboy hat and riders in cowboy boots"
+    ),
+    "bridesmaids in bridesmaid dresses": "people in bridesmaid dresses",
+    "one man and one woman": "two people",
+    "in front of one man and a woman": "in front of two people",
+    "this boy and this girl": "these two children",
+    "another man and another woman": "two other people",
+    "every man and woman": "every person",
+    "his mother and his father": "their two parents",
+    "some men and some women": "some people",
     "": "",
 }
 

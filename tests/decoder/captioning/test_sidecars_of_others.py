@@ -392,6 +392,36 @@ def test_a_text_that_cannot_be_replaced_stays_registered(tmp_path, writer, monke
     assert registry(tmp_path)["b.jpg.txt"] != before["b.jpg.txt"]
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_texts_not_yet_replaced_stay_registered_when_writing_ends(
+    tmp_path, writer, monkeypatch, capsys, error
+):
+    album(tmp_path, a__jpg=b"", b__jpg=b"")
+    assert run(tmp_path, kind="txt") == 0
+    outdated(tmp_path / "a.jpg.txt", tmp_path / "b.jpg.txt")
+    replace = sidecar_files.replace_content
+
+    def fail(path: Path, content: bytes) -> None:
+        if path.name == "b.jpg.txt":
+            raise error
+        replace(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sidecars, "replace_content", fail)
+        patch.setattr(writer, "sentence", "A cat.")
+        assert run(tmp_path, kind="txt") in (2, 130)
+    texts = [(tmp_path / name).read_text() for name in ("a.jpg.txt", "b.jpg.txt")]
+    assert texts == ["A cat.\n", "A dog runs.\n"]
+    known = sidecar_files.read_registry(tmp_path)
+    for name, text in zip(("a.jpg.txt", "b.jpg.txt"), texts, strict=True):
+        assert hashlib.sha256(text.encode()).hexdigest() in known[name]
+    outdated(tmp_path / "b.jpg.txt")
+    monkeypatch.setattr(writer, "sentence", "A cow.")
+    assert run(tmp_path, kind="txt") == 0
+    assert (tmp_path / "b.jpg.txt").read_text() == "A cow.\n"
+    assert registry(tmp_path)["b.jpg.txt"] == hashlib.sha256(b"A cow.\n").hexdigest()
+
+
 @pytest.mark.parametrize("kind", ["xmp", "txt"])
 def test_a_full_disk_stops_the_command_and_loses_nothing(tmp_path, kind, monkeypatch, capsys):
     xmp = with_properties("")

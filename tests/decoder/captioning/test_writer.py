@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from decoder.captioning import writer
+from decoder.captioning.captioner import Candidate
 from decoder.captioning.writer import CaptionWriter
 from decoder.generation.options import GenerateOptions
 from features.errors import UserError
@@ -14,8 +16,8 @@ from pipeline.work import RunFolder
 def identity(run: RunFolder, options: GenerateOptions, seed: int = 1) -> str:
     cpu = torch.device("cpu")
     runs = [(run, run.best)]
-    writer = CaptionWriter(runs, options, threshold=0.4, batch_size=50, seed=seed, device=cpu)
-    return writer.identity()
+    made = CaptionWriter(runs, options, threshold=0.4, batch_size=50, seed=seed, device=cpu)
+    return made.identity()
 
 
 @pytest.fixture
@@ -47,6 +49,20 @@ def test_the_identity_changes_with_whatever_changes_the_captions(run):
     identities.append(identity(run, GenerateOptions()))
     assert len(set(identities)) == len(identities)
     assert identity(run, GenerateOptions(), seed=2) == identities[-1], "a search draws nothing"
+
+
+def test_captions_that_neutral_words_make_equal_are_given_once(run, monkeypatch):
+    texts = ("a man sits", "a dog sits", "a woman sits")
+    candidates = [Candidate([1], text, -1.0 - number) for number, text in enumerate(texts)]
+    found = [("picture", writer.Captioned(candidates, None))]
+    monkeypatch.setattr(writer, "caption_pictures", lambda *_: found)
+    monkeypatch.setattr(CaptionWriter, "_captioner", None)
+    monkeypatch.setattr(CaptionWriter, "_calibration", None)
+    options = {"threshold": 0, "batch_size": 1, "seed": 1, "device": torch.device("cpu")}
+    neutral = CaptionWriter([(run, run.best)], GenerateOptions(captions=3), neutral=True, **options)
+    ((_, captions),) = neutral.captioned(["picture"], None)
+    said = [(one.caption, one.log_probability) for one in captions]
+    assert said == [("A person sits.", -1.0), ("A dog sits.", -2.0)]
 
 
 def test_weights_that_cannot_be_read_are_named(run):
