@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from features.array_files import BESIDE, FEATURES, Stored, arrays_in, lists_of, listing
+from features.array_files import BESIDE, FEATURES, Stored, arrays_in, listing, lists_of
 from features.backbones import FILES
 from features.errors import UserError, first_few
 from features.extraction import ahead

@@ -300,6 +300,12 @@ def test_scores_of_other_results_or_references_are_never_overwritten(
     for path in (own, work / "captions.json", folder / "notes.txt"):
         given = ["--captions", table, "--results", str(own), "--out", str(path), "--force"]
         assert "choose another --out" in error(*given)
+    of_val = folder / "scores_val.json"
+    for content in ('{"CIDEr": 1.1}', "[1.1]"):  # of another program
+        of_val.write_text(content)
+        found = error("--captions", table, "--results", str(write_results(written)))
+        assert f"{of_val} exists and was not written by this command" in found
+        assert of_val.read_text() == content
     # Scores that the user names may be replaced, and a folder that was moved is still the same.
     given = ["--captions", table, "--results", str(other), "--out", str(scores)]
     assert "the scoring begins" in error(*given)

@@ -132,9 +132,17 @@ def test_damaged_cnn_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     damaged = tmp_path / "efficientnet-lite0-57934424.pth"
     damaged.write_bytes(b"other")
     monkeypatch.setattr(efficientnet_lite, "weights_file", lambda name: damaged)
-    results = list(machine._weights())
-    assert {r.level for r in results[:3]} == {"problem"}
-    assert f"weights {damaged} are damaged: their SHA-256 starts with " in results[0].text
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for name in ("resnet50-finetune.pth", "mine-20240131.pth"):  # for --weights
+        (checkpoints / name).touch()
+    *of_packages, of_a_date = machine._weights()
+    assert {r.level for r in of_packages} == {"problem"}
+    assert f"weights {damaged}: expected a SHA-256 that starts with 57934424" in of_packages[0].text
+    assert "finetune" not in str(of_packages)
+    assert "mine-20240131.pth" in of_a_date.text
+    assert "or rename it if it is your own" in str(of_a_date)
 
 
 def test_folder_that_cannot_be_written_and_low_disk_space_are_reported(
