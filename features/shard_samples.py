@@ -295,8 +295,11 @@ def _has_picture(key: str, group: dict[str, tuple[str, Content]]) -> bool:
         stem = dotted[0].removesuffix(extension_of(dotted[0]))
         group["picture"] = group.pop(dotted[0])
         for kind in TEXTS:
-            if f"{stem}{kind}" in group:
-                group.setdefault(kind, group.pop(f"{stem}{kind}"))
+            if (text := group.pop(f"{stem}{kind}", None)) is None:
+                continue
+            if kind in group:  # named like the key alone: left out, and counted
+                group[f"{stem}{kind}"] = group[kind]
+            group[kind] = text
         return True
     if any((extension_of(kind) or kind) in TEXTS for kind in group):
         raise ShardError(f"the key {key!r} has no picture, only {names}")

@@ -20,7 +20,7 @@ from features import efficientnet_lite
 from features.errors import UserError
 from pipeline import captions, vocabulary
 from pipeline.captions import CaptionTable
-from pipeline.doctor import machine
+from pipeline.doctor import machine, workdir
 from pipeline.doctor.__main__ import main
 from pipeline.doctor.results import CheckResult, ok
 
@@ -333,6 +333,18 @@ def test_each_kind_of_damage_is_reported_with_advice(
     assert any(line.startswith(level) and text in line for line in out.splitlines()), out
     assert "what to do: 1. " in out
     assert status == (2 if level == "problem" else 0), out
+
+
+def test_advice_about_files_that_are_out_of_date_is_the_command_that_writes_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".done").mkdir()
+    for stage in ("baselines_val", "search-ranking_val", "caption-captions_val"):
+        record = json.dumps({"inputs": {"features.h5": "as it was"}})
+        (tmp_path / ".done" / f"{stage}.json").write_text(record)
+    advice = [result.advice for result in workdir._outdated(tmp_path)]
+    commands = ("evaluation.report", "decoder.caption", "decoder.search")
+    assert advice == [f"run python -m {name} again for {tmp_path}" for name in commands]
 
 
 def test_files_that_cannot_be_read_now_are_not_called_damaged(
