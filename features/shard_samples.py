@@ -26,6 +26,7 @@ from features.remote_files import (
     is_url,
     may_pass,
     reason,
+    shown,
 )
 from features.shard_captions import OTHER_TEXT, TEXTS, captions_in, decoded, extension_of
 from features.shard_folders import names_in
@@ -63,6 +64,9 @@ class Sample(NamedTuple):
     def id(self) -> int:
         """The image id made of the key; see `id_of_key`."""
         return id_of_key(self.key)
+
+    def __str__(self) -> str:
+        return shown(self.file_name)
 
 
 def id_of_key(key: str) -> int:
