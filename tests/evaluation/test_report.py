@@ -320,6 +320,9 @@ def test_options_are_checked(options, message, finished, capsys):
 def test_a_folder_that_is_not_a_run_or_has_no_captions_is_refused(finished, tmp_path, capsys):
     assert main(["--run", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main(["--run", str(tmp_path / "loop")]) == 2
+    assert "a link leads to itself" in capsys.readouterr().err
     (finished / "captions_val.json").unlink()
     assert main(["--run", str(finished)]) == 2
     assert "has no captions yet" in capsys.readouterr().err

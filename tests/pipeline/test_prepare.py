@@ -344,6 +344,13 @@ def test_unknown_option_suggests_the_nearest(prepare: Callable) -> None:
     assert "did you mean --min-count?" in outcome.err
 
 
+def test_a_circular_link_as_root_is_refused(prepare: Callable, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    outcome = prepare("folder", root=tmp_path / "loop")
+    assert outcome.status == 2
+    assert "loop: there is no such folder; expected the folder of your pictures" in outcome.err
+
+
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "shapes"])
 def test_missing_root_is_refused(prepare: Callable, dataset: str, tmp_path: Path) -> None:
     outcome = prepare(dataset, root=tmp_path / "nowhere")
