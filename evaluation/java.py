@@ -112,7 +112,7 @@ def run(
             raise UserError(f"cannot start {command[0]}: {error.strerror}") from error
         assert process.stdin is not None  # both are pipes; this is for the type checker
         assert process.stdout is not None
-        watchdog = threading.Timer(time_limit, _kill, [process])
+        watchdog = threading.Timer(min(time_limit, threading.TIMEOUT_MAX), _kill, [process])
         watchdog.start()
         answer = None
         with process.stdout, suppress(EOFError, BrokenPipeError):

@@ -53,21 +53,20 @@ def check_out(out: Path, inputs: Mapping[str, Path], chosen: bool, key: str) -> 
         key: an entry that every file of this kind has.
 
     Raises:
-        UserError: `out` is one of the inputs, a file of another kind, or the result of other
-            inputs.
+        UserError: `out` is one of the inputs, a file of another kind, or the result of inputs with
+            other names.
     """
     if not out.is_file():
         return
     for name, path in inputs.items():
         if path.exists() and out.samefile(path):
             raise UserError(f"{out} is the file of --{name}; choose another --out")
-    record = _record(out)
+    record, damaged = _record(out)
+    if key not in record and (chosen or not damaged):
+        raise UserError(
+            f"{out} exists and was not written by this command; choose another --out, or delete it"
+        )
     if chosen:
-        if key not in record:
-            raise UserError(
-                f"{out} exists and was not written by this command; choose another --out, or "
-                "delete it"
-            )
         return
     for name, path in inputs.items():
         before = record.get(name)
@@ -88,12 +87,13 @@ def _whole_name(path: Path, suffix: str) -> str:
     return path.stem if path.suffix == suffix else path.name
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> tuple[dict[str, Any], bool]:
+    """Return the content of a file, empty if it is no object of JSON, and whether it is no JSON."""
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        return {}, True
+    return content if isinstance(content, dict) else {}, False
 
 
 def _is_same(before: Path, path: Path) -> bool:

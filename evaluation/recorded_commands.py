@@ -10,6 +10,8 @@ from pipeline.work import RunFolder
 
 # Groups of options whose name is not part of the command line.
 _WITHOUT_PREFIX = ("decoder", "generate")
+# What stands for the paths in options, unless they are known to be in the work directory.
+_PLACES = {"work": "WORK", "root": "DIR", "init": "DIR", "captions": "FILE", "out": "FILE"}
 
 
 def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> list[str]:
@@ -26,7 +28,7 @@ def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> l
     name = run.path.resolve().name
     folder = f"WORK/runs/{name}"
     files = {
-        "captions": "WORK/captions.json",
+        "captions": f"WORK/{run.work.captions.name}",
         "results": f"{folder}/{run.captions(split).name}",
     }
     caption = _options(run.path, f"caption-{split}")
@@ -35,7 +37,7 @@ def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> l
     ensemble = [folder, *(f"WORK/runs/{other}" for other in others)]
     work = run.work.path
     recorded: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-        (PREPARE, _options(work, "prepare"), {"work": "WORK", "root": "DIR"}),
+        (PREPARE, *_preparation(work)),
         (EXTRACT, *_extraction(work)),
         (TRAIN, training, {"work": "WORK", "run": name}),
         (CAPTION, caption, {"run": ensemble}),
@@ -46,6 +48,27 @@ def recorded_commands(run: RunFolder, split: str, training: dict[str, Any]) -> l
 
 def _options(folder: Path, stage: str) -> dict[str, Any]:
     return recorded_options(folder, stage) or {}
+
+
+def _preparation(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the recorded options of the preparation, and what stands for its paths."""
+    options = _options(work, "prepare")
+    return options, {"work": "WORK", "also": [_placed(text) for text in options.get("also") or ()]}
+
+
+def _placed(also: str) -> str:
+    """Return the options of a further data set without its paths."""
+    places = {f"--{name}": place for name, place in _PLACES.items()}
+    tokens, placed = shlex.split(also), []
+    for before, token in zip(["", *tokens], tokens, strict=False):
+        name, equals, _ = token.partition("=")
+        if before in places:
+            placed.append(places[before])
+        elif equals and name in places:
+            placed.append(f"{name}={places[name]}")
+        else:
+            placed.append(token)
+    return shlex.join(placed)
 
 
 def _extraction(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -60,9 +83,9 @@ def _extraction(work: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _command(stage: str, options: dict[str, Any], paths: dict[str, Any]) -> str:
-    # A data set that needs no root has none recorded.
-    placed = {k: v for k, v in paths.items() if k not in options or options[k] is not None}
-    placed |= {k: "FILE" for k in ("captions", "out") if options.get(k) and k not in paths}
+    # A data set that needs no root has none recorded, and the included captioner has no path.
+    given = {k: v for k, v in _PLACES.items() if options.get(k) not in (None, "packaged")}
+    placed = {**given, **paths}
     return " ".join([stage, *_arguments({**placed, **options, **placed})])
 
 

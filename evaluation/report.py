@@ -5,6 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from evaluation import concerns, runs
@@ -258,8 +259,15 @@ def _flat(options: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
         if isinstance(value, dict):
             pairs += _flat(value, f"{prefix}{name}.")
         else:
-            pairs.append((f"{prefix}{name}", value))
+            pairs.append((f"{prefix}{name}", _without_folders(value)))
     return pairs
+
+
+def _without_folders(value: Any) -> Any:
+    """Return a value with the names of files alone: their paths are nobody's business."""
+    if isinstance(value, list):
+        return [_without_folders(one) for one in value]
+    return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def listing(path: Path) -> Iterator[Path]:
 
 def _in_folder(folder: Path) -> Named:
     files = list(listing(folder))
-    tables = {f: lists for f in files if _suffix(f) == ".npy" and (lists := _lists_of(f))}
+    tables = {f: lists for f in files if _suffix(f) == ".npy" and (lists := lists_of(f))}
     listed = {ids for lists in tables.values() for ids in lists}
     files = [file for file in files if file not in listed]
     single = {".npy": _of_array, ".npz": _of_archive}
@@ -166,17 +166,18 @@ def _of_archive(file: Path) -> Stored:
 
 def _in_array(file: Path) -> Named:
     """Return the rows of an .npy file, whose ids are in a file beside it."""
-    found = _lists_of(file)
+    found = lists_of(file)
     if len(found) != 1:
         raise UserError(
             f"--from {file}: expected one list of image ids or file names beside it, found "
             f"{first_few(found) or 'none'}; write one a line to {file.stem}{_LISTS[0]}"
         )
     ids = _ids_of(found[0])
-    return _rows(str(file), np.load(file, mmap_mode="r", allow_pickle=False), ids, None, file)
+    rows = np.load(file, mmap_mode="r", allow_pickle=False)
+    return _rows(str(file), rows, ids, None, file, found[0])
 
 
-def _lists_of(file: Path) -> list[Path]:
+def lists_of(file: Path) -> list[Path]:
     """Return the lists of ids beside an .npy file."""
     return [path for end in _LISTS if (path := file.with_name(f"{file.stem}{end}")).is_file()]
 
@@ -268,16 +269,19 @@ def _table(names: list[str]) -> tuple[str, str, str | None] | None:
 
 
 def _rows(
-    where: str, rows: Any, ids: list[Any], counts: np.ndarray | None, file: Path
+    where: str, rows: Any, ids: list[Any], counts: np.ndarray | None, file: Path, *lists: Path
 ) -> Iterator[tuple[str, Stored]]:
-    """Return the rows of an array of all images; `counts` are their numbers of regions."""
+    """Return the rows of an array of all images; `counts` are their numbers of regions.
+
+    The rows are in `file`, and their ids there or in `lists` beside it.
+    """
     while ids and ids[-1] == "":
         ids = ids[:-1]  # the end of the last line
     numbers = None if counts is None else _listed(counts)
     for what, length in (("ids", len(ids)), ("counts", len(ids if numbers is None else numbers))):
         if not rows.ndim or length != len(rows):
             raise ValueError(f"expected as many {what} as rows {rows.shape}, found {length}")
-    modified = file.stat().st_mtime_ns
+    modified = max(one.stat().st_mtime_ns for one in (file, *lists))
     for row, one in enumerate(ids):
         shape = rows.shape[1:]
         if numbers:

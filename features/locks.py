@@ -16,8 +16,8 @@ _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.
 
 
 @contextmanager
-def locked(file: Path, busy: str, wait: bool = False) -> Iterator[None]:
-    """Hold the lock `file` for the duration of the block.
+def locked(file: Path, busy: str, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock `file` for the duration of the block, and yield whether it is held.
 
     On a disk without locks, as some network disks are, there is a warning instead of a lock. With
     `wait`, this logs `busy` and waits while another process holds the lock.
@@ -43,6 +43,6 @@ def locked(file: Path, busy: str, wait: bool = False) -> Iterator[None]:
             file.parent,
         )
     try:
-        yield
+        yield lock.is_locked
     finally:
         lock.release()

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from features.array_files import BESIDE, FEATURES, Stored, arrays_in, listing
+from features.array_files import BESIDE, FEATURES, Stored, arrays_in, listing, lists_of
 from features.backbones import FILES
 from features.errors import UserError, first_few
 from features.extraction import ahead
@@ -88,7 +88,7 @@ def digest(path: Path) -> str:
     """Return a digest of the names, sizes and times of the files that `find` would read."""
     hashed = hashlib.sha256()
     for part in (part for part in _parts(path) if part is not None and part.exists()):
-        for file in listing(part) if part.is_dir() else [part]:
+        for file in listing(part) if part.is_dir() else [part, *lists_of(part)]:
             status = file.stat()
             hashed.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return hashed.hexdigest()
@@ -132,7 +132,7 @@ def find(
                     f"found {stored.shape} in {stored.where}"
                 )
     description = {
-        "backbone": f"{FILES}{own.stem if own.is_file() else own.name}",
+        "backbone": f"{FILES}{_stem(own)}",
         "weights": "unknown",
         "weights_sha256": "unknown",
         "grid": list(shape[:2]),
@@ -159,12 +159,18 @@ def _parts(path: Path) -> tuple[Path, Path | None]:
             )
     if not _is_att(path):
         return path, None
-    beside = path.with_name(f"{path.stem.removesuffix('_att')}_fc{path.suffix}")
+    suffix = path.name.removeprefix(_stem(path))
+    beside = path.with_name(f"{_stem(path).removesuffix('_att')}_fc{suffix}")
     return path, beside if beside.exists() else None
 
 
 def _is_att(path: Path) -> bool:
-    return path.stem.endswith("_att")
+    return _stem(path).endswith("_att")
+
+
+def _stem(path: Path) -> str:
+    """Return the name of a file without its suffix, and that of a folder, which has none."""
+    return path.name if path.is_dir() else path.stem
 
 
 def _matched(

@@ -1,6 +1,6 @@
 """Show how far a long task is: a bar on a terminal, a line now and then in a log.
 
-Both say how much time is left. Nothing is shown of a task that ends sooner than that.
+Both say how much time is left. A task that ends within a second (in a log, ten) shows nothing.
 """
 
 import sys

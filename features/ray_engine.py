@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from features import progress
-from features.errors import UserError, first_line
+from features.errors import UserError, first_few, first_line
 from features.extras import need
 from features.shard_outputs import Make, Outcome, Outputs, make_shard
 from features.shards import Shard
@@ -50,18 +50,21 @@ def make_shards_on_ray(
         gpus: GPUs that a task needs, perhaps a fraction of one.
 
     Raises:
-        UserError: Ray is not installed, or see `make_shard`; what was published is kept.
+        UserError: Ray is not installed, the cluster that was started here cannot run a task, or see
+            `make_shard`; what was published is kept.
     """
     need("ray")
     import ray
 
-    started = not ray.is_initialized()
-    if started:
+    connected, ours = not ray.is_initialized(), False
+    if connected:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
-            ray.init(logging_level=logging.ERROR, log_to_driver=False)
+            context = ray.init(logging_level=logging.ERROR, log_to_driver=False)
         except (ConnectionError, RuntimeError, ValueError) as error:
             raise UserError(f"cannot reach the Ray cluster: {first_line(error)}") from error
+        session = getattr(context, "address_info", {}).get("session_dir") or ""
+        ours = session.endswith(f"_{os.getpid()}")  # the process that started Ray
     task = ray.remote(
         num_cpus=cpus,
         num_gpus=gpus,
@@ -71,11 +74,15 @@ def make_shards_on_ray(
     )(_task)
     job = _Job(lambda shard: task.remote(shard, outputs, make, force), outputs, force)
     try:
+        if lack := _lack(ray.nodes(), cpus, gpus):
+            if ours:
+                raise UserError(f"{lack}; lower --workers or --gpus")
+            log.warning(f"{lack}; waiting for such a node")
         return job.run(list(shards), what, cpus, gpus)
     finally:
         for ref in job.running:
             ray.cancel(ref, force=True)
-        if started:
+        if connected:
             ray.shutdown()
 
 
@@ -162,6 +169,8 @@ class _Job:
         except ray.exceptions.RayTaskError:  # a defect of ours
             raise
         except ray.exceptions.RayError as error:
+            if shard in self.running.values():  # the other task for it may succeed
+                return Outcome(shard, "busy")
             why = f"its worker died {_RETRIES + 1} times ({first_line(error)})"
             result = Outcome(shard, "broken", reason=why)
         if isinstance(result, Abort):
@@ -191,6 +200,18 @@ class _Job:
                 log.info(f"{shard} takes long: a second task is started for it")
                 self._doubled.add(shard.name)
                 self._start(shard)
+
+
+def _lack(nodes: list[dict[str, Any]], cpus: float, gpus: float) -> str:
+    """Return what a task needs and every node lacks; "" if one has it."""
+    resources = [node["Resources"] for node in nodes if node["Alive"]]
+    found = [(one.get("CPU", 0.0), one.get("GPU", 0.0)) for one in resources]
+    if any(own_cpus >= cpus and own_gpus >= gpus for own_cpus, own_gpus in found):
+        return ""
+    return (
+        f"each shard needs a node of Ray with {cpus:g} CPUs and {gpus:g} GPUs, found "
+        f"{first_few(f'{own_cpus:g} and {own_gpus:g}' for own_cpus, own_gpus in found) or 'none'}"
+    )
 
 
 def _slots(resources: dict[str, float], cpus: float, gpus: float) -> int:

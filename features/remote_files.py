@@ -7,9 +7,10 @@ import importlib
 import re
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from features.errors import UserError, first_line
 from features.extras import how_to_install
@@ -60,10 +61,13 @@ def is_web(location: str) -> bool:
 
 def shown(location: str) -> str:
     """Return a location without a query, user or password, which may be secret."""
-    if not is_web(location):  # elsewhere ? and # belong to the name
-        return re.sub(r"^([A-Za-z][\w+.:-]*://)[^/]*@", r"\1", location)
-    parts = _split(location)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()
+    if is_web(location):  # elsewhere ? and # belong to the name
+        with suppress(ValueError):
+            parts = urlsplit(location)
+            own = parts.netloc.rpartition("@")[2]
+            return parts._replace(netloc=own, query="", fragment="").geturl()
+        location = location.partition("?")[0]
+    return re.sub(r"^([A-Za-z][\w+.:-]*://)[^/]*@", r"\1", location)
 
 
 def url_path(url: str) -> str:
@@ -72,14 +76,12 @@ def url_path(url: str) -> str:
     Raises:
         UserError: it is a web address that cannot be understood.
     """
-    return unquote(_split(url).path) if is_web(url) else url.partition("://")[2].partition("/")[2]
-
-
-def _split(url: str) -> SplitResult:
+    if not is_web(url):
+        return url.partition("://")[2].partition("/")[2]
     try:
-        return urlsplit(url)
+        return unquote(urlsplit(url).path)
     except ValueError as error:
-        raise UserError(f"{url!r} is no web address: {error}") from error
+        raise UserError(f"{shown(url)!r} is no web address: {error}") from error
 
 
 def file_system(url: str) -> Any:

@@ -49,6 +49,7 @@ def _delete_left_over() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}{os.getuid()}-*[!k]"):
         lock = folder.with_suffix(".lock")
         # A process holds the lock of its folder as long as the folder is there.
-        with suppress(OSError, UserError), locked(lock, f"{lock} is locked"):
-            shutil.rmtree(folder, ignore_errors=True)
-            lock.unlink(missing_ok=True)
+        with suppress(OSError, UserError), locked(lock, f"{lock} is locked") as held:
+            if held:
+                shutil.rmtree(folder, ignore_errors=True)
+                lock.unlink(missing_ok=True)

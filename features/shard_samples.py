@@ -26,6 +26,7 @@ from features.remote_files import (
     is_url,
     may_pass,
     reason,
+    shown,
 )
 from features.shard_captions import OTHER_TEXT, TEXTS, captions_in, decoded, extension_of
 from features.shard_folders import names_in
@@ -63,6 +64,9 @@ class Sample(NamedTuple):
     def id(self) -> int:
         """The image id made of the key; see `id_of_key`."""
         return id_of_key(self.key)
+
+    def __str__(self) -> str:
+        return shown(self.file_name)
 
 
 def id_of_key(key: str) -> int:
@@ -296,8 +300,11 @@ def _has_picture(key: str, group: dict[str, tuple[str, Content]]) -> bool:
         stem = dotted[0].removesuffix(extension_of(dotted[0]))
         group["picture"] = group.pop(dotted[0])
         for kind in TEXTS:
-            if f"{stem}{kind}" in group:
-                group.setdefault(kind, group.pop(f"{stem}{kind}"))
+            if (text := group.pop(f"{stem}{kind}", None)) is None:
+                continue
+            if kind in group:  # named like the key alone: left out, and counted
+                group[f"{stem}{kind}"] = group[kind]
+            group[kind] = text
         return True
     if any((extension_of(kind) or kind) in TEXTS for kind in group):
         raise ShardError(f"the key {key!r} has no picture, only {names}")

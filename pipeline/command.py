@@ -78,6 +78,11 @@ def run(
     except OSError as error:  # no permission, a full disk, a name that is too long
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        if "Symlink loop" not in str(error):  # which Path.resolve raises before Python 3.13
+            raise
+        print(f"error: {error}: a link leads to itself", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; what was finished is kept", file=sys.stderr)
         return 130

@@ -28,6 +28,9 @@ def read_shapes(root: Path, options: PrepareOptions) -> Reading:
     return Reading(root, [Record(scene.file_name, scene.split, scene.captions) for scene in scenes])
 
 
+# Suffixes of files that may hold captions.
+_TEXTS = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".caption", ".token"}
+
 READERS: dict[str, Callable[[Path, PrepareOptions], Reading]] = {
     "shapes": read_shapes,
     "flickr8k": read_flickr8k,
@@ -94,14 +97,17 @@ def kept_ids(ids: Mapping[str, int], known: Mapping[str, int], root: Path) -> di
     Pictures are known by their path, or by their name in `root`, which may have moved.
     """
     there = root.resolve()
-    before = {name: known.get(str(there / name), known.get(name)) for name in ids}
-    if all(number is None for number in before.values()):
+    by_path = {name: known[path] for name in ids if (path := str(there / name)) in known}
+    used = {*by_path.values()}  # the picture of that name is there, under its path
+    by_name = {name: known[name] for name in ids if name in known and known[name] not in used}
+    before = by_name | by_path
+    if not before:
         return dict(ids)
     taken = {*known.values()}
     larger = itertools.count(max((*taken, *ids.values())) + 1)
     kept = {}
     for name, own in ids.items():
-        number = before[name]
+        number = before.get(name)
         kept[name] = (next(larger) if own in taken else own) if number is None else number
     return kept
 
@@ -207,19 +213,29 @@ def caption_files(options: PrepareOptions) -> list[Path]:
     These are the text files in the root and one folder below (for `folder`, in all below), and
     those folders themselves: their modification time changes when a picture is added or removed.
     """
-    root, work = options.root, options.work.resolve()
+    root = options.root
     if root is None or not root.is_dir():
         return []
-    suffixes = {".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".txt", ".token"}
+    deep = options.dataset == "folder"
+    folders: list[Path] = []
+    files: list[Path] = []
+    seen = {os.path.realpath(options.work)}
     try:
-        folders = root.rglob("*") if options.dataset == "folder" else root.iterdir()
-        below = sorted(path for path in folders if path.is_dir() and not _within(path, work))
-        files = [p for folder in (root, *below) for p in folder.iterdir() if p.suffix in suffixes]
+        # Links are followed, as the pictures behind them are read too.
+        for name, inner, names in os.walk(root, followlinks=True, onerror=_raise):
+            folder, real = Path(name), os.path.realpath(name)
+            if real in seen or not (deep or folder == root):
+                inner.clear()
+            if real in seen:
+                continue
+            seen.add(real)
+            folders.append(folder)
+            files += [folder / one for one in names if Path(one).suffix.lower() in _TEXTS]
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
     chosen = [captions_file(root, options.captions, ())] if options.captions else []
-    return [root, *below, *sorted(files), *chosen]
+    return [*folders, *sorted(files), *chosen]
 
 
-def _within(path: Path, folder: Path) -> bool:
-    return Path(os.path.realpath(path)).is_relative_to(folder)
+def _raise(error: OSError) -> None:
+    raise error

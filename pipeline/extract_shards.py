@@ -163,7 +163,7 @@ def extract_shard(
     if len(failures) == len(pictures):
         raise ShardError(
             f"none of its {len(pictures):,} pictures can be read: "
-            f"{pictures[0].file_name}: {failures[pictures[0].id]}"
+            f"{pictures[0]}: {failures[pictures[0].id]}"
         )
     with (folder / f"{shard.name}.jsonl").open("w", encoding="utf-8") as lines:
         for sample in pictures:
@@ -209,12 +209,13 @@ def _scale(file: Path, row_format: RowFormat, measure: Callable[[], np.ndarray])
         UserError: the file is damaged, or is the scale of other features.
     """
     wanted = fingerprint(row_format.description)
-    try:
-        with locked(file.with_name(f".{file.name}.lock"), f"waiting for {file}", wait=True):
-            if not file.exists():
-                write_json(file, {"fingerprint": wanted, "scale": measure().tolist()})
-    except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    if not file.exists():  # it may lie where nothing can be written, not even a lock
+        try:
+            with locked(file.with_name(f".{file.name}.lock"), f"waiting for {file}", wait=True):
+                if not file.exists():
+                    write_json(file, {"fingerprint": wanted, "scale": measure().tolist()})
+        except OSError as error:
+            raise UserError(f"cannot write {file}: {error.strerror}") from error
     content = read_json(file, "pipeline.extract --scale")
     try:
         scale = np.array(content["scale"], "<f4")

@@ -1,5 +1,6 @@
 """Options of pipeline.prepare, extract and doctor; the fields' docstrings are their help texts."""
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +134,8 @@ class PrepareOptions:
             raise UserError(
                 f"--dataset {self.dataset} needs --root: {content_of_root(self.dataset)}"
             )
-        if self.root is not None and self.root.resolve() == self.work.resolve():
+        # Unlike Path.resolve, realpath accepts circular links.
+        if self.root is not None and os.path.realpath(self.root) == os.path.realpath(self.work):
             raise UserError("--work must be another folder than --root; try --work work")
         if self.columns is not None:
             parse_columns(self.columns)

@@ -15,7 +15,7 @@ from pipeline.captions import SPLITS, CaptionTable, Image
 from pipeline.command import run
 from pipeline.download import download
 from pipeline.options import PrepareOptions
-from pipeline.prepare_shards import listing_digest, undone, write_database
+from pipeline.prepare_shards import listing_digest, undone, writing_database
 from pipeline.presets import with_preset
 from pipeline.sources import all_caption_files, data_sets, load_tables, repeated_as_also
 from pipeline.up_to_date import Stamp
@@ -131,20 +131,21 @@ def _prepare_shards(options: PrepareOptions) -> None:
         return
     need("spacy")
     work = WorkFolder(options.work)
-    prepared = write_database(options, work.database)
-    (work.path / "captions.json").unlink(missing_ok=True)  # of data that were here before
     outputs, words = [work.database], None
-    train = prepared.counts["train"]
-    if train["images"]:
-        min_count, remarks = _chosen_min_count(options.min_count, train["captions"])
-        if not prepared.counts["val"]["images"]:
-            remarks.append(_NO_VAL)
-        words = vocabulary.of_counts(prepared.words, min_count, options.max_length)
-        _expect_words(words, train["images"])
+    remarks = [_nothing_to_train_on(options.work)]
+    with writing_database(options, work.database) as prepared:
+        train = prepared.counts["train"]
+        if train["images"]:
+            min_count, remarks = _chosen_min_count(options.min_count, train["captions"])
+            if not prepared.counts["val"]["images"]:
+                remarks.append(_NO_VAL)
+            words = vocabulary.of_counts(prepared.words, min_count, options.max_length)
+            _expect_words(words, train["images"])
+    (work.path / "captions.json").unlink(missing_ok=True)  # of data that were here before
+    if words is not None:
         vocabulary.save(words, work.vocabulary)
         outputs.append(work.vocabulary)
     else:
-        remarks = [_nothing_to_train_on(options.work)]
         work.vocabulary.unlink(missing_ok=True)
     counts = {split: of_split["images"] for split, of_split in prepared.counts.items()}
     total, longer = (

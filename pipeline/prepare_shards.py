@@ -93,8 +93,11 @@ def split_of(line: Line, held: Held, seed: int) -> str:
     return "test" if position >= 1 - held.test else "train"
 
 
-def write_database(options: PrepareOptions, path: Path) -> Prepared:
-    """Read all shards in the root and write their captions to a database, atomically.
+@contextmanager
+def writing_database(options: PrepareOptions, path: Path) -> Iterator[Prepared]:
+    """Read all shards in the root and write their captions to a database.
+
+    It is put in place when the block ends; if the block fails, the old one stays.
 
     Raises:
         UserError: a file is damaged or not understood, stores differ, a picture occurs twice, no
@@ -136,7 +139,7 @@ def write_database(options: PrepareOptions, path: Path) -> Prepared:
             ]
             database.executemany("INSERT INTO info VALUES (?, ?)", entries)
             database.execute("COMMIT")
-    return Prepared(writing.counts, writing.words, writing.remarks())
+        yield Prepared(writing.counts, writing.words, writing.remarks())
 
 
 def undone(root: Path) -> list[str]:

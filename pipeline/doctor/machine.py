@@ -165,7 +165,7 @@ def _weights() -> Iterator[CheckResult]:
     from features.efficientnet_lite import VARIANTS, weights_file
     from features.pretrained import sha256_prefix
 
-    downloaded = Path(torch.hub.get_dir(), "checkpoints").glob("*-????????.pth")
+    downloaded = Path(torch.hub.get_dir(), "checkpoints").glob(f"*-{8 * '[0-9a-f]'}.pth")
     for path in (*map(weights_file, sorted(VARIANTS)), *sorted(downloaded)):
         try:
             with reading(path):
@@ -176,12 +176,15 @@ def _weights() -> Iterator[CheckResult]:
         except AccessError as error:
             yield problem(f"weights: {error}", "make them readable and run the doctor again")
             continue
-        if digest.startswith(sha256_prefix(path.name)):
+        named = sha256_prefix(path.name)
+        if digest.startswith(named):
             yield ok(f"weights {path.name}, SHA-256 {digest[:8]}...")
         else:
             yield problem(
-                f"weights {path} are damaged: their SHA-256 starts with {digest[:8]}",
-                f"delete {path}; it is downloaded again (or reinstall, if it came with a package)",
+                f"weights {path}: expected a SHA-256 that starts with {named} as in their name, "
+                f"found {digest[:8]}",
+                f"delete {path} if it was downloaded (it is downloaded again), reinstall it if it "
+                "came with a package, or rename it if it is your own",
             )
 
 

@@ -13,7 +13,7 @@ from decoder.runs.folder import digest
 from decoder.runs.loading import load_decoder
 from decoder.training import checks
 from evaluation import runs
-from features.commands import CAPTION, EXTRACT, PREPARE, REPORT, SCORE, TRAIN
+from features.commands import CAPTION, EXTRACT, PREPARE, REPORT, SCORE, SEARCH, TRAIN
 from features.errors import AccessError, UserError, first_few
 from features.store import FAILED, FeatureStore, differences, fingerprint
 from features.store_set import Store, StoreSet
@@ -36,7 +36,9 @@ _STAGES = {
     "extract": EXTRACT,
     "train": TRAIN,
     "caption": CAPTION,
+    "search": SEARCH,
     "scores": SCORE,
+    "baselines": REPORT,
     "report": REPORT,
 }
 

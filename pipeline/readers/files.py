@@ -104,12 +104,14 @@ _KINDS = (
     (b"\x93NUMPY", "a NumPy array"),
     (b"ORC", "an ORC file: export it as CSV or JSON Lines, for example with pandas"),
 )
+# With these a text may begin too, such as "ORCHIDS IN A VASE".
+_WORDS = {b"BZh", b"Rar!", b"PAR1", b"ARROW1", b"FEA1", b"ORC"}
 
 
 def kind_of(content: bytes) -> str | None:
     """Return what a file is by its first bytes and what to do with it, None if it may be text."""
     for start, kind in _KINDS:
-        if content.startswith(start):
+        if content.startswith(start) and not (start in _WORDS and _is_text(content[:1000])):
             return kind
     if content.startswith(b"PK\3\4"):
         if b"xl/" in content or b"Content_Types" in content[:200]:
@@ -132,6 +134,14 @@ def kind_of(content: bytes) -> str | None:
     if head.startswith(b"<?xml"):
         return "an XML document"
     return None
+
+
+def _is_text(start: bytes) -> bool:
+    """Whether the start of a file is UTF-8 without NUL; its last character may be cut."""
+    try:
+        return "\0" not in codecs.getincrementaldecoder("utf-8")().decode(start)
+    except UnicodeDecodeError:
+        return False
 
 
 # Brands of ISO media files (ISO/IEC 14496-12) that hold still pictures: HEIC and AVIF.

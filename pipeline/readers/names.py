@@ -220,24 +220,28 @@ def match_names(records: Iterable[Record], root: Path) -> tuple[list[Record], li
 
 
 def _merged(records: list[Record], changed: Mapping[str, str]) -> list[Record]:
-    merged: dict[tuple[str, int | None], Record] = {}
+    numbered: list[Record] = []
+    merged: dict[str, Record] = {}
     for record in records:
         name = changed.get(record.file_name, record.file_name)
-        before = merged.get((name, record.id))
-        if before is None or record.id is not None:
-            merged[name, record.id] = replace(record, file_name=name)
+        if record.id is not None:
+            numbered.append(replace(record, file_name=name))
+            continue
+        before = merged.get(name)
+        if before is None:
+            merged[name] = replace(record, file_name=name)
             continue
         if before.split != record.split and before.split and record.split:
             raise UserError(
                 f"{record.file_name} is in the split {record.split} and, spelled {name}, in "
                 f"{before.split}"
             )
-        merged[name, None] = replace(
+        merged[name] = replace(
             before,
             split=before.split or record.split,
             captions=before.captions + record.captions,
         )
-    return list(merged.values())
+    return [*numbered, *merged.values()]
 
 
 def _is_guessed(name: str, file: str, root: str) -> bool:

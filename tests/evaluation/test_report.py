@@ -13,6 +13,7 @@ import pytest
 from evaluation import baselines
 from evaluation.charts import chart, ticks
 from evaluation.gallery import best_middle_worst
+from evaluation.recorded_commands import recorded_commands
 from evaluation.report import main
 from evaluation.toolkit import score_tokens
 from evaluation.validation import tokenize_without_java
@@ -21,6 +22,7 @@ from features.row_format import RowFormat
 from features.sampling import evenly_spaced
 from features.store import FeatureStore
 from features.store_writing import begin, merge, only_writer
+from pipeline.work import RunFolder
 
 EVIL = "<script>alert('dog')</script> & \"quotes\""
 
@@ -141,6 +143,7 @@ def test_the_page_has_the_commands_that_repeat_the_run(finished):
         "options": {
             "decoder": {"model": "updown", "cell": "lstm"},
             "xe": {"epochs": 3, "label_smoothing": 0.0},
+            "init": "/home/me/captioner",
             "seed": 7,
         },
         "vocabulary": "0a1b",
@@ -151,7 +154,13 @@ def test_the_page_has_the_commands_that_repeat_the_run(finished):
     (finished / "config.json").write_text(json.dumps(config))
     stamps = {
         finished.parents[1]: {
-            "prepare": {"dataset": "drawn set", "work": ".", "root": "/home/me", "min_count": 5},
+            "prepare": {
+                "dataset": "drawn set",
+                "work": ".",
+                "root": "/home/me",
+                "also": ["--dataset folder --root '/home/me/B C' --captions=/home/me/c.csv"],
+                "min_count": 5,
+            },
             "extract": {"work": ".", "grid": 7, "verify": False, "workers": None},
         },
         finished: {
@@ -172,10 +181,11 @@ def test_the_page_has_the_commands_that_repeat_the_run(finished):
     page = Page(finished / "report.html")
     lines = [" ".join(line.split()) for text in page.texts for line in text.splitlines()]
     assert [line for line in lines if line.startswith("python -m")][:5] == [
-        "python -m pipeline.prepare --work WORK --root DIR --dataset 'drawn set' --min-count 5",
+        "python -m pipeline.prepare --work WORK --root DIR --also '--dataset folder --root DIR "
+        "--captions=FILE' --dataset 'drawn set' --min-count 5",
         "python -m pipeline.extract --work WORK --grid 7",
-        "python -m decoder.train --work WORK --run first --model updown --cell lstm --xe.epochs 3 "
-        "--xe.label-smoothing 0.0 --seed 7",
+        "python -m decoder.train --init DIR --work WORK --run first --model updown --cell lstm "
+        "--xe.epochs 3 --xe.label-smoothing 0.0 --seed 7",
         "python -m decoder.caption --run WORK/runs/first --run WORK/runs/other "
         "--beam 5 --split val",
         "python -m evaluation.score --captions WORK/captions.json "
@@ -184,6 +194,10 @@ def test_the_page_has_the_commands_that_repeat_the_run(finished):
     assert "/home/me" not in page.source
     for fact in ("0a1b", "2c3d", "threads 2", "version.torch 2.5.1", "CIDEr-D, n 1-4", "seed 7"):
         assert fact in page.text
+
+    (finished.parents[1] / "captions.db").touch()  # of shards
+    assert "WORK/captions.db" in recorded_commands(RunFolder(finished), "val", {})[-1]
+    (finished.parents[1] / "captions.db").unlink()
 
     (finished / ".done" / "caption-val.json").write_text("[]")
     assert main(["--run", str(finished), "--force"]) == 0
@@ -306,6 +320,9 @@ def test_options_are_checked(options, message, finished, capsys):
 def test_a_folder_that_is_not_a_run_or_has_no_captions_is_refused(finished, tmp_path, capsys):
     assert main(["--run", str(tmp_path)]) == 2
     assert "is not a run" in capsys.readouterr().err
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert main(["--run", str(tmp_path / "loop")]) == 2
+    assert "a link leads to itself" in capsys.readouterr().err
     (finished / "captions_val.json").unlink()
     assert main(["--run", str(finished)]) == 2
     assert "has no captions yet" in capsys.readouterr().err

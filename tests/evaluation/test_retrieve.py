@@ -65,6 +65,9 @@ def test_the_recall_of_another_ranking_and_the_ranking_itself_are_not_overwritte
     assert retrieve.main(["--ranking", str(tmp_path / "ranking_val.npz"), "--bootstrap", "0"]) == 0
     assert retrieve.main(["--ranking", str(tmp_path / "val.npz"), "--bootstrap", "0"]) == 2
     assert "retrieval_val.json belongs to --ranking" in capsys.readouterr().err
+    (tmp_path / "retrieval_val.json").write_text('{"R@1": 20.4}')
+    assert retrieve.main(["--ranking", str(tmp_path / "ranking_val.npz")]) == 2
+    assert "was not written by this command" in capsys.readouterr().err
     own = str(tmp_path / "val.npz")
     assert retrieve.main(["--ranking", own, "--out", own]) == 2
     assert "is the file of --ranking" in capsys.readouterr().err

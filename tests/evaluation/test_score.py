@@ -96,7 +96,7 @@ def test_captions_that_break_the_protocols_and_a_java_that_floods_its_error_outp
     }
     fake_java('head -c 300000 /dev/zero | tr "\\0" "x" >&2\nexec "$JAVA" "$@"')
     results = write_results(nasty)
-    assert score(work, results) == 0
+    assert score(work, results, "--time-limit", "inf") == 0
     scores = json.loads(results.with_name("scores_val.json").read_text())
     assert scores["per_image"]["METEOR"]["12"] == 1.0
     assert scores["per_image"]["METEOR"]["3"] == scores["per_image"]["METEOR"]["4"] == 0.0
@@ -300,6 +300,12 @@ def test_scores_of_other_results_or_references_are_never_overwritten(
     for path in (own, work / "captions.json", folder / "notes.txt"):
         given = ["--captions", table, "--results", str(own), "--out", str(path), "--force"]
         assert "choose another --out" in error(*given)
+    of_val = folder / "scores_val.json"
+    for content in ('{"CIDEr": 1.1}', "[1.1]"):  # of another program
+        of_val.write_text(content)
+        found = error("--captions", table, "--results", str(write_results(written)))
+        assert f"{of_val} exists and was not written by this command" in found
+        assert of_val.read_text() == content
     # Scores that the user names may be replaced, and a folder that was moved is still the same.
     given = ["--captions", table, "--results", str(other), "--out", str(scores)]
     assert "the scoring begins" in error(*given)

@@ -37,7 +37,7 @@ def cluster() -> Iterator[Any]:
 
 
 def make(shard: Shard, folder: Path, attempts: Path) -> Mapping[str, Any]:
-    """Write a shard, after what its name says: die always, die once, hang once, or refuse.
+    """Write a shard, after what its name says: die always, die once, hang once, and so on.
 
     The one that hangs is published by another task meanwhile; it deletes that output at once, as a
     task does that begins to publish its own.
@@ -53,6 +53,12 @@ def make(shard: Shard, folder: Path, attempts: Path) -> Mapping[str, Any]:
             pass
         other.unlink()
         time.sleep(600)
+    if shard.name == "second dies":
+        if not first:
+            os.kill(os.getpid(), signal.SIGKILL)
+        while len((attempts / shard.name).read_text().splitlines()) == 1:
+            time.sleep(0.1)
+        time.sleep(0.5)  # until the driver knows
     if shard.name == "refuses":
         raise UserError("the disk is full")
     time.sleep(0.4)
@@ -100,6 +106,27 @@ def test_a_job_survives_dead_workers_a_dead_node_and_a_hanging_task(
     # Few shards were made twice, and only where a worker or the node died.
     assert sum(tried[name].count("\n") for name in numbers) <= len(numbers) + 3
     assert [o.state for o in make_shards(shards[:4], outputs, attempt, "test")] == ["done"] * 4
+
+
+def test_a_second_task_that_dies_does_not_end_the_first(
+    cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"_RETRIES": 0, "STRAGGLER_SECONDS": 0.3, "_STRAGGLER_RATIO": 0.1}.items():
+        monkeypatch.setattr(ray_engine, name, value)
+    shards, outputs, attempt = job(tmp_path, "a", "second dies")
+    outcomes = make_shards_on_ray(shards, outputs, attempt, "test")
+    assert [(o.shard.name, o.state) for o in outcomes] == [("a", "made"), ("second dies", "made")]
+    assert (tmp_path / "attempts" / "second dies").read_text().count("\n") == 2
+
+
+def test_what_no_node_can_run_is_noticed(cluster: Any) -> None:
+    assert not ray_engine._lack(ray.nodes(), cpus=2, gpus=0.5)
+    for cpus, gpus in ((3, 0), (1, 2)):
+        found = ray_engine._lack(ray.nodes(), cpus, gpus)
+        assert (
+            found
+            == f"each shard needs a node of Ray with {cpus} CPUs and {gpus} GPUs, found 2 and 1"
+        )
 
 
 def test_tasks_share_a_gpu_by_fractions(cluster: Any, tmp_path: Path) -> None:

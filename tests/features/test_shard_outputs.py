@@ -1,5 +1,7 @@
 """The outputs of a shard are all there or not at all, wherever they are and whatever stops."""
 
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -423,6 +425,20 @@ def test_what_killed_processes_left_in_temporary_folders_is_deleted(
         with scratch_folder() as another:
             assert {path for path in tmp_path.iterdir() if path.is_dir()} == {alive, another}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_temporary_folders_of_running_processes_are_kept_on_a_disk_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with scratch_folder() as alive:
+        scratch._delete_left_over.cache_clear()
+        with scratch_folder():
+            assert alive.is_dir()
 
 
 def test_a_missing_bucket_is_named_without_waiting(

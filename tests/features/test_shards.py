@@ -206,6 +206,7 @@ def test_a_dotted_name_is_a_picture_where_its_key_has_no_other_and_strange_files
     members = [
         ("IMG.2020.jpg", jpeg()),
         ("IMG.2020.txt", b"dotted"),
+        ("IMG.txt", b"not named like the picture"),
         ("left.image.jpg", jpeg()),
         ("left.json", b'{"caption": "a"}'),
         ("one.jpg", jpeg()),
@@ -223,7 +224,7 @@ def test_a_dotted_name_is_a_picture_where_its_key_has_no_other_and_strange_files
     assert found == {"IMG": ["dotted"], "left": ["a"], "one": [], "x/two": []}
     assert passed_over == {
         "further picture of a key": 1,
-        "text file not named as a picture": 1,
+        "text file not named as a picture": 2,
         "file that is no picture": 3,
     }
 

@@ -20,7 +20,7 @@ from features import efficientnet_lite
 from features.errors import UserError
 from pipeline import captions, vocabulary
 from pipeline.captions import CaptionTable
-from pipeline.doctor import machine
+from pipeline.doctor import machine, workdir
 from pipeline.doctor.__main__ import main
 from pipeline.doctor.results import CheckResult, ok
 
@@ -132,9 +132,17 @@ def test_damaged_cnn_weights_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path
     damaged = tmp_path / "efficientnet-lite0-57934424.pth"
     damaged.write_bytes(b"other")
     monkeypatch.setattr(efficientnet_lite, "weights_file", lambda name: damaged)
-    results = list(machine._weights())
-    assert {r.level for r in results[:3]} == {"problem"}
-    assert f"weights {damaged} are damaged: their SHA-256 starts with " in results[0].text
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    checkpoints = tmp_path / "torch" / "hub" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    for name in ("resnet50-finetune.pth", "mine-20240131.pth"):  # for --weights
+        (checkpoints / name).touch()
+    *of_packages, of_a_date = machine._weights()
+    assert {r.level for r in of_packages} == {"problem"}
+    assert f"weights {damaged}: expected a SHA-256 that starts with 57934424" in of_packages[0].text
+    assert "finetune" not in str(of_packages)
+    assert "mine-20240131.pth" in of_a_date.text
+    assert "or rename it if it is your own" in str(of_a_date)
 
 
 def test_folder_that_cannot_be_written_and_low_disk_space_are_reported(
@@ -325,6 +333,18 @@ def test_each_kind_of_damage_is_reported_with_advice(
     assert any(line.startswith(level) and text in line for line in out.splitlines()), out
     assert "what to do: 1. " in out
     assert status == (2 if level == "problem" else 0), out
+
+
+def test_advice_about_files_that_are_out_of_date_is_the_command_that_writes_them(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / ".done").mkdir()
+    for stage in ("baselines_val", "search-ranking_val", "caption-captions_val"):
+        record = json.dumps({"inputs": {"features.h5": "as it was"}})
+        (tmp_path / ".done" / f"{stage}.json").write_text(record)
+    advice = [result.advice for result in workdir._outdated(tmp_path)]
+    commands = ("evaluation.report", "decoder.caption", "decoder.search")
+    assert advice == [f"run python -m {name} again for {tmp_path}" for name in commands]
 
 
 def test_files_that_cannot_be_read_now_are_not_called_damaged(

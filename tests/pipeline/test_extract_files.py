@@ -200,6 +200,17 @@ def test_a_list_of_ids_lies_beside_an_array(work, files):
     expect(store(work, files / "all.npy"), list(rows))
 
 
+@pytest.mark.parametrize("given", ["all.npy", "."])
+def test_features_are_read_again_when_only_their_list_of_ids_is_corrected(work, files, given):
+    rows = values(3, 4, CHANNELS)
+    np.save(files / "all.npy", rows)
+    listed = files / "all.ids.txt"
+    listed.write_text("\n".join(NAMES[::-1]))
+    expect(store(work, files / given), list(rows[::-1]))
+    listed.write_text("\n".join(NAMES))
+    expect(store(work, files / given), list(rows))
+
+
 def test_grids_are_read_with_the_channels_last_or_first(work, files):
     grids = [values(2, 3, CHANNELS, seed=i) for i in IDS]
     flat = [grid.reshape(6, CHANNELS) for grid in grids]
@@ -218,10 +229,10 @@ def test_the_folders_of_the_peer_load_as_they_are(work, tmp_path):
     arrays = boxes(3, 1, 5)
     vectors = [values(CHANNELS, seed=i) for i in IDS]
     for kind, each in (("att", arrays), ("fc", vectors), ("box", boxes(3, 1, 5))):
-        folder = tmp_path / f"cocobu_{kind}"
+        folder = tmp_path / f"resnext_v1.5_{kind}"
         folder.mkdir()
         save_each(folder, each, **({"key": "feat"} if kind == "att" else {}))
-    for path in ("cocobu_att", "cocobu"):
+    for path in ("resnext_v1.5_att", "resnext_v1.5"):
         found = store(work, tmp_path / path, "--force")
         np.testing.assert_allclose(found.pooled(found.rows(IDS)), vectors, rtol=1e-3)
         assert found.regions.tolist() == [3, 1, 5]

@@ -148,6 +148,8 @@ def test_a_file_of_scales_serves_all_shards(
     int8 = ["--dtype", "int8", "--scale", str(scale)]
     assert extract(f"{data}/2.tar", out, *int8) == 0
     made = scale.read_bytes()
+    (tmp_path / ".scale.json.lock").unlink(missing_ok=True)
+    (tmp_path / ".scale.json.lock").mkdir()  # as if nothing could be written there
     assert extract(f"{data}/0.tar", out, *int8) == 0
     scales = [FeatureStore(out / f"{name}.h5").row_format.scale for name in "02"]
     np.testing.assert_array_equal(*scales)
@@ -185,6 +187,20 @@ def test_a_shard_without_any_readable_picture_is_broken(
     assert extract(tmp_path / "0.tar", tmp_path / "out") == 1
     assert "none of its 2 pictures can be read: a.jpg: " in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("*.h5"))
+
+
+def test_an_error_about_pictures_of_a_list_has_no_secret_of_their_addresses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"url": f"http://{host}/a.jpg?token=secret"} for host in ("127.0.0.1:1", "me:secret@[x")
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "0.parquet")
+    for options in ([], ["--dry-run"]):
+        assert extract(tmp_path / "0.parquet", tmp_path / "out", *options)
+        error = capsys.readouterr().err
+        assert re.search(r"none of (its )?2 pictures can be read.* http://127.0.0.1:1/a.jpg", error)
+        assert "secret" not in error
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,21 @@ def test_failed_run_keeps_the_earlier_output(prepare: Callable, root: Path) -> N
     assert failed._replace(status=0).table == before
 
 
+def test_edited_captions_beside_pictures_run_the_stage_again(
+    prepare: Callable, root: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "elsewhere" / "inner").mkdir(parents=True)
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    texts = [root / name for name in ("a.caption", "b.TXT", "link/inner/c.txt")]
+    for text in texts:
+        text.with_suffix(".jpg").touch()
+        text.write_text("A dog")
+    prepare("folder")
+    for text in texts:
+        text.write_text("A cat")
+        assert prepare("folder").texts[f"{text.relative_to(root).with_suffix('.jpg')}"] == ["A cat"]
+
+
 # What is left out is counted
 
 
@@ -216,6 +231,17 @@ def test_pictures_keep_their_ids_when_others_come_and_go(prepare: Callable, root
     make_folder(root, "abc", "a.jpg,A hat,train\nc.jpg,A cat,val\n")
     left = {image.file_name: image.id for image in prepare("folder").table.images}
     assert left == {name: ids[name] for name in ("a.jpg", "c.jpg")}
+
+
+def test_a_picture_above_the_old_root_does_not_get_the_id_of_its_namesake_there(
+    prepare: Callable, root: Path
+) -> None:
+    (root / "2023").mkdir()
+    make_folder(root / "2023", "ab", "a.jpg,A dog,train\nb.jpg,A cat,val\n")
+    prepare("folder", root=root / "2023")
+    make_folder(root, "a", "2023/a.jpg,A dog,train\n2023/b.jpg,A cat,val\na.jpg,A hat,train\n")
+    ids = {image.file_name: image.id for image in prepare("folder").table.images}
+    assert ids == {"2023/a.jpg": 1, "2023/b.jpg": 2, "a.jpg": 3}
 
 
 def test_ids_whose_features_are_of_other_pictures_are_refused(
@@ -316,6 +342,13 @@ def test_unknown_option_suggests_the_nearest(prepare: Callable) -> None:
     outcome = prepare("folder", "--min-cuont", "5")
     assert outcome.status == 2
     assert "did you mean --min-count?" in outcome.err
+
+
+def test_a_circular_link_as_root_is_refused(prepare: Callable, tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    outcome = prepare("folder", root=tmp_path / "loop")
+    assert outcome.status == 2
+    assert "loop: there is no such folder; expected the folder of your pictures" in outcome.err
 
 
 @pytest.mark.parametrize("dataset", [name for name in DATASETS if name != "shapes"])

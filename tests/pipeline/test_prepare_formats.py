@@ -321,6 +321,7 @@ def test_error_for_missing_coco_files_names_the_expected_ones(
         ({"annotations": [{"image_id": 3}]}, "lacks the key 'caption'"),
         ({"annotations": 5}, "is not in COCO's caption format"),
         ({"images": [{"id": 3, "file_name": "a.jpg"}] * 2}, "1 images are listed twice"),
+        ({"images": [{"id": 3, "file_name": "A.jpg"}] * 2}, "1 images are listed twice"),
         (
             {"images": [{"id": 3, "file_name": f"{n}.jpg"} for n in "ab"]},
             "1 image ids occur twice: 3",

@@ -179,6 +179,12 @@ def test_prepare_is_skipped_until_a_shard_or_an_option_changes(run, tmp_path):
     assert "vocabulary of" in run("--min-count", "1")[1]
     assert "unchanged, skipped" in run("--min-count", "1")[1]
     assert "vocabulary of" in run("--min-count", "2")[1]
+    written = [tmp_path / "work" / name for name in ("captions.db", "vocabulary.json")]
+    before = [path.read_bytes() for path in written]
+    refused = run("--min-count", "1000000", "--val", "0")
+    assert refused[0] == 2
+    assert "no word occurs 1000000 times" in refused[1]
+    assert [path.read_bytes() for path in written] == before
     write_shard(out, "b", [entry(i) for i in range(30, 32)])
     assert "32" in run("--min-count", "2", "--val", "0", "--test", "0")[1]
     stale = sorted((tmp_path / "work").glob(".captions*"))

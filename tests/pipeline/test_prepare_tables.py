@@ -434,7 +434,8 @@ def test_skip_missing_is_advised_only_where_a_training_picture_would_be_left(
     [
         (b"\x1f\x8b\x08", "a gzip archive: unpack it with gunzip"),
         (b"\xd0\xcf\x11\xe0\xa1", "a spreadsheet of old Excel (.xls)"),
-        (b"PAR1", "a Parquet file: export it"),
+        (b"PAR1\x15\x04\x15\0", "a Parquet file: export it"),
+        (b"ORC\n\x80", "an ORC file: export it"),
         (b"\x93NUMPY\1", "a NumPy array"),
         (b"/annex/objects/SHA256E-s1.csv\n", "a pointer of git-annex, not the file itself"),
         (b"<!-- 404 -->\n<html>", "an HTML page, such as the error page of a server"),
@@ -448,6 +449,13 @@ def test_a_table_that_is_another_kind_of_file_is_named(
 ) -> None:
     write(root, {"x.csv": content})
     assert f"x.csv: expected text, found {kind}" in prepare("folder").err
+
+
+def test_texts_that_begin_like_another_kind_of_file_are_read(prepare: Callable, root: Path) -> None:
+    texts = ["ORCHIDS IN A VASE", "ORC " + 499 * "é", "Rar!", "BZh"]
+    files = {f"{number}.txt": text for number, text in enumerate(texts)}
+    write(root, files, " ".join(f"{number}.jpg" for number in range(4)))
+    assert prepare("folder").texts == {f"{n}.jpg": [text] for n, text in enumerate(texts)}
 
 
 def test_tables_without_rows_are_named(prepare: Callable, root: Path) -> None:
