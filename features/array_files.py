@@ -5,6 +5,7 @@ grow with the number of images. Nothing is unpickled, and links in HDF5 files ar
 """
 
 import base64
+import errno
 import json
 import shutil
 import tempfile
@@ -12,7 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import h5py
 import numpy as np
@@ -58,7 +59,7 @@ class Stored(NamedTuple):
     shape: tuple[int, ...]
     dtype: np.dtype
     modified: int
-    """When its file was changed last, in nanoseconds since 1970."""
+    """When its file was changed or put there last, in nanoseconds since 1970."""
     read: Callable[[], np.ndarray]
     """Reads the values."""
 
@@ -128,6 +129,12 @@ def _in_folder(folder: Path) -> Named:
                 yield from in_file(file)
 
 
+def _changed(file: Path) -> int:
+    """Return when a file was changed or put in its place, in nanoseconds since 1970."""
+    status = file.stat()
+    return max(status.st_mtime_ns, status.st_ctime_ns)  # a copy may keep the time of the original
+
+
 def _suffix(file: Path) -> str:
     return file.suffix.lower()
 
@@ -140,7 +147,7 @@ def _of_array(file: Path) -> Stored:
         with reading(file), _damage_named(file):
             return np.load(file, allow_pickle=False)
 
-    return Stored(str(file), shape, dtype, file.stat().st_mtime_ns, read)
+    return Stored(str(file), shape, dtype, _changed(file), read)
 
 
 def _of_archive(file: Path) -> Stored:
@@ -161,7 +168,7 @@ def _of_archive(file: Path) -> Stored:
         with reading(file), _damage_named(file), np.load(file, allow_pickle=False) as arrays:
             return arrays[chosen]
 
-    return Stored(f"{file} ({chosen})", shape, dtype, file.stat().st_mtime_ns, read)
+    return Stored(f"{file} ({chosen})", shape, dtype, _changed(file), read)
 
 
 def _in_array(file: Path) -> Named:
@@ -208,8 +215,7 @@ def _in_archive(file: Path) -> Named:
             numbers = None if counts is None else arrays[counts]
         # A member of an archive can only be read from its beginning, so it is unpacked once.
         with archive.open(f"{features}.npy") as member, tempfile.NamedTemporaryFile() as unpacked:
-            shutil.copyfileobj(member, unpacked)
-            unpacked.flush()
+            _unpack(member, unpacked, file)
             rows = np.load(unpacked.name, mmap_mode="r", allow_pickle=False)
         yield from _rows(f"{file} ({features})", rows, listed, numbers, file)
         return
@@ -221,7 +227,20 @@ def _in_archive(file: Path) -> Named:
             with reading(file), _damage_named(file), archive.open(member_name) as member:
                 return np.lib.format.read_array(member, allow_pickle=False)
 
-        yield name, Stored(f"{file} ({name})", shape, dtype, file.stat().st_mtime_ns, read)
+        yield name, Stored(f"{file} ({name})", shape, dtype, _changed(file), read)
+
+
+def _unpack(member: IO[bytes], unpacked: IO[bytes], file: Path) -> None:
+    try:
+        shutil.copyfileobj(member, unpacked)
+        unpacked.flush()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"cannot unpack {file} in {tempfile.gettempdir()}: {error.strerror}; set TMPDIR to a "
+            "folder on a larger disk"
+        ) from error
 
 
 def _in_hdf5(file: Path) -> Named:
@@ -236,7 +255,7 @@ def _in_hdf5(file: Path) -> Named:
             sets.append(item)
 
     opened.visititems(note)
-    modified = file.stat().st_mtime_ns
+    modified = _changed(file)
     if table := _table([data.name.lstrip("/") for data in sets]):
         features, ids, counts = table
         listed = _listed(opened[ids][()])
@@ -281,7 +300,7 @@ def _rows(
     for what, length in (("ids", len(ids)), ("counts", len(ids if numbers is None else numbers))):
         if not rows.ndim or length != len(rows):
             raise ValueError(f"expected as many {what} as rows {rows.shape}, found {length}")
-    modified = max(one.stat().st_mtime_ns for one in (file, *lists))
+    modified = max(map(_changed, (file, *lists)))
     for row, one in enumerate(ids):
         shape = rows.shape[1:]
         if numbers:
@@ -305,7 +324,7 @@ def _in_tsv(file: Path) -> Named:
     The columns are image id, sizes, ..., number of boxes, boxes and features, the last two float32
     in base64. LXMERT's files have objects and attributes too.
     """
-    start, modified = 0, file.stat().st_mtime_ns
+    start, modified = 0, _changed(file)
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             columns = line.rstrip(b"\r\n").split(b"\t")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from features.container import core_limit, memory_limit
 from features.errors import UserError
 
 
@@ -14,7 +15,7 @@ def choose_device(name: str) -> torch.device:
     """Return the device with PyTorch's name `name`; "auto" is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: this machine has no such device.
+        UserError: this machine has no such device, or it is neither a CPU nor a CUDA GPU.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -26,6 +27,8 @@ def choose_device(name: str) -> torch.device:
             f"--device {name}: PyTorch has no such device on this machine; use cpu, or auto for "
             "a GPU if there is one"
         ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: expected cpu, cuda or auto; nothing else has been tried")
     return use(device)
 
 
@@ -42,7 +45,8 @@ def use(device: torch.device) -> torch.device:
 def cores() -> int:
     """Return this process's share of the cores it may use, at least 1; see `free_memory`."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (available or 1) // _processes_here())
+    available = min(available or 1, core_limit() or math.inf)
+    return max(1, int(available) // _processes_here())
 
 
 def free_memory(device: torch.device) -> int:
@@ -59,10 +63,8 @@ def free_memory(device: torch.device) -> int:
     with suppress(OSError, StopIteration):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvail"))
-    with suppress(OSError, ValueError):  # "max" where there is no limit
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        free = min(free, max(0, int((group / "memory.max").read_text()) - used))
+    if limit := memory_limit():
+        free = min(free, limit.free)
     return free // _processes_here()
 
 

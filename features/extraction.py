@@ -91,7 +91,7 @@ def extract(
     Raises:
         UserError: from the writer, for example if the disk is full.
     """
-    size = max(1, batch_size // len(views))
+    size = pictures_at_once(batch_size, len(views))
     sources = [source for _, source in pictures]
     results = extract_features(backbone, sources, views, size, workers, read, processes)
     batch: list[tuple[int, Extracted | PictureError]] = []
@@ -141,6 +141,11 @@ def calibrate(
             # fmax ignores NaN, which the writer reports.
             np.fmax(largest, np.abs(result.grid).max((0, 1)), out=largest)
     return scale_for(largest)
+
+
+def pictures_at_once(batch_size: int, views: int) -> int:
+    """Return how many pictures, each with all its views, make a batch of about `batch_size`."""
+    return max(1, batch_size // views)
 
 
 def extract_features(

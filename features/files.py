@@ -97,15 +97,37 @@ def reading(path: Path) -> Iterator[None]:
         raise unreadable(path, error) from error
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder.
+
+    Unlike `Path.exists` since Python 3.14, it does not say no where nobody knows.
+
+    Raises:
+        OSError: the disk or the network failed, or a folder cannot be opened.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Write `content` to `path`, atomically (see `replacing`); its folder is made if it is missing.
 
     Raises:
-        UserError: it cannot be written, or is a folder or a device, which must not be replaced.
+        UserError: it cannot be written, or is a folder or a device, which must not be replaced; or
+            the content has a name of a file that is not UTF-8.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
         raise UserError(f"cannot write {path}: it is not a file but a folder or a device")
-    data = content.encode() if isinstance(content, str) else content
+    try:
+        data = content.encode() if isinstance(content, str) else content
+    except UnicodeEncodeError as error:
+        name = error.object[max(0, error.start - 60) : error.end]
+        raise UserError(
+            f"cannot write {path}: {name!r} is not UTF-8; rename that file or folder"
+        ) from error
     make_folder(path.parent)
     try:
         with replacing(path) as temporary:

@@ -58,7 +58,10 @@ class PartWriter:
         self.row_format = row_format
         self._advice = advice
         self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
-        self.path = folder / f"{time.time_ns()}-{uuid.uuid4().hex[:8]}.part"
+        # Names are in the order of time, also after the clock was set back.
+        last = max((int(path.name.partition("-")[0]) for path in _part_files(folder)), default=0)
+        now = max(time.time_ns(), last + 1)
+        self.path = folder / f"{now}-{uuid.uuid4().hex[:8]}.part"
         with self._disk_errors():
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
             sync(folder)

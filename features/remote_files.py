@@ -66,7 +66,7 @@ def shown(location: str) -> str:
             parts = urlsplit(location)
             own = parts.netloc.rpartition("@")[2]
             return parts._replace(netloc=own, query="", fragment="").geturl()
-        location = location.partition("?")[0]
+        location = re.split("[?#]", location)[0]
     return re.sub(r"^([A-Za-z][\w+.:-]*://)[^/]*@", r"\1", location)
 
 

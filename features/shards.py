@@ -214,12 +214,17 @@ def _check_open(pattern: str) -> None:
     """Raise UserError if a folder that `pattern` searches cannot be opened: glob leaves it out."""
     parts = pattern.split("/")
     for number, part in enumerate(parts):
-        if not glob.has_magic(part):
+        if not glob.has_magic("/".join(parts[: number + 1])):
             continue
         above = "/".join([*parts[: number + (part == "**")], ""]) or "."
         for folder in glob.glob(above, recursive=True):  # noqa: PTH207
             try:
-                os.scandir(folder).close()
+                if glob.has_magic(part):
+                    os.scandir(folder).close()
+                else:
+                    os.stat(os.path.join(folder, part))  # noqa: PTH116, PTH118
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it is not there
             except OSError as error:
                 path = Path(folder)
                 if folder_passed_over(path.name, path.parent) is None:

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 from features.errors import UserError
-from features.files import delete_temporaries, reading, replacing, sync, write_json
+from features.files import delete_temporaries, is_there, reading, replacing, sync, write_json
 from features.locks import locked
 from features.parts import CONTINUES, Place, read_record, scan
 from features.row_format import Record, RowFormat
@@ -92,7 +92,7 @@ def resume(
         _require_same(folder, wanted, settings["kind"])
         scale = settings["scale"]
     old = None
-    if store.exists() and (settings is None or settings["extends"]):
+    if is_there(store) and (settings is None or settings["extends"]):
         old = FeatureStore(store)
         _require_same(store, wanted, old.row_format.described())
         scale = old.row_format.scale
@@ -307,7 +307,7 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
     path = folder / "parts.json"
     try:
         with reading(path):
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
         settings = json.loads(text)
         settings["kind"]["dtype"], settings["extends"], settings["scale"]
     except FileNotFoundError:

@@ -106,7 +106,8 @@ def _options(
         named = sorted(one for one in added - typed if one in str(error))
         if not named:
             raise
-        raise UserError(f"{error} (--preset sets {', '.join(named)})") from error
+        sources = " and ".join(sorted({"--preset", "--like", "--init"} & typed))
+        raise UserError(f"{error} ({sources} sets {', '.join(named)})") from error
 
 
 def _before_two_dashes(arguments: list[str]) -> list[str]:
@@ -150,6 +151,11 @@ class _Results(io.TextIOBase):
         self._out = out
         self._status = status
         self._line = ""
+
+    @property
+    def encoding(self) -> str:
+        """The encoding of the output."""
+        return self._out.encoding
 
     def write(self, text: str) -> int:
         """Write `text`, as `io.TextIOBase.write` does."""

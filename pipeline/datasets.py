@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from features.errors import UserError, first_few
+from features.folders import walk
 from features.progress import track
 from pipeline import captions, shapes
 from pipeline.captions import CaptionTable, Image, Source
@@ -220,22 +221,15 @@ def caption_files(options: PrepareOptions) -> list[Path]:
     folders: list[Path] = []
     files: list[Path] = []
     seen = {os.path.realpath(options.work)}
-    try:
-        # Links are followed, as the pictures behind them are read too.
-        for name, inner, names in os.walk(root, followlinks=True, onerror=_raise):
-            folder, real = Path(name), os.path.realpath(name)
-            if real in seen or not (deep or folder == root):
-                inner.clear()
-            if real in seen:
-                continue
-            seen.add(real)
-            folders.append(folder)
-            files += [folder / one for one in names if Path(one).suffix.lower() in _TEXTS]
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+    # Links are followed, as the pictures behind them are read too.
+    for name, inner, names in walk(root, followlinks=True):
+        folder, real = Path(name), os.path.realpath(name)
+        if real in seen or not (deep or folder == root):
+            inner.clear()
+        if real in seen:
+            continue
+        seen.add(real)
+        folders.append(folder)
+        files += [folder / one for one in names if Path(one).suffix.lower() in _TEXTS]
     chosen = [captions_file(root, options.captions, ())] if options.captions else []
     return [*folders, *sorted(files), *chosen]
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -1,7 +1,6 @@
 """`pipeline.extract --from`: features of another program become a work directory's store."""
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from features.devices import cores
 from features.distributed import barrier, broadcast, process_group, rank, world_size
 from features.errors import UserError, first_few
 from features.extraction import versions
@@ -77,7 +77,7 @@ def store_files(options: ExtractOptions, names: Mapping[int, str]) -> None:
         share = todo[rank() :: world_size()]
         if share:
             with closing(PartWriter(parts_folder(store_path), row_format)) as writer:
-                _write(found, share, writer, options.workers or os.cpu_count() or 1)
+                _write(found, share, writer, options.workers or cores())
         barrier()
         if not first:
             return

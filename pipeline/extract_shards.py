@@ -25,7 +25,7 @@ from features.devices import choose_device
 from features.distributed import own_device
 from features.errors import UserError, counted, first_few
 from features.estimate import estimate
-from features.extraction import calibrate, extract, versions
+from features.extraction import calibrate, extract, pictures_at_once, versions
 from features.files import read_json, write_json
 from features.images import PictureError
 from features.locks import locked
@@ -66,7 +66,7 @@ def extract_shards(options: ExtractOptions) -> int:
         options.grid,
         options.device,
         options.backend,
-        options.batch_size,
+        options.views * pictures_at_once(options.batch_size, options.views),
         options.weights,
     )
     samples = partial(

@@ -16,7 +16,7 @@ from features.devices import choose_device, cores
 from features.distributed import barrier, broadcast, own_device, process_group, rank, world_size
 from features.errors import UserError, first_few, is_about_access
 from features.estimate import estimate
-from features.extraction import calibrate, extract, versions
+from features.extraction import calibrate, extract, pictures_at_once, versions
 from features.files import write_json
 from features.parts import PartWriter
 from features.row_format import RowFormat
@@ -133,8 +133,7 @@ def extract_work(options: ExtractOptions) -> None:
 
 
 def _backbone(options: ExtractOptions, device: torch.device) -> Backbone:
-    views = options.views
-    at_once = max(1, options.batch_size // views) * views  # a batch has all views of its pictures
+    at_once = options.views * pictures_at_once(options.batch_size, options.views)
     return load_backbone(
         options.backbone, options.grid, device, options.backend, at_once, options.weights
     )

@@ -30,6 +30,6 @@ def summary(store: FeatureStore) -> dict[str, Any]:
 def previous(report_path: Path) -> dict[str, Any]:
     """Return the report of the last extraction; nothing if there is none."""
     try:
-        return dict(json.loads(report_path.read_text()))
+        return dict(json.loads(report_path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}

@@ -13,7 +13,7 @@ install() {
     make_environment || return
     local extra missing=()
     for extra in base "$@"; do
-        cmp -s "$PROJECT/setup.cfg" "$PROJECT/.venv/.installed-$extra" || missing+=("$extra")
+        installed_state | cmp -s - "$PROJECT/.venv/.installed-$extra" || missing+=("$extra")
     done
     [[ ${#missing[@]} -gt 0 ]] || return 0
     install_cpu_torch "$@" || return
@@ -21,7 +21,13 @@ install() {
     extras=$(IFS=,; echo "$*")
     "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check --editable "$PROJECT${extras:+[$extras]}" ||
         return
-    for extra in base "$@"; do cp "$PROJECT/setup.cfg" "$PROJECT/.venv/.installed-$extra"; done
+    for extra in base "$@"; do installed_state > "$PROJECT/.venv/.installed-$extra"; done
+}
+
+# What an installation depends on: a project that was moved is not found where it was.
+installed_state() {
+    echo "$PROJECT"
+    cat "$PROJECT/setup.cfg"
 }
 
 make_environment() {

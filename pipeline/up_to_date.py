@@ -56,7 +56,7 @@ class Stamp:
     def holds(self) -> bool:
         """Whether the stage finished with these options and inputs, with its outputs unchanged."""
         try:
-            record = json.loads(self.path.read_text())
+            record = json.loads(self.path.read_text(encoding="utf-8"))
             return (
                 _given(record["options"]) == _given(self._options)
                 and record["inputs"] == self._inputs
@@ -91,7 +91,7 @@ class Stamp:
 def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
     """Return the options with which a stage of `folder` finished, or None if there is no record."""
     try:
-        return dict(json.loads((folder / ".done" / f"{stage}.json").read_text())["options"])
+        return dict(_record(folder, stage)["options"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
@@ -99,11 +99,14 @@ def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
 def changed_inputs(folder: Path, stage: str) -> list[str]:
     """Return the inputs of a stage of `folder` that have changed since it finished."""
     try:
-        record = json.loads((folder / ".done" / f"{stage}.json").read_text())
-        inputs = record["inputs"].items()
+        inputs = _record(folder, stage)["inputs"].items()
         return [name for name, state in inputs if _has_changed(folder / name, state)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # no record or a damaged one: the stage will run
+
+
+def _record(folder: Path, stage: str) -> Any:
+    return json.loads((folder / ".done" / f"{stage}.json").read_text(encoding="utf-8"))
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.pictures import moon
 
 PROJECT = Path(__file__).parents[1]
 PACKAGES = ("features", "pipeline", "evaluation", "decoder")
-DATA = {".html", ".json", ".md", ".safetensors", ".sh", ".py"}
+DATA = {".csv", ".html", ".json", ".md", ".safetensors", ".sh", ".py"}
 
 
 @pytest.fixture(scope="module")

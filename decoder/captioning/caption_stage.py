@@ -12,7 +12,7 @@ from decoder.captioning.files import find_pictures, print_captions
 from decoder.captioning.listing import write_listing
 from decoder.captioning.options import PICTURES, CaptionOptions
 from decoder.captioning.pages import write_pages
-from decoder.captioning.remote import Fetched, fetch
+from decoder.captioning.remote import Fetched, fetch, is_remote
 from decoder.captioning.shards import caption_shards
 from decoder.captioning.sidecars import write_sidecars
 from decoder.captioning.split import caption_split
@@ -67,6 +67,8 @@ def caption(options: CaptionOptions) -> int:
     out = None if options.out is None else Path(options.out)
     if options.alt:
         return write_pages(writer, options.alt, out, options.site, options.review, options.force)
+    if not any(map(is_remote, options.pictures)):
+        return _caption_pictures(writer, options, fetch(options.pictures, Path()))
     with tempfile.TemporaryDirectory(prefix="captions-") as folder:
         return _caption_pictures(writer, options, fetch(options.pictures, Path(folder)))
 

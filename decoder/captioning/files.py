@@ -2,9 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from decoder.captioning.writer import CaptionWriter
 from features import folders
@@ -27,6 +28,12 @@ def find_pictures(given: Sequence[Path], may_be_none: bool = False) -> folders.F
             + (f"; passed over: {note}" if note else "")
         )
     return found
+
+
+def as_json_line(values: Mapping[str, Any]) -> str:
+    """Return values as JSON for standard output, in ASCII unless that is in UTF-8."""
+    unicode = "utf" in (sys.stdout.encoding or "utf").lower()
+    return json.dumps(values, ensure_ascii=not unicode)
 
 
 def check_names(
@@ -66,7 +73,7 @@ def print_captions(
         name = writer.names.get(path, str(path))
         if json_lines:
             line = {"path": name, **writer.as_json(result)}
-            print(json.dumps(line, ensure_ascii=False), flush=True)
+            print(as_json_line(line), flush=True)
         elif not isinstance(result, PictureError):
             for caption in result:
                 doubt = f"\t{caption.doubt}" if caption.doubt else ""

@@ -25,7 +25,7 @@ from decoder.captioning.spreadsheets import exact, read_table
 from decoder.captioning.writer import CaptionWriter
 from features.content import NOTHING, EmptyPicture
 from features.errors import UserError
-from features.files import make_folder, write_atomically
+from features.files import is_there, make_folder, write_atomically
 from features.folders import real_path
 from features.images import PictureError
 from features.locks import locked
@@ -126,8 +126,9 @@ class Listing:
         make_folder(self._real.parent)
         with ExitStack() as stack:
             self._lock(stack)
-            self._overwrite &= self._real.exists()
-            if not self._real.exists():
+            exists = is_there(self._real)
+            self._overwrite &= exists
+            if not exists:
                 self._start()
             elif not self._overwrite:
                 self._recover()

@@ -82,7 +82,9 @@ _TWO = {
     "its": "its two",
 }
 _PLURAL = {one: many for one, many, *_ in _NOUNS}
-_SAME = re.compile(r"\b((?:(?:some|many|few|several|other) )?(?:people|children)|they) and \1\b")
+_SAME = re.compile(
+    r"\b((?:(?:some|many|(?:a )?few|several|other) )?(?:people|children)|they) and \1\b"
+)
 _COUNTS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SUM = re.compile(r"\b(two|three|four|five) (people|children) and (two|three|four|five) \2\b")
 

@@ -86,7 +86,7 @@ class CaptionOptions:
     site: Path | None = None
     """With --alt: the folder of the web site, for paths in the page that start with /."""
     weights: Literal["best", "best_xe", "both"] = "best"
-    """The best weights of all, those before REINFORCE, or both averaged."""
+    """The best weights of all, those before REINFORCE, or both as an ensemble."""
     out: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
     """Write to this file: .csv or .jsonl for pictures (new ones are added), COCO results for
     --split, a page or a folder for --alt; a folder or URL for --shards."""

@@ -194,7 +194,7 @@ def save(
     texts = {path: one.sidecar_text for path, one in captions.items()}
     outcome = write_given(texts, cast(SidecarKind, kind), replace)
     files = counted(len(outcome.written), "file")
-    said = [f"{files} written beside their pictures in {folder}."]
+    said = [f"{files} saved in {folder}, beside the pictures."]
     said += [f"{reason}." for reason in outcome.left.values()]
     return Saved(_with_left(said, len(outcome.kept)), outcome.written)
 

@@ -72,7 +72,6 @@ class Page:
         self._search = search
         self._album = album
         self._max_upload = max_upload
-        self._folder = folder
         self._shown = Shown()
         self._places = max_queue + 1  # one is not waiting but being answered
         # Libraries keep memory for every thread that calls them, so one thread uses the models.
@@ -137,7 +136,7 @@ class Page:
             if "picture" in request.query_params:
                 path = self._shown_path(request.query_params["picture"])
                 return _Json(await self._use_models(request, lambda: describe(path)))
-            with tempfile.NamedTemporaryFile(dir=self._folder) as file:
+            with tempfile.NamedTemporaryFile(prefix="captions-") as file:
                 await _receive(request, file)
                 path = Path(file.name)
                 return _Json(await self._use_models(request, lambda: describe(path)))

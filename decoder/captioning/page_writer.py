@@ -89,8 +89,8 @@ class PageWriter:
         if lost:
             places = (f"{row.page}, line {row.line}: {row.picture}" for row in lost)
             print(
-                f"caption: the places of {counted(len(lost), 'correction')} are no longer on their "
-                f"page, the table keeps them: {first_few(places)}"
+                "caption: not on their page any more, but kept in the table: "
+                f"{counted(len(lost), 'correction')}: {first_few(places)}"
             )
 
     def _prepare(self, page: Page) -> None:

@@ -1,7 +1,6 @@
 """The command decoder.search: find pictures for a sentence, or captions for a picture."""
 
 import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from decoder.captioning.captioner import default_generation
+from decoder.captioning.files import as_json_line
 from decoder.captioning.options import PICTURES, CaptionOptions
 from decoder.captioning.writer import CaptionWriter
 from decoder.ranking.albums import Album, open_album
@@ -83,7 +83,7 @@ def _find_in_folder(options: SearchOptions, folder: Path, run: RunFolder) -> Non
         name = str(result.path)
         values = {"path": name, "grade": result.grade, "score": round(result.score, 4)}
         text = f"{_one_line(name)}{grade}"
-        print(json.dumps(values, ensure_ascii=False) if options.json else text)
+        print(as_json_line(values) if options.json else text)
     if options.html is not None:
         alts = _descriptions([result.path for result in found.results], run, device)
         page = sheet(query, folder, album, found, alts, options.html)
@@ -157,7 +157,7 @@ def _print_result(text: str, score: float, values: dict[str, object] | None) -> 
     if values is None:
         print(f"{text}\t{score:.2f}")
     else:
-        print(json.dumps({**values, "score": round(float(score), 4)}, ensure_ascii=False))
+        print(as_json_line({**values, "score": round(float(score), 4)}))
 
 
 def _rank_split(searcher: Searcher, split: str, out: Path) -> None:

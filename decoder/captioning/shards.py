@@ -113,7 +113,7 @@ def caption_shard(
             if isinstance(result, PictureError) and not isinstance(result, EmptyPicture):
                 failed += 1
                 passing += result.passing
-                first = first or f"{sample.file_name}: {result}"
+                first = first or f"{sample}: {result}"
             line = {"id": sample.id, "key": sample.key, "file_name": sample.file_name}
             lines.write(json.dumps(line | writer.as_json(result), ensure_ascii=False) + "\n")
     if failed == len(pictures):

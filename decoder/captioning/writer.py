@@ -22,6 +22,7 @@ from decoder.data.pictures import as_stored
 from decoder.generation.options import GenerateOptions
 from decoder.ranking.albums import AlbumResults, open_album
 from features.content import EmptyPicture, check_content
+from features.devices import cores
 from features.errors import UserError
 from features.images import PictureError, read_picture
 from features.progress import Progress
@@ -377,7 +378,7 @@ def caption_pictures(
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         return as_stored(backbone, [images]) if backbone.one_by_one else images
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(32, cores() + 4)) as pool:
         for start in range(0, len(pictures), batch_size):
             batch = pictures[start : start + batch_size]
             results = list(pool.map(prepare, batch))

@@ -16,8 +16,8 @@ class SearchOptions:
     EXAMPLES: ClassVar[dict[str, str]] = {
         "Find pictures in a folder": '--folder ~/Pictures "a dog in the snow"',
         "See them in the browser": '--folder ~/Pictures "a dog in the snow" --html found.html',
-        "Find pictures by a sentence": '"a dog in the snow" --work work',
-        "Find captions for a picture": "--image photo.jpg --work work",
+        "Find pictures by a sentence": '--run work/runs/first "a dog in the snow"',
+        "Find captions for a picture": "--run work/runs/first --image photo.jpg",
         "Rank the test split for evaluation.retrieve": "--run work/runs/first --split test",
     }
     ONCE: ClassVar[tuple[str, ...]] = ("--folder", "--run", "--work", "--html", "--image", "--out")
@@ -35,7 +35,8 @@ class SearchOptions:
     )
 
     sentence: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
-    """What to look for; prints path and score of the pictures that fit best."""
+    """What to look for; prints the pictures that fit best, with a score or, of a --folder, a
+    grade."""
     folder: Path | None = None
     """Search the pictures in this folder and below it, which need no captions; the first search
     indexes them into your cache folder, which takes minutes for thousands."""

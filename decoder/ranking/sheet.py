@@ -9,6 +9,7 @@ from urllib.parse import quote
 
 from decoder.ranking.albums import Album, AlbumResult, AlbumResults, Unreadable
 from evaluation.gallery import picture
+from features.devices import cores
 from features.errors import UserError, require
 from features.files import reading
 
@@ -79,7 +80,7 @@ def sheet(
         notes.append(f"<p>Unknown words were ignored: {escape(', '.join(found.unknown))}.</p>")
     if album.grades is not None and found.results:
         notes.append(f'<p class="soft">{escape(album.grades.explained(len(album)))}</p>')
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(32, cores() + 4)) as pool:
         items = pool.map(lambda one: _item(one, folder, alts.get(one.path), at), found.results)
         listed = "".join(items)
     return (

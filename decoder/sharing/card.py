@@ -14,6 +14,7 @@ from decoder.sharing.front_matter import (
     sources_of,
 )
 from features.backbones import FILES, from_files
+from pipeline.vocabulary import SPECIAL
 
 
 def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
@@ -34,7 +35,7 @@ def markdown(captioner: Mapping[str, Any], config: Mapping[str, Any]) -> str:
         "",
         f"- A decoder with {captioner['parameters']:,} parameters ({model['model']}, "
         f"{model['cell']} cells, hidden size {model['hidden']}) and a vocabulary of "
-        f"{captioner['words']:,} words, stored in {captioner['bits']} bits.",
+        f"{captioner['words'] - len(SPECIAL):,} words, stored in {captioner['bits']} bits.",
         f"- It reads features of {_networks(captioner['features'])} not included in this folder. "
         f"The fingerprint of these features is `{captioner['fingerprint'][:16]}`.",
         *_reranking(captioner["reranks"]),

@@ -58,7 +58,7 @@ def export(options: ExportOptions) -> None:
         if "val" not in about["scores"] or (
             _lacks_novelty(about, new, run) and not options.no_scores
         ):
-            measured = _measured(options, new, run, table)
+            measured = _measured(options, new, run, table, "val" in about["scores"])
             measured["scores"] = about["scores"] | measured.get("scores", {})
             about |= measured
         _write_card(about, _without_paths(captioner.config), run, new)
@@ -98,9 +98,17 @@ def _load_table(run: RunFolder) -> CaptionTable | None:
 
 
 def _measured(
-    options: ExportOptions, new: RunFolder, run: RunFolder, table: CaptionTable | None
+    options: ExportOptions, new: RunFolder, run: RunFolder, table: CaptionTable | None, scored: bool
 ) -> dict[str, Any]:
-    """Return scores, confidence and claims of the new captioner; nothing if it has no scores."""
+    """Return scores, confidence and claims of the new captioner; nothing if it cannot be scored.
+
+    Args:
+        options: of the command.
+        new: the captioner.
+        run: the run.
+        table: the captions of its work directory.
+        scored: whether the run has scores, which count if there are no new ones.
+    """
     reason = "of --no-scores"
     if not options.no_scores:
         device = choose_device(options.device)
@@ -110,7 +118,10 @@ def _measured(
             return measure(new, run, table, device)
         except (UserError, ModuleNotFoundError) as error:
             reason = f"the validation split cannot be captioned and scored: {error}"
-    print(f"export: the card has no scores and captions have no confidence, because {reason}")
+    result = "the card has no scores and captions have no confidence"
+    if scored:
+        result = "the card has the scores of the run, and unfamiliar pictures are not recognised"
+    print(f"export: {result}, because {reason}")
     return {}
 
 

@@ -32,7 +32,7 @@ def share(loss: Loss) -> Tensor:
 def take_from_first(parameters: Iterable[nn.Parameter]) -> None:
     """Replace the weights of every process by those of the first.
 
-    Each fitted its own, and another processor or number of threads rounds otherwise.
+    Each made its own, and another processor or number of threads rounds otherwise.
 
     Raises:
         UserError: another process stopped.

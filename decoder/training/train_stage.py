@@ -30,7 +30,7 @@ from features.devices import choose_device
 from features.distributed import broadcast, own_device, process_group, rank, world_size
 from features.errors import AccessError, UserError
 from features.extras import need
-from features.files import read_json, write_json
+from features.files import is_there, read_json, write_json
 from features.store_set import Store, StoreSet
 from pipeline import vocabulary
 from pipeline.caption_database import CaptionDatabase, open_features
@@ -205,10 +205,10 @@ def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
         UserError: the run may be neither continued nor moved aside.
     """
     run = state.run
-    if not (run.state.exists() or run.best.exists()):
+    if not (is_there(run.state) or is_there(run.best)):
         return False  # nothing is lost: no run, or one that was killed before it first saved
     reason = "--force"
-    if resume and run.state.exists():
+    if resume and is_there(run.state):
         try:
             state.restore()
             return True

@@ -122,12 +122,11 @@ class Trainer:
             if rank() == 0:
                 words = len(self.vocabulary) - len(SPECIAL)
                 print(f"train: {kept:,} of {words:,} words are known to {self.trained.name}")
-            self.state.start_from_weights()
         elif self.options.initial == "data":
             torch.manual_seed(self.options.seed)
             initialise(self.model, self.training)
-            distributed.take_from_first(self.state.optimizer.parameters)
-            self.state.start_from_weights()
+        distributed.take_from_first(self.state.optimizer.parameters)
+        self.state.start_from_weights()
 
     def train(self) -> None:
         """Run the rest of both phases.

@@ -15,6 +15,7 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 
+from features.container import memory_limit
 from features.errors import AccessError, UserError, first_few
 from features.extras import EXTRA_OF, how_to_install, is_installed
 from features.files import reading
@@ -189,7 +190,12 @@ def _weights() -> Iterator[CheckResult]:
 
 
 def _disk(folder: Path) -> Iterator[CheckResult]:
-    for place in (folder, Path(tempfile.gettempdir())):
+    places = [folder]
+    try:
+        places.append(Path(tempfile.gettempdir()))
+    except FileNotFoundError as error:
+        yield problem(str(error), "set TMPDIR to a folder that can be written")
+    for place in places:
         free = shutil.disk_usage(place).free
         text = f"disk: {free / 1e9:.1f} GB are free in {place.absolute()}"
         try:
@@ -217,10 +223,8 @@ def _memory() -> Iterator[CheckResult]:
     if meminfo.exists():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
         available = int(fields["MemAvailable"].split()[0]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")  # set if we run in a container
-    if limit.exists() and (bound := limit.read_text().strip()).isdigit():
-        used = int(limit.with_name("memory.current").read_text())
-        total, available = min(total, int(bound)), min(available, int(bound) - used)
+    if limit := memory_limit():
+        total, available = min(total, limit.limit), min(available, limit.free)
     text = f"memory: {available / 1e9:.1f} of {total / 1e9:.1f} GB are available"
     if available < _LEAST_MEMORY:
         yield warning(text, "close other programs: METEOR needs up to 2 GB, training 1 to 2 GB")

@@ -60,7 +60,7 @@ def main(
 
 def _sizes(store: FeatureStore, folder: Path, images: int, seconds: float) -> None:
     print(f"{'type':<10}{'compression':<13}{'bytes/image':>12}{'of float16':>12}", end="")
-    print(f"{'rows/s':>8}{'COCO 7x7x2048':>15}   (49.5 GB in float32)")
+    print(f"{'rows/s':>8}{'COCO 7x7x2048':>15}   (50.5 GB in float32)")
     rows = np.flatnonzero(store.status == STORED)[:images]
     stores = {}
     for dtype, compression in KINDS:

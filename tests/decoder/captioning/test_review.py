@@ -101,7 +101,7 @@ def test_corrections_whose_place_is_not_certain_are_listed(site, capsys):
     site.correct("Home", "Next")
     assert site.run(A + A + A) == [GENERATED] * 3
     said = capsys.readouterr().out
-    assert "the places of 2 corrections are no longer on their page, the table keeps" in said
+    assert "not on their page any more, but kept in the table: 2 corrections: " in said
     assert "0.html, line 1: a.png" in said
     site.correct(None, "Middle", None)  # the new rows can be corrected as any others
     assert site.run(A + A + A) == ["Middle"] * 3
