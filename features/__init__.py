@@ -6,10 +6,15 @@ from importlib import import_module
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from features.container import core_limit
+
 # Let threads sleep while they wait for each other. Spinning, they occupy the cores that the other
 # threads need: if other programs run, training falls to a third of its speed or less. OpenMP reads
 # this variable when torch is imported, so every package imports this one first.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# By itself OpenMP starts a thread for every core, also where a container may use the time of a few.
+if (_limit := core_limit()) is not None:
+    os.environ.setdefault("OMP_NUM_THREADS", str(_limit))
 
 
 _ROOT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,7 @@
-"""The cores and the memory that a container (cgroup v2) leaves to its processes."""
+"""The cores and the memory that this process may use, in a container (cgroup v2) too."""
 
 import math
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +16,23 @@ class Memory(NamedTuple):
     free: int
 
 
+def available_cores() -> int:
+    """Return the number of cores that this process may use, at least 1."""
+    return core_limit() or _cores()
+
+
 def core_limit(group: Path = _GROUP) -> int | None:
-    """Return the number of cores whose time the container may use; None if there is no limit."""
+    """Return of how many cores the container may use the time; None if of all of them."""
     with suppress(OSError, ValueError):  # "max" where there is no limit
         quota, period = map(int, (group / "cpu.max").read_text().split())
-        return max(1, math.ceil(quota / period))
+        limit = max(1, math.ceil(quota / period))
+        return limit if limit < _cores() else None
     return None
+
+
+def _cores() -> int:
+    """Return the number of cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory_limit(group: Path = _GROUP) -> Memory | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from features.container import core_limit, memory_limit
+from features.container import available_cores, memory_limit
 from features.errors import UserError
 
 
@@ -44,9 +44,7 @@ def use(device: torch.device) -> torch.device:
 
 def cores() -> int:
     """Return this process's share of the cores it may use, at least 1; see `free_memory`."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    available = min(available or 1, core_limit() or math.inf)
-    return max(1, int(available) // _processes_here())
+    return max(1, available_cores() // _processes_here())
 
 
 def free_memory(device: torch.device) -> int:

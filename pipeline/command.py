@@ -153,7 +153,7 @@ class _Results(io.TextIOBase):
         self._line = ""
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # type: ignore[override]
         """The encoding of the output."""
         return self._out.encoding
 
