@@ -17,6 +17,7 @@ from features.errors import UserError
 from features.files import read_json, reading
 from pipeline.caption_database import load as load_table
 from pipeline.captions import SPLITS, CaptionTable
+from pipeline.up_to_date import changed_inputs
 from pipeline.work import RunFolder
 
 # Suffixes of the captions that a report compares. "_reranked" is from the last stage of run_all.sh.
@@ -141,7 +142,13 @@ def _load_captions(path: Path) -> dict[int, str]:
 
 
 def _load_scores(path: Path) -> Scores | None:
-    return scores.load(path) if path.exists() else None
+    """Return the scores in a file, if they are of the captions that are there now."""
+    if not path.exists():
+        return None
+    if changed := changed_inputs(path.parent, path.stem):
+        print(f"report: left out {path}, because {changed[0]} changed since; score it again")
+        return None
+    return scores.load(path)
 
 
 def _load_epochs(path: Path) -> list[dict[str, Any]]:

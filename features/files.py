@@ -124,7 +124,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     try:
         data = content.encode() if isinstance(content, str) else content
     except UnicodeEncodeError as error:
-        name = error.object[max(0, error.start - 60) : error.end]
+        name = error.object[max(0, error.start - 60) : error.end + 20]
         raise UserError(
             f"cannot write {path}: {name!r} is not UTF-8; rename that file or folder"
         ) from error

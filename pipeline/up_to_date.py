@@ -34,8 +34,8 @@ class Stamp:
     """The record of a finished stage, `folder/.done/STAGE.json`.
 
     `options` is the options dataclass of the stage. Paths inside `folder` are stored relative to
-    it, so that the stamp still holds when the folder has moved. `digest` stands for inputs that
-    are too many to record.
+    it, for the folder of a run those inside its work directory too, so that the stamp still holds
+    when that has moved. `digest` stands for inputs that are too many to record.
     """
 
     def __init__(
@@ -50,6 +50,8 @@ class Stamp:
         self._folder = Path(os.path.realpath(folder))
         chosen = {k: v for k, v in asdict(options).items() if k not in _WITHOUT_EFFECT}
         self._options = json.loads(json.dumps(chosen, default=self._name))
+        # As versions before 0.3 recorded them, with absolute paths in the work directory of a run.
+        self._former_options = json.loads(json.dumps(chosen, default=self._former_name))
         self._inputs = self._states(inputs)
         self._digest = digest
 
@@ -57,12 +59,12 @@ class Stamp:
         """Whether the stage finished with these options and inputs, with its outputs unchanged."""
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
+            outputs = self._renamed(record["outputs"])
             return (
-                _given(record["options"]) == _given(self._options)
-                and record["inputs"] == self._inputs
+                _given(record["options"]) in map(_given, (self._options, self._former_options))
+                and self._renamed(record["inputs"]) == self._inputs
                 and record.get("digest", "") == self._digest
-                and record["outputs"]
-                == self._states(self._folder / path for path in record["outputs"])
+                and outputs == self._states(self._folder / path for path in outputs)
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False  # no record or a damaged one: the stage runs
@@ -82,7 +84,17 @@ class Stamp:
         if not isinstance(value, Path):
             return str(value)
         path = Path(os.path.realpath(value))  # Path.resolve fails on circular links
+        root = self._folder.parents[1] if self._folder.parent.name == "runs" else self._folder
+        return os.path.relpath(path, self._folder) if path.is_relative_to(root) else str(path)
+
+    def _former_name(self, value: object) -> str:
+        if not isinstance(value, Path):
+            return str(value)
+        path = Path(os.path.realpath(value))
         return str(path.relative_to(self._folder) if path.is_relative_to(self._folder) else path)
+
+    def _renamed(self, states: dict[str, str]) -> dict[str, str]:
+        return {self._name(self._folder / name): state for name, state in states.items()}
 
     def _states(self, paths: Iterable[Path]) -> dict[str, str]:
         return {self._name(path): _state(path) for path in paths}
@@ -100,7 +112,8 @@ def changed_inputs(folder: Path, stage: str) -> list[str]:
     """Return the inputs of a stage of `folder` that have changed since it finished."""
     try:
         inputs = _record(folder, stage)["inputs"].items()
-        return [name for name, state in inputs if _has_changed(folder / name, state)]
+        changed = [name for name, state in inputs if _has_changed(folder / name, state)]
+        return [os.path.normpath(folder / n) if n.startswith("..") else n for n in changed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # no record or a damaged one: the stage will run
 
@@ -130,7 +143,7 @@ def _has_changed(path: Path, state: str) -> bool:
 def _state(path: Path) -> str:
     try:
         status = path.stat()
-        if path.is_dir() or status.st_size > _HASHED_BYTES:
+        if not path.is_file() or status.st_size > _HASHED_BYTES:  # a pipe may have no end
             return f"{status.st_size} bytes at {status.st_mtime_ns}"
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:  # missing or unreadable; the stage itself reports it

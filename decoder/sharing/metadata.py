@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,8 @@ from evaluation.scores import load as load_scores
 from features.commands import CAPTION, EXPORT
 from features.errors import UserError
 from features.files import read_json
-from pipeline.caption_database import SplitImages
-from pipeline.captions import CaptionTable, Image, Source, described
+from pipeline.captions import CaptionTable
+from pipeline.training_data import training_data
 from pipeline.up_to_date import changed_inputs, recorded_options
 from pipeline.work import RunFolder
 
@@ -71,7 +71,7 @@ def metadata(
         "bits": 8 if int8 else 16,
         "reranks": rerank,
         "words": len(captioner.vocabulary),
-        "data": _data(table) if previous is None else previous["data"],
+        "data": _data(captioner.config, table) if previous is None else previous["data"],
         "features": captioner.config["features"],
         "fingerprint": captioner.config["fingerprint"],
         **_known_evaluation(run, table, weights, rerank, previous),
@@ -102,29 +102,11 @@ def _previous_record(run: RunFolder) -> dict[str, Any] | None:
     return record
 
 
-def _data(table: CaptionTable | None) -> dict[str, Any] | None:
-    """Return the size of the training split, None if there is no caption table."""
-    if table is None:
-        return None
-    train = table.split("train")
-    data = {"dataset": table.dataset, **_counts(train)}
-    if table.sources != (Source(table.dataset, table.dataset),):
-        data["sources"] = [
-            {**described(source), **_counts(_of_source(train, source))} for source in table.sources
-        ]
-    return data
-
-
-def _of_source(images: Sequence[Image], source: Source) -> Sequence[Image]:
-    if isinstance(images, SplitImages):  # they have one source
-        return images
-    return [image for image in images if image.source == source.name]
-
-
-def _counts(images: Sequence[Image]) -> dict[str, int]:
-    if isinstance(images, SplitImages):
-        return {"images": len(images), "captions": images.captions}
-    return {"images": len(images), "captions": sum(len(image.captions) for image in images)}
+def _data(config: Mapping[str, Any], table: CaptionTable | None) -> dict[str, Any] | None:
+    """Return the data that a run was trained on; runs before version 0.3 did not record it."""
+    if "data" in config:
+        return dict(config["data"])
+    return None if table is None else training_data(table)
 
 
 def _known_evaluation(
@@ -193,14 +175,25 @@ def _scores(run: RunFolder, weights: str) -> dict[str, Scores]:
             print(f"export: left out {file}, because {changed[0]} changed since")
             continue
         recorded = recorded_options(run.path, caption_stage)
-        if recorded is not None and recorded.get("generate") != default:
+        if recorded is not None and not _are_its_own(recorded, weights, default):
             print(
-                f"export: left out {file}, because its captions were written with options that "
-                "the captioner does not use by default"
+                f"export: left out {file}, because its captions were written by other runs or "
+                "weights, of other pictures, or with options that the captioner does not use by "
+                "default"
             )
             continue
         scores[split] = load_scores(file)
     return scores
+
+
+def _are_its_own(recorded: Mapping[str, Any], weights: str, default: Any) -> bool:
+    """Whether captions with these recorded options are those of the captioner."""
+    return (
+        recorded.get("generate") == default
+        and recorded.get("weights", weights) == weights
+        and len(recorded.get("run") or [""]) == 1
+        and recorded.get("work") is None
+    )
 
 
 def _confidence(

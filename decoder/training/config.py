@@ -1,5 +1,6 @@
 """What identifies a run: its config.json, and how two of them differ."""
 
+import copy
 import platform
 import re
 from collections import Counter
@@ -19,10 +20,12 @@ from features.distributed import world_size
 from features.errors import UserError
 from features.files import read_json
 from features.store_set import Store
+from pipeline import pictures
 from pipeline.caption_database import SplitImages
 from pipeline.captions import Image
+from pipeline.pictures import Pictures
 from pipeline.vocabulary import Vocabulary
-from pipeline.work import RunFolder
+from pipeline.work import RunFolder, WorkFolder
 
 # Options that say where and how a run is trained, not what it is: it may be continued with others.
 _NOT_IDENTIFYING = (
@@ -40,8 +43,8 @@ _NOT_IDENTIFYING = (
 )
 
 # Parts of config.json that may change while a run is continued: only last digits depend on the
-# first two, and the options that a preset sets are compared themselves.
-ENVIRONMENT = ("versions", "machine", "preset")
+# first two, and what a preset sets and what the data are is compared by itself.
+ENVIRONMENT = ("versions", "machine", "preset", "data")
 
 # What was in effect in runs that are older than an option.
 _FORMER_OPTIONS = {"length_penalty": 0.0, "source_weights": None, "init": None}
@@ -72,6 +75,7 @@ def describe(
         init: what the run records of the captioner that it starts from.
     """
     kept = {k: v for k, v in asdict(options).items() if k not in _NOT_IDENTIFYING}
+    known = pictures.load(WorkFolder(options.work))
     train = captions["train"]
     # The pictures of shards have one source, and their digests are known.
     sources = {} if isinstance(train, SplitImages) else Counter(image.source for image in train)
@@ -89,6 +93,7 @@ def describe(
             for split, images in captions.items()
         },
         **({"sources": dict(sorted(sources.items()))} if len(sources) > 1 else {}),
+        **({"pictures": _pictures(captions, known)} if known else {}),
         "reward": reward_signature(options.rl),
         "versions": {
             "python": platform.python_version(),
@@ -102,6 +107,40 @@ def describe(
             "processor": platform.machine(),
         },
     }
+
+
+def _pictures(captions: dict[str, Sequence[Image]], known: Pictures) -> dict[str, str]:
+    """Return a digest of the files that the features of each split were computed from."""
+    return {
+        split: digest(
+            (image.id, known[image.id].get("bytes"), known[image.id].get("crc"))
+            for image in images
+            if image.id in known
+        )
+        for split, images in captions.items()
+        if not isinstance(images, SplitImages)
+    }
+
+
+def comparable(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """Return the config of a saved run, with what cannot or need not be compared as in `new`.
+
+    That is the record of its picture files, where one of them has none, and the place of the
+    captioner that both start from.
+
+    Args:
+        old: what was saved.
+        new: what it is compared with.
+    """
+    old = copy.deepcopy(old)
+    if "pictures" not in new:
+        old.pop("pictures", None)
+    elif "pictures" not in old:
+        old["pictures"] = new["pictures"]
+    before, now = old.get("init"), new.get("init")
+    if before and now and before["weights_sha256"] == now["weights_sha256"]:
+        old["init"], old["options"]["init"] = now, new["options"]["init"]
+    return old
 
 
 def reward_signature(rl: ReinforceOptions) -> str:

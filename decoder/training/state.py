@@ -20,7 +20,7 @@ from decoder.data.layout import is_static
 from decoder.model.decoders import Decoder
 from decoder.runs import checkpoints
 from decoder.training.adam import Adam
-from decoder.training.config import ENVIRONMENT, differences, with_former_options
+from decoder.training.config import ENVIRONMENT, comparable, differences, with_former_options
 from decoder.training.phases import TITLES
 from features.distributed import rank
 from features.errors import UserError, first_few
@@ -212,7 +212,7 @@ class TrainingState:
         """
         tensors, header = checkpoints.load(self.run.state, next(self.model.parameters()).device)
         try:
-            saved = with_former_options(header["config"])
+            saved = comparable(with_former_options(header["config"]), self.config)
             changed = differences(saved, self.config, ignored=ENVIRONMENT)
             progress = Progress(**header["progress"])
             check_progress(progress)
@@ -221,8 +221,10 @@ class TrainingState:
                 f"{self.run.state} is not a run's state ({error!r}); start again with --force"
             ) from error
         if changed:
-            data = any(name.split(".")[0] in ("captions", "vocabulary") for name in changed)
-            why = "the captions in WORK have changed since: " if data else ""
+            parts = {name.split(".")[0] for name in changed}
+            why = "pictures have changed since: " if "pictures" in parts else ""
+            if parts & {"captions", "vocabulary"}:
+                why = "the captions in WORK have changed since: "
             raise UserError(
                 f"{why}{self.run.state} was saved by a run with other {first_few(changed)}; repeat "
                 "those to continue it, or start again with --force, which keeps the old run"

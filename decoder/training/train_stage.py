@@ -16,7 +16,7 @@ from decoder.model import decoders
 from decoder.model.operations import compiled
 from decoder.runs.folder import locked, move_aside
 from decoder.training import checks, transfer
-from decoder.training.config import describe, differences, with_former_options
+from decoder.training.config import comparable, describe, differences, with_former_options
 from decoder.training.estimate import estimate
 from decoder.training.options import EPOCHS, TrainOptions, cross_entropy_epochs
 from decoder.training.phases import TITLES
@@ -36,6 +36,7 @@ from pipeline import vocabulary
 from pipeline.caption_database import CaptionDatabase, open_features
 from pipeline.caption_database import load as load_table
 from pipeline.captions import CaptionTable
+from pipeline.training_data import training_data
 from pipeline.up_to_date import Stamp
 from pipeline.vocabulary import Vocabulary
 from pipeline.work import RunFolder, WorkFolder
@@ -155,6 +156,7 @@ def new_trainer(options: TrainOptions) -> Trainer:
 
     used = {"train": training.images, "val": validation.images}
     config = describe(options, store, model, words, used, record)
+    config["data"] = training_data(table)
     validator: Validator | None = None
     if first:
         if options.like is not None:
@@ -229,8 +231,8 @@ def _continues(state: TrainingState, resume: bool, force: bool) -> bool:
 
 def _report_unlike(config: dict[str, Any], like: Path) -> None:
     """Print how a run that is to repeat the one in `like` differs from it."""
-    before = with_former_options(read_json(RunFolder(like).config, TRAIN))
-    unlike = differences(before, config, ignored=("preset",))
+    before = comparable(with_former_options(read_json(RunFolder(like).config, TRAIN)), config)
+    unlike = differences(before, config, ignored=("preset", "data"))
     for difference in unlike:
         print(f"train: unlike {like}: {difference}")
     if not unlike:

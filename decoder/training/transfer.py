@@ -224,8 +224,10 @@ def report_overlap(trained: Trained, table: CaptionTable, work: Path) -> None:
 
 def _data(run: RunFolder) -> list[dict[str, Any]]:
     """Return the data sets that a run or captioner was trained on, with their terms if stated."""
-    if run.captioner.exists():
-        content = read_json(run.captioner, EXPORT)
+    file, made_by = (run.captioner, EXPORT) if run.captioner.exists() else (run.config, TRAIN)
+    content = read_json(file, made_by)
+    is_recorded = isinstance(content, dict) and content.get("data") is not None
+    if is_recorded or file == run.captioner:
         try:
             data = content.get("data")
             if data is None:
@@ -234,8 +236,8 @@ def _data(run: RunFolder) -> list[dict[str, Any]]:
             return data.get("sources") or [{"name": name, "dataset": name}]
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
-                f"{run.captioner} is not what decoder.export writes ({error!r:.200}); copy the "
-                "whole original folder again"
+                f"{file} is not what {made_by} writes ({error!r:.200}); copy the whole original "
+                "folder again"
             ) from error
     if run.work.captions.exists():
         return [described(source) for source in load_table(run.work.captions).sources]

@@ -270,6 +270,17 @@ def test_a_validation_image_without_a_caption_is_named_before_anything_is_traine
     assert not (work / "runs" / "small").exists()
 
 
+def test_a_run_is_not_continued_on_replaced_pictures(work, capsys):
+    assert run_train(work, *QUICK) == 0
+    pictures = json.loads((work / "pictures.json").read_text())
+    for picture in pictures.values():
+        picture["crc"] += 1
+    (work / "pictures.json").write_text(json.dumps(pictures))
+    (work / "runs" / "small" / ".done" / "train.json").unlink()  # as if extracted again
+    assert run_train(work, *QUICK, "--resume") == 2
+    assert "pictures have changed since: " in capsys.readouterr().err
+
+
 def test_a_run_is_not_continued_on_changed_captions(work, capsys):
     assert run_train(work, *QUICK) == 0
     table = json.loads((work / "captions.json").read_text())

@@ -234,6 +234,16 @@ def test_attention_has_a_picture_for_each_word_but_not_for_padding(finished):
     assert "Shown: 2 of the 8 images with saved attention, evenly spaced from the best" in page.text
 
 
+def test_scores_of_earlier_captions_are_left_out(finished, capsys):
+    record = finished / ".done" / "scores_val.json"
+    record.parent.mkdir(exist_ok=True)
+    inputs = {"captions_val.json": "of earlier captions"}
+    record.write_text(json.dumps({"options": {}, "inputs": inputs, "outputs": {}}))
+    assert main(["--run", str(finished)]) == 0
+    said = capsys.readouterr().out
+    assert "scores_val.json, because captions_val.json changed since; score it again" in said
+
+
 def test_an_unchanged_report_is_skipped_and_a_changed_one_is_written(finished, capsys):
     assert main(["--run", str(finished)]) == 0
     assert main(["--run", str(finished)]) == 0

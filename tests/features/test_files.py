@@ -33,6 +33,11 @@ def test_the_old_file_is_seen_until_the_new_one_is_complete(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_name_that_is_not_utf_8_is_named_where_it_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"J.udcf6rg.+ is not UTF-8; rename that file or folder"):
+        write_atomically(tmp_path / "captions.json", '{"root": "/data/J\udcf6rg"}')
+
+
 def test_only_temporary_files_of_that_file_are_deleted(tmp_path: Path) -> None:
     for name in ("a[1]", ".a[1].lock", ".a[1].12.new", ".a1.12.new", ".b.12.new"):
         (tmp_path / name).touch()

@@ -7,6 +7,7 @@ import signal
 import sys
 import tracemalloc
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +52,14 @@ def test_what_was_put_is_found(part: Path, kind: RowFormat) -> None:
     np.testing.assert_array_equal(kind.unpack(record.packed.chunks[0]), grid[1, 0].astype("<f2"))
     np.testing.assert_array_equal(record.packed.pooled, pooled[1].astype("<f2"))
     assert read_record(found[2], kind).reason == "the file is émpty"
+
+
+def test_a_later_part_comes_last_though_the_clock_went_back(
+    part: Path, kind: RowFormat, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("features.parts.time.time_ns", lambda: 5)
+    with closing(PartWriter(part.parent, kind)) as writer:
+        assert int(writer.path.name.partition("-")[0]) > int(part.name.partition("-")[0])
 
 
 def test_a_part_truncated_at_any_byte_loses_only_the_last_record(

@@ -1,10 +1,11 @@
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from pipeline.up_to_date import Stamp
+from pipeline.up_to_date import Stamp, changed_inputs
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,31 @@ def test_new_file_in_an_input_folder_breaks_the_stamp(work: Path) -> None:
 def test_stamp_still_holds_when_the_work_directory_has_moved(work: Path) -> None:
     moved = work.rename(work.with_name("moved"))
     assert holds(moved)
+
+
+def test_stamps_of_runs_hold_when_the_work_directory_has_moved_and_former_ones_too(
+    work: Path, tmp_path: Path
+) -> None:
+    run = work / "runs" / "first"
+    run.mkdir(parents=True)
+    stamp = Stamp(run, "stage", Options(work), [work / "in"])
+    stamp.write([work / "out"])
+    record = json.loads(stamp.path.read_text())
+    work.rename(tmp_path / "moved")
+    moved = tmp_path / "moved"
+    again = Stamp(moved / "runs" / "first", "stage", Options(moved), [moved / "in"])
+    assert again.holds()
+    assert changed_inputs(moved / "runs" / "first", "stage") == []
+    (moved / "in").write_text("other")
+    changed = changed_inputs(moved / "runs" / "first", "stage")
+    assert changed == [str(moved / "in")]
+
+    (moved / "in").write_text("input")
+    for part in ("inputs", "outputs"):
+        record[part] = {str(moved / Path(n).name): state for n, state in record[part].items()}
+    record["options"]["work"] = str(moved)  # as version 0.2 wrote it
+    again.path.write_text(json.dumps(record))
+    assert again.holds()
 
 
 def test_stamp_does_not_depend_on_how_a_path_is_written(

@@ -86,7 +86,7 @@ def test_places_of_one_picture_keep_their_own_texts_when_the_page_moves(site, ca
         assert [text for text in texts if text != GENERATED] == ["Home", "Next"], page
     assert "correction" not in capsys.readouterr().out
     site.run(B)
-    assert "the places of 2 corrections are no longer" in capsys.readouterr().out
+    assert "kept in the table: 2 corrections: " in capsys.readouterr().out
     assert site.run(A + B + A) == ["Home", GENERATED, "Next"], "they are back"
 
 

@@ -93,7 +93,16 @@ def test_a_training_that_starts_from_a_run_records_and_continues_it(
     assert first["loss"] < before["loss"]
     assert train.main(command) == 0
     assert "unchanged, skipped" in capsys.readouterr().out
+    linked = tmp_path / "linked"
+    linked.symlink_to(source.path)  # the same captioner at another place
+    command[command.index("--init") + 1] = str(linked)
+    assert train.main([*command, "--resume"]) == 0
+    assert "continuing" in capsys.readouterr().out
+    command[command.index("--init") + 1] = str(source.path)
 
+    # What it learnt from is recorded: the work directory may have other captions later.
+    table = captions.load(other / "captions.json")
+    captions.save(replace(table, dataset="later"), other / "captions.json")
     assert export.main(["--run", str(mine.path), "--out", str(tmp_path / "out")]) == 0
     card = (tmp_path / "out" / "README.md").read_text()
     assert "- Terms of shapes: CC0 (drawn).\n" in card
