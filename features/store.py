@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 
 from features.commands import EXTRACT
 from features.errors import UserError, first_few, unreadable
@@ -214,6 +215,10 @@ class FeatureStore:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def crc(self) -> int:
+        """Return a CRC-32 of the image ids and of the checksums of all rows."""
+        return isal_zlib.crc32(self._checksums.tobytes(), isal_zlib.crc32(self.image_ids.tobytes()))
 
     def stored_rows(self) -> Iterator[np.ndarray]:
         """Yield the rows of stored images, ascending; all at once."""
