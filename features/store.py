@@ -241,7 +241,7 @@ class FeatureStore:
         if not found.all():
             raise UserError(
                 f"{self.path}: {(~found).sum()} images are not in the store: "
-                f"{first_few(wanted[~found])}; run {EXTRACT} again"
+                f"{first_few(wanted[~found])}; run {EXTRACT} again with the same options"
             )
         failed = wanted[self.status[rows] == FAILED]
         if len(failed):
@@ -354,7 +354,10 @@ class FeatureStore:
             raise unreadable(self.path, error) from error
         except ValueError as error:
             name = f", view {self.row_format.views[view]}" if view else ""
-            advice = f"{EXTRACT} --verify lists all damaged images, --force extracts them again"
+            advice = (
+                f"{EXTRACT} --verify lists all damaged images; --force with the options of the "
+                "first extraction extracts all again"
+            )
             if self._of_shard:
                 advice = f"delete that file, and {EXTRACT} --shards makes it again"
             raise UserError(

@@ -83,7 +83,7 @@ def test_the_order_of_images_does_not_depend_on_what_is_known(
             {"id": first + n, "file_name": f"{letter}.jpg", "split": split}
             for n, (letter, split) in enumerate(zip("abc", ("train", "val", "test"), strict=True))
         ]
-        texts = [{"image_id": image["id"], "id": image["id"], "caption": "A cow"} for image in images]
+        texts = [{"image_id": one["id"], "id": one["id"], "caption": "A cow"} for one in images]
         content = {"images": images, "annotations": texts}
         (tmp_path / name / "captions.csv").unlink()
         (tmp_path / name / "captions.json").write_text(json.dumps(content))
