@@ -33,6 +33,7 @@ from typing import Any, NamedTuple, Protocol
 
 import h5py
 import numpy as np
+from isal import isal_zlib
 
 from features.commands import EXTRACT
 from features.errors import UserError, first_few, unreadable
@@ -215,6 +216,10 @@ class FeatureStore:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    def crc(self) -> int:
+        """Return a CRC-32 of the image ids and of the checksums of all rows."""
+        return isal_zlib.crc32(self._checksums.tobytes(), isal_zlib.crc32(self.image_ids.tobytes()))
+
     def stored_rows(self) -> Iterator[np.ndarray]:
         """Yield the rows of stored images, ascending; all at once."""
         yield np.flatnonzero(self.status == STORED)
@@ -236,7 +241,7 @@ class FeatureStore:
         if not found.all():
             raise UserError(
                 f"{self.path}: {(~found).sum()} images are not in the store: "
-                f"{first_few(wanted[~found])}; run {EXTRACT} again"
+                f"{first_few(wanted[~found])}; run {EXTRACT} again with the same options"
             )
         failed = wanted[self.status[rows] == FAILED]
         if len(failed):
@@ -349,7 +354,10 @@ class FeatureStore:
             raise unreadable(self.path, error) from error
         except ValueError as error:
             name = f", view {self.row_format.views[view]}" if view else ""
-            advice = f"{EXTRACT} --verify lists all damaged images, --force extracts them again"
+            advice = (
+                f"{EXTRACT} --verify lists all damaged images; --force with the options of the "
+                "first extraction extracts all again"
+            )
             if self._of_shard:
                 advice = f"delete that file, and {EXTRACT} --shards makes it again"
             raise UserError(

@@ -3,7 +3,7 @@
 A row of the set is a row of one of its stores. The stores follow one another in the order of their
 names, and each keeps its rows. A store is opened when a row of it is read, and at most `MOST_OPEN`
 are open at once. Opening one takes memory in proportion to its own rows; the set itself keeps the
-name and the size of each shard, and nothing for each image.
+name, the size and a CRC-32 of each shard, and nothing for each image.
 """
 
 import re
@@ -32,6 +32,9 @@ class StoreEntry(NamedTuple):
     rows: int
     bytes: int
     """Size of the file."""
+    crc: int | None = None
+    """`FeatureStore.crc`: without compression, as many other pictures take as many bytes. None if
+    it was not recorded when the store was counted."""
 
 
 Find = Callable[[np.ndarray], np.ndarray]
@@ -65,8 +68,8 @@ def stores_in(folder: Path) -> list[Path]:
 
 
 def entry_of(store: FeatureStore) -> StoreEntry:
-    """Return the name and the size of a store."""
-    return StoreEntry(store.path.stem, len(store), store.path.stat().st_size)
+    """Return the name and the size of a store, and the CRC-32 of what it holds."""
+    return StoreEntry(store.path.stem, len(store), store.path.stat().st_size, store.crc())
 
 
 def _opened(path: Path) -> FeatureStore:
@@ -159,7 +162,10 @@ class StoreSet:
                 shard = self.shards[number]
                 path = self.path / f"{shard.name}.h5"
                 found = self._checked(path)
-                if entry_of(found) != shard:
+                entry = entry_of(found)
+                if shard.crc is None:
+                    entry = entry._replace(crc=None)
+                if entry != shard:
                     raise UserError(f"{path} has changed since {PREPARE} read it; run it again")
                 self._open[number] = found
                 if len(self._open) > MOST_OPEN:

@@ -8,6 +8,7 @@ images, and finally calls `merge`.
 import json
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -321,9 +322,33 @@ def _read_settings(folder: Path) -> dict[str, Any] | None:
 
 def _require_same(path: Path, wanted: RowFormat, found: Mapping[str, Any]) -> None:
     """Raise UserError unless `path` holds the wanted kind of features."""
-    if decisive(wanted.described()) != decisive(found):
-        raise UserError(
-            f"{path} holds other features than requested: "
-            f"{differences(wanted.described(), found)}; use another --work, or --force to extract "
-            "again"
-        )
+    kind = wanted.described()
+    if decisive(kind) == decisive(found):
+        return
+    before = _options(found)
+    options = [option for option in before if option not in _options(kind)]
+    repeat = "repeat the options of the first extraction to extend it"
+    advice = f"{repeat} ({' '.join(options)}), or " if options else ""
+    raise UserError(
+        f"{path} holds other features than requested: {differences(kind, found)}; {advice}use "
+        "another --work; --force replaces these features"
+    )
+
+
+def _options(kind: Mapping[str, Any]) -> list[str]:
+    """Return the options of an extraction that determine what kind of features it stores."""
+    from features.backbones import from_files  # loads torch
+
+    options = [f"--dtype {kind['dtype']}", f"--compression {kind.get('compression')}"]
+    if from_files({"backbone": None, **kind}):
+        return ["--from FILES", *options]
+    files = (f"--weights {shlex.quote(str(file))}" for file in kind.get("weights_file", ()))
+    grid, views = kind.get("grid"), len(kind.get("views", ()))
+    size = grid[0] if isinstance(grid, list) and grid else grid
+    return [
+        f"--backbone {kind.get('backbone')}",
+        *files,
+        f"--grid {size}",
+        f"--views {views}",
+        *options,
+    ]

@@ -66,7 +66,7 @@ def recompute(
         raise UserError(
             f"{store.path} was made by a different {store.description['backbone']}: "
             f"{differences(description, store.description)}; install the version that made it, or "
-            "extract again with --force"
+            "extract again with --force and the options of the first extraction"
         )
     recomputed = _Recomputed()
     views = store.row_format.views

@@ -6,8 +6,9 @@ nothing of it but the number of images in each shard is kept in memory.
 
     info    name, value   in JSON: format, dataset, sources, stores (their folder), description (of
                           the features), and of each split its digest, captions and left_out
-    shards  number, name, rows, bytes, train, val, test
-                          each store, its size, and the number of its images in each split
+    shards  number, name, rows, bytes, crc, train, val, test
+                          each store, its size, a CRC-32 of what it holds (the first databases
+                          lack it), and the number of its images in each split
     train, val, test      place, id, row, key, file_name, captions
                           the images of a split in the order of the stores, from place 0; row counts
                           through all stores; captions are in JSON, each a pair of its text and its
@@ -351,8 +352,10 @@ def open_database(path: Path) -> CaptionDatabase:
                 f"{path} has format {info['format']}, this version reads format {FORMAT}; create "
                 f"it again with {PREPARE} --force"
             )
-        entries = read(f"SELECT name, rows, bytes, {', '.join(SPLITS)} FROM shards ORDER BY number")
-        counts = np.array([counts for _, _, _, *counts in entries], np.int64).reshape(-1, 3)
+        has_crc = read("SELECT * FROM pragma_table_info('shards') WHERE name = 'crc'")
+        columns = ", ".join(("name", "rows", "bytes", "crc" if has_crc else "NULL", *SPLITS))
+        entries = read(f"SELECT {columns} FROM shards ORDER BY number")
+        counts = np.array([counts for _, _, _, _, *counts in entries], np.int64).reshape(-1, 3)
         if any(Path(name).name != name for name, *_ in entries) or counts.min(initial=0) < 0:
             raise ValueError("the table of shards")
         if not entries:
@@ -370,7 +373,7 @@ def open_database(path: Path) -> CaptionDatabase:
             sources=(source,),
             path_of_database=path,
             folder=folder,
-            shards=tuple(StoreEntry(name, rows, bytes_) for name, rows, bytes_, *_ in entries),
+            shards=tuple(StoreEntry(*entry[:4]) for entry in entries),
             description=info["description"],
             splits=splits,
             read=read,

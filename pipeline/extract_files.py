@@ -31,6 +31,7 @@ from features.store_writing import (
     resume,
 )
 from features.verification import SAMPLE, damaged
+from pipeline import pictures
 from pipeline.extraction_report import summary
 from pipeline.options import ExtractOptions
 from pipeline.up_to_date import Stamp
@@ -73,6 +74,9 @@ def store_files(options: ExtractOptions, names: Mapping[int, str]) -> None:
         if first:
             print(f"extract: {_described(found, row_format)}")
             old, row_format, todo = _plan(options, store_path, row_format, found)
+            known = pictures.load(work)
+            now: pictures.Pictures = {i: {"file_name": name} for i, name in names.items()}
+            pictures.save(work, {**now, **known})
         row_format, todo = broadcast((row_format, todo))
         share = todo[rank() :: world_size()]
         if share:
@@ -82,6 +86,7 @@ def store_files(options: ExtractOptions, names: Mapping[int, str]) -> None:
         if not first:
             return
         merge(store_path, row_format, old, list(names), versions(), options.prune)
+        pictures.save(work, now if options.prune else {**known, **now})
     store = FeatureStore(store_path)
     seconds = time.perf_counter() - start
     report = {**summary(store), "read": len(todo), "seconds": round(seconds, 3), "unreadable": {}}

@@ -235,7 +235,7 @@ def _verify(options: ExtractOptions, store_path: Path, paths: Mapping[int, Path]
     if wrong:
         raise UserError(
             f"{store_path}: {len(wrong)} images are wrong: {first_few(sorted(wrong))}; --force "
-            "extracts all pictures again"
+            "with the options of the first extraction extracts all pictures again"
         )
 
 

@@ -3,7 +3,8 @@
     {"7": {"file_name": "dog.jpg", "bytes": 51234, "modified": 1764331200000000000, "crc": 912559}}
 
 By it `pipeline.extract` notices that a picture has changed, and `pipeline.prepare` that an image id
-stands for another picture than before.
+stands for another picture than before. Of `pipeline.extract --from`, which reads no pictures, only
+the file names are recorded.
 """
 
 import os
@@ -23,7 +24,8 @@ from pipeline.work import WorkFolder
 _SAMPLES, _SAMPLE_BYTES = 3, 4096
 
 Pictures = dict[int, dict[str, Any]]
-"""By image id: the file name, its size in bytes, its time in nanoseconds, a CRC-32 of samples."""
+"""By image id: the file name, its size in bytes, its time in nanoseconds, a CRC-32 of samples. The
+last three may be absent together."""
 
 
 def load(work: WorkFolder) -> Pictures:
@@ -49,6 +51,8 @@ def look(table: CaptionTable, known: Pictures) -> tuple[Pictures, set[int]]:
     changed = set()
     for image in table.images:
         path, before = table.path(image), known.get(image.id)
+        if before is not None and "crc" not in before:
+            before = None  # its features were read from files
         try:
             status = path.stat()
             entry = {"file_name": image.file_name, "bytes": status.st_size}
@@ -126,7 +130,7 @@ def _is_entry(entry: object) -> bool:
     return (
         isinstance(entry, dict)
         and isinstance(entry.get("file_name"), str)
-        and {"bytes", "modified", "crc"} <= entry.keys()
+        and len({"bytes", "modified", "crc"} & entry.keys()) in (0, 3)
     )
 
 

@@ -122,7 +122,7 @@ def writing_database(options: PrepareOptions, path: Path) -> Iterator[Prepared]:
                 for number, shard in enumerate(stores.shards):
                     counts = writing.add(stores.store(number), bar)
                     database.execute(
-                        "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?)",
+                        "INSERT INTO shards VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                         (number, *shard, *(counts[split] for split in SPLITS)),
                     )
             _check_unique(database, options.root)
@@ -240,7 +240,7 @@ def _create(database: sqlite3.Connection) -> None:
     database.execute("CREATE TABLE info (name TEXT PRIMARY KEY, value TEXT)")
     database.execute(
         "CREATE TABLE shards (number INTEGER PRIMARY KEY, name TEXT, rows INTEGER, "
-        f"bytes INTEGER, {', '.join(f'{split} INTEGER' for split in SPLITS)})"
+        f"bytes INTEGER, crc INTEGER, {', '.join(f'{split} INTEGER' for split in SPLITS)})"
     )
     for split in SPLITS:
         database.execute(

@@ -124,8 +124,12 @@ def load_tables(
     # A folder that is given twice has each name twice, so names cannot stand for ids.
     if known and len(ids) == len(joined.images):
         ids = kept_ids(ids, known, joined.root)
-        images = [replace(image, id=ids[image.file_name]) for image in joined.images]
-        joined = replace(joined, images=tuple(sorted(images, key=lambda image: image.id)))
+        joined = replace(
+            joined, images=tuple(replace(i, id=ids[i.file_name]) for i in joined.images)
+        )
+    # The order is in the digests of runs, so it must not depend on what is known.
+    by_id = sorted(joined.images, key=lambda image: image.id)
+    joined = replace(joined, images=tuple(by_id))
     return joined, [*remarks, *_duplicates(joined)]
 
 

@@ -24,8 +24,8 @@ from features.devices import choose_device
 from features.errors import UserError
 from features.folders import passed_over_note
 from features.images import PictureError
-from pipeline.up_to_date import Stamp
-from pipeline.work import WorkFolder
+from pipeline.up_to_date import Stamp, recorded_options
+from pipeline.work import RunFolder, WorkFolder
 
 
 def caption(options: CaptionOptions) -> int:
@@ -100,7 +100,14 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str, device: torc
     if options.out is None and options.work is not None:
         out = work.captions_by(run, split, suffix)
     inputs = [work.captions, work.features, *input_files(runs, options.generate)]
-    stamp = Stamp(out.parent, f"caption-{variant(out, split)}", options, inputs)
+    stage = f"caption-{variant(out, split)}"
+    stamp = Stamp(out.parent, stage, options, inputs)
+    other = None if options.out is not None or options.force else _other_run(out, stage, run)
+    if other is not None:
+        raise UserError(
+            f"{out} has the captions of {other}, another run of this name; choose another --out, "
+            "or replace them with --force"
+        )
     if stamp.holds() and not options.force:
         print(f"caption: {out} unchanged, skipped")
         return
@@ -108,3 +115,13 @@ def _caption_split(options: CaptionOptions, runs: Runs, split: str, device: torc
     captioner = Captioner(runs, options.generate, device)
     assert options.batch_size is not None
     stamp.write(caption_split(captioner, work, split, out, options.batch_size, options.attention))
+
+
+def _other_run(out: Path, stage: str, run: RunFolder) -> Path | None:
+    """Return the run that wrote the captions in `out`, None if it was `run` or is not there."""
+    recorded = recorded_options(out.parent, stage)
+    if recorded is None or not out.exists():
+        return None
+    first = next(iter(recorded.get("run") or ()), None)
+    before = captioner_folder(None if first is None else out.parent / first).path
+    return before if before.exists() and not before.samefile(run.path) else None

@@ -111,6 +111,9 @@ class Listing:
             captions by another writer; or it cannot be read or written.
     """
 
+    advice = "choose another --out, or replace the file with --force"
+    """What the user can do about a file that holds something else."""
+
     def __init__(self, path: Path, writer: str, captions: int = 1, overwrite: bool = False) -> None:
         self.path = path
         self._real = Path(real_path(path))  # a link to a listing must stay a link
@@ -190,9 +193,7 @@ class Listing:
 
     def _lock(self, stack: ExitStack) -> None:
         """Lock the file. The lock of a killed process ends with it."""
-        busy = (
-            f"another process is writing {self.path}; wait until it ends, or choose another --out"
-        )
+        busy = f"another process is writing {self.path}; wait until it ends"
         lock = self._real.with_name(f".{self._real.name}.lock")
         try:
             stack.enter_context(locked(lock, busy))
@@ -231,8 +232,7 @@ class Listing:
             if row.writer != self._writer:
                 raise UserError(
                     f"{self.path}, line {number}: written by another captioner or with other "
-                    "options, so its captions would not be comparable; choose another --out, or "
-                    "replace the file with --force"
+                    f"options, so its captions would not be comparable; {self.advice}"
                 )
             real = self._located(row) if row.is_old else self._joined(row.path)
             if real is None:
@@ -303,8 +303,8 @@ class Listing:
         lost = [name for name in COLUMNS if name not in names]
         if 0 < len(lost) <= len(COLUMNS) // 2:
             raise UserError(
-                f"{self.path} has lost the columns {', '.join(lost)}; restore them, or choose "
-                "another --out"
+                f"{self.path} has lost the columns {', '.join(lost)}; restore them, or "
+                f"{self.advice}"
             )
         if lost or len({*names}) < len(names):
             raise self._foreign(1)
@@ -312,8 +312,7 @@ class Listing:
         captions = {name for name in added if re.fullmatch(r"caption_\d+", name)}
         if captions != {*self._columns} - {*COLUMNS, *self._theirs}:
             raise UserError(
-                f"{self.path} holds another number of captions of each picture; choose another "
-                "--out, or replace the file with --force"
+                f"{self.path} holds another number of captions of each picture; {self.advice}"
             )
         self._theirs = tuple(name for name in added if name not in captions)
         self._columns += tuple(name for name in self._theirs if name not in self._columns)
@@ -343,8 +342,8 @@ class Listing:
 
     def _foreign(self, number: int) -> UserError:
         return UserError(
-            f"{self.path}, line {number}: expected a caption written by this command; choose "
-            "another --out, or replace the file with --force"
+            f"{self.path}, line {number}: expected a caption written by decoder.caption; "
+            f"{self.advice}"
         )
 
 

@@ -183,7 +183,9 @@ def save(
         table = folder / "captions.csv"
         check_names(map(Path, map(real_path, captions)), "a table", "save text or XMP files")
         written = []
-        with Listing(table, identity) as listing:
+        listing = Listing(table, identity)
+        listing.advice = "move the file elsewhere, or save text or XMP files"
+        with listing:
             for path, one in captions.items():
                 row = listing.find(path)
                 if replace or one.corrected or row is None or row.error:

@@ -86,8 +86,9 @@ def _reader(captioner: Captioner, work: WorkFolder, split: str, views: int) -> S
     stored = len(store.row_format.views)
     if views > stored:
         raise UserError(
-            f"{work.features} holds {stored} views of each image, but --views is {views}; store "
-            f"more with {EXTRACT} --views {views}"
+            f"{work.features} holds {stored} views of each image, but --views is {views}; "
+            f"extract again with {EXTRACT} --views {views} --force and the other options of the "
+            "first extraction"
         )
     reader = SplitReader(store, load(work.captions), split)
     if reader.left_out:

@@ -61,7 +61,8 @@ class SearchedImages:
             memory-mapped.
 
     Raises:
-        UserError: a file is damaged, or none of the images has features.
+        UserError: a file is damaged, features of images were not extracted yet, or those of all
+            images could not be extracted.
     """
 
     def __init__(
@@ -72,10 +73,10 @@ class SearchedImages:
         embedding: Embedding,
         split: str | None,
     ) -> None:
-        vectors = image_vectors(work, store, table, embedding)
         images = table.images if split is None else table.split(split)
         self.images: Sequence[Image]
         if isinstance(images, AllImages | SplitImages):
+            vectors = image_vectors(work, store, table, embedding)
             self.images = images
             self._rows: Callable[[np.ndarray], np.ndarray] = images.rows_of
             first = 0
@@ -84,12 +85,14 @@ class SearchedImages:
                 first = table.images.first_of(split)
             vectors_ND = vectors.vectors_ND[first : first + len(images)]
         else:
+            failed = store.failures()
+            found = [image for image in images if image.id not in failed]
+            rows = store.rows([image.id for image in found])  # or says what was not extracted yet
+            vectors = image_vectors(work, store, table, embedding)
             place = {int(image_id): n for n, image_id in enumerate(vectors.image_ids)}
-            found = [image for image in images if image.id in place]
             chosen = [place[image.id] for image in found]
             in_order = np.array_equal(chosen, np.arange(len(vectors.image_ids)))
             vectors_ND = vectors.vectors_ND if in_order else vectors.vectors_ND[chosen]
-            rows = store.rows([image.id for image in found]) if found else np.empty(0, np.int64)
             self.images, self._rows = found, rows.__getitem__
         if not self.images:
             raise UserError(

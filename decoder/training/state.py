@@ -103,6 +103,8 @@ class TrainingState:
         self.config = config
         self.model = model
         self.progress = Progress()
+        self.processes: int = config["machine"]["processes"]
+        """Those that trained the run until here."""
         parameters = dict(model.named_parameters())
         self.optimizer = Adam(parameters.values())
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
@@ -236,6 +238,7 @@ class TrainingState:
                 f"{self.run.state} is not a run's state: {error}; start again with --force"
             ) from error
         self.progress = progress
+        self.processes = saved["machine"].get("processes", self.processes)
         if rank() == 0:
             self.write_metrics()  # a kill between the two writes leaves it one line behind
 

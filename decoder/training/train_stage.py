@@ -73,6 +73,7 @@ def _train(options: TrainOptions, run: RunFolder) -> int:
             state.restore()
         if continues:
             _print_once(f"train: continuing {run.path} in {state.progress.where()}")
+            _report_other_shares(trainer)
         else:
             if options.init is not None and trainer.trained is None:
                 transfer.folder_of(options.init)  # raises: the captioner is gone
@@ -237,6 +238,18 @@ def _report_unlike(config: dict[str, Any], like: Path) -> None:
         print(f"train: unlike {like}: {difference}")
     if not unlike:
         print(f"train: like {like} in everything: options, data, features, versions, machine")
+
+
+def _report_other_shares(trainer: Trainer) -> None:
+    """Say so if the rest of an epoch over shards is divided otherwise than its beginning was."""
+    before, batch = trainer.state.processes, trainer.state.progress.batch
+    begun = 0 < batch < trainer.training.batches_per_epoch
+    if isinstance(trainer.training, ShardedReader) and begun and before != world_size():
+        _print_once(
+            f"train: this epoch was begun by {before} processes and is divided among "
+            f"{world_size()} now, so some images repeat and as many are left out; the next epoch "
+            "has every image once"
+        )
 
 
 def _report_left_out(*readers: SplitReader) -> None:

@@ -30,6 +30,7 @@ from pipeline.work import RunFolder, WorkFolder
 
 # A vocabulary with a smaller share of the training words belongs to another data set.
 _LEAST_COVERAGE = 0.5
+_SAME = "with the options of the first extraction"
 MAKE_READABLE = "make what is named readable and run the doctor again; it may be intact"
 _STAGES = {
     "prepare": PREPARE,
@@ -91,7 +92,7 @@ def check_work_directory(work: WorkFolder) -> Iterator[CheckResult]:
             store = FeatureStore(work.features)
             yield from _features(store, table)
     except UserError as error:
-        yield problem(str(error), _advice(error, f"run {EXTRACT} --force"))
+        yield problem(str(error), _advice(error, f"run {EXTRACT} --force {_SAME}"))
     yield from _outdated(work.path)
     yield from _runs(work, table, words, store)
 
@@ -209,7 +210,7 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[CheckResult]
     if missing:
         yield problem(
             f"{len(missing)} images of captions.json are not in the store: {first_few(missing)}",
-            f"run {EXTRACT} again; it keeps what is stored",
+            f"run {EXTRACT} again {_SAME}; it keeps what is stored",
         )
     extra = stored.difference(image.id for image in table.images)
     if extra:
@@ -222,14 +223,14 @@ def _features(store: FeatureStore, table: CaptionTable) -> Iterator[CheckResult]
         yield warning(
             f"{int((store.status == FAILED).sum())} pictures could not be read and are left out: "
             f"{first_few(reasons, 3)}",
-            f"fix them and run {EXTRACT} again, or leave them out",
+            f"fix them and run {EXTRACT} again {_SAME}, or leave them out",
         )
     broken = damaged(store)
     if broken:
         listed = (f"image {image_id} ({why})" for image_id, why in broken.items())
         yield problem(
             f"{len(broken)} rows of the store are damaged: {first_few(listed, 3)}",
-            f"run {EXTRACT} --force, and check the disk",
+            f"check the disk, and run {EXTRACT} --force {_SAME}",
         )
         return
     yield ok(f"all rows of {store.path.name} match their checksums")

@@ -27,6 +27,13 @@ _NEVER_CAPTIONS = re.compile(
 # Names of captions in another language or of another kind, such as caption_de and long_caption.
 _FURTHER_CAPTIONS = re.compile(r"(caption|sentence|description)s?_.+|.+_(caption|description)s?")
 _UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff]")
+# Columns that only files of decoder.caption have: of --out, --shards and --json; of the captions of
+# a split; of --review.
+_GENERATED = (
+    {"caption", "unsure", "confidence"},
+    {"caption", "mean_log_probability", "signals"},
+    {"page", "picture", "text", "written"},
+)
 _NAMES = "image=NAME,caption=NAME[,split=NAME]"
 
 
@@ -64,7 +71,8 @@ def choose_columns(table: Table, chosen: str | None) -> Columns:
     """Return the columns that `chosen` (--columns) names, or those with well-known names.
 
     Raises:
-        UserError: a chosen column is not in the table, or another column could hold captions.
+        UserError: a chosen column is not in the table, another column could hold captions, or
+            decoder.caption wrote the table and no columns are chosen.
     """
     names = list(dict.fromkeys(name for row in table.rows for name in row.cells))
     if chosen is not None:
@@ -77,6 +85,13 @@ def choose_columns(table: Table, chosen: str | None) -> Columns:
     stems = {name: _stem(keys[name]) for name in names}
     present = [stem for stem in _CAPTION_NAMES if stem in stems.values()]
     captions = [name for name in names if present and stems[name] == present[0]]
+    if any(columns <= set(keys.values()) for columns in _GENERATED):
+        raise UserError(
+            f"{table.path} was written by decoder.caption; captions of a captioner must not be "
+            "learnt from. If people have checked all of them, add --columns "
+            f"image={image[0] if image else 'NAME'},caption={captions[0]}; otherwise move the file "
+            "elsewhere, or name another table with --captions"
+        )
     splits = [name for key in _SPLIT_NAMES for name in names if keys[name] == key]
     others = [n for n in names if n not in (*captions, *image, *splits[:1])]
     for name in others if captions else ():

@@ -142,6 +142,22 @@ def test_captions_written_to_another_file_leave_the_others_alone(captioner, tmp_
         (run / name).unlink()
 
 
+def test_a_run_of_the_same_name_does_not_replace_captions(captioner, tmp_path, capsys):
+    run, other, work = captioner / "runs" / "captioner", tmp_path / "captioner", tmp_path / "work"
+    shutil.copytree(run, other)
+    work.mkdir()
+    for name in ("captions.json", "features.h5"):
+        shutil.copy(captioner / name, work)
+    stage = ["--split", "val", "--work", str(work), "--run"]
+    assert caption.main([*stage, str(run)]) == 0
+    assert caption.main([*stage, str(run), "--beam", "2"]) == 0
+    capsys.readouterr()
+    assert caption.main([*stage, str(other)]) == 2
+    out = work / "captions_val_captioner.json"
+    assert f"{out} has the captions of {run.resolve()}, another run" in capsys.readouterr().err
+    assert caption.main([*stage, str(other), "--force"]) == 0
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

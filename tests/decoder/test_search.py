@@ -183,6 +183,17 @@ def test_unreadable_pictures_and_damaged_files_are_named(searched, tmp_path, cap
     assert "best_xe.safetensors is not a complete safetensors file" in capsys.readouterr().err
 
 
+def test_pictures_without_features_yet_are_not_left_out_silently(searched, tmp_path, capsys):
+    work = Path(shutil.copytree(searched, tmp_path / "work"))
+    table = table_of(work)
+    table["images"].append({**table["images"][0], "id": 10**6, "file_name": "new.png"})
+    (work / "captions.json").write_text(json.dumps(table))
+    assert search.main(["a red circle", "--run", str(run_of(work))]) == 2
+    error = capsys.readouterr().err
+    assert "1 images are not in the store: 1000000; run" in error
+    assert "extract again with the same options" in error
+
+
 def test_a_damaged_cache_is_made_again(searched, tmp_path, capsys, caplog, no_training):
     work = Path(shutil.copytree(searched, tmp_path / "work"))
     query = ["a", "small", "red", "circle", "--run", str(run_of(work))]

@@ -252,7 +252,7 @@ def test_features_of_another_kind_are_refused_and_kept_unless_forced(
     make(IDS, finish=finish)
     name = "features.h5" if finish else "features.parts"
     kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    message = f"{name} holds other features than requested: {change} .* instead of .*; use another"
+    message = f"{name} holds other features than requested: {change} .* instead of .*; repeat the"
     with pytest.raises(UserError, match=message):
         make(IDS, other)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == kept

@@ -210,8 +210,8 @@ def test_another_backbone_is_refused_unless_forced(tmp_path: Path, capsys) -> No
     assert extract(work) == 0
     assert extract(work, "--grid", "5") == 2
     error = capsys.readouterr().err
-    assert "holds other features than requested: grid [7, 7] instead of [5, 5]" in error
-    assert "--force" in error
+    assert "holds other features than requested: grid [7, 7] instead of [5, 5]; repeat" in error
+    assert "to extend it (--grid 7), or use another --work; --force replaces these" in error
     assert extract(work, "--grid", "5", "--force") == 0
     assert FeatureStore(work / "features.h5").description["grid"] == [5, 5]
 
@@ -332,7 +332,7 @@ def test_verify_names_the_damaged_images(tmp_path: Path, capsys) -> None:
     assert f"view {VIEWS[1]}" in lines[2]
     assert "pooled features do not match their checksum" in lines[3]
     assert "verify: 8 rows read, 4 of 5 recomputed, 4 wrong" in captured.out
-    assert "4 images are wrong: 1, 3, 4, 5; --force extracts all pictures again" in captured.err
+    assert "4 images are wrong: 1, 3, 4, 5; --force with the options of the first" in captured.err
     with pytest.raises(UserError, match=r"image 3: .*--verify lists all damaged images"):
         store.grid([2])
 

@@ -255,6 +255,29 @@ def test_a_stopped_run_continues_and_changed_files_are_read_again(work, files, c
     assert "3 rows read, 3 compared" in capsys.readouterr().out
 
 
+def test_a_new_picture_never_gets_the_features_of_a_removed_one(prepare, root, files):
+    for name in ("a", "b", "b2", "c"):  # all older than the store
+        np.save(files / f"{name}.npy", values(2, CHANNELS, seed=ord(name[-1])))
+
+    def ids_of(*names: str) -> dict[str, int]:
+        for old in root.iterdir():
+            old.unlink()
+        for name in names:
+            (root / f"{name}.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+            (root / f"{name}.txt").write_text("A dog.")
+        return {image.file_name: image.id for image in prepare("folder").table.images}
+
+    ids_of("a", "b", "c")
+    work = root.parent / "work"
+    store(work, files, "--skip-extra")
+    ids_of("a", "c")
+    ids = ids_of("a", "b2", "c")
+    assert ids == {"a.jpg": 1, "b2.jpg": 4, "c.jpg": 3}
+    found = store(work, files, "--skip-extra")
+    expected = np.load(files / "b2.npy").astype(np.float16)
+    np.testing.assert_array_equal(found.grid(found.rows([4]))[0, :2], expected)
+
+
 def change(files: Path, name: str, array: np.ndarray) -> None:
     np.save(files / f"{name}.npy", array)
 

@@ -36,11 +36,12 @@ def entry(image_id: int, **changes: Any) -> Entry:
     return {**default, **changes}
 
 
-def write_shard(out: Path, name: str, entries: list[Entry]) -> None:
+def write_shard(out: Path, name: str, entries: list[Entry], compression: str = "deflate") -> None:
     out.mkdir(exist_ok=True)
     failed = {one["id"]: one["error"] for one in entries if one.get("error")}
     path = out / f"{name}.h5"
-    extract(path, [one["id"] for one in entries], RowFormat(DESCRIPTION), failed)
+    kind = RowFormat(DESCRIPTION, compression=compression)
+    extract(path, [one["id"] for one in entries], kind, failed)
     path.with_suffix(".jsonl").write_text("".join(json.dumps(one) + "\n" for one in entries))
 
 
@@ -273,6 +274,24 @@ def test_a_damaged_database_is_refused_and_another_format_named(run, tmp_path):
     path.write_bytes(b"no database" * 100)
     with pytest.raises(captions.UserError, match="is not a caption database, or is damaged"):
         open_database(path)
+
+
+def test_another_store_of_the_same_size_is_noticed_unless_its_content_was_not_recorded(
+    run, tmp_path
+):
+    out, work = tmp_path / "out", WorkFolder(tmp_path / "work")
+    write_shard(out, "a", [entry(i) for i in range(30)], compression="none")
+    assert run()[0] == 0
+    open_features(work).pooled([0])
+    size = (out / "a.h5").stat().st_size
+    (out / "a.h5").unlink()
+    write_shard(out, "a", [entry(i) for i in range(100, 130)], compression="none")
+    assert (out / "a.h5").stat().st_size == size
+    with pytest.raises(captions.UserError, match=r"a\.h5 has changed since"):
+        open_features(work).pooled([0])
+    with sqlite3.connect(work.captions) as database:
+        database.execute("ALTER TABLE shards DROP COLUMN crc")
+    open_features(work).pooled([0])
 
 
 def test_another_data_set_takes_the_place_of_shards_and_back(run, tmp_path, extracted_shapes):

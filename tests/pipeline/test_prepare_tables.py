@@ -1,12 +1,18 @@
 """Tables of captions as people have them: read to the last caption, or refused by line."""
 
+import csv
 import hashlib
+import io
 import json
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from decoder.captioning.listing import COLUMNS
+from decoder.captioning.review import Row
+from decoder.captioning.writer import Caption
 
 JPEG = b"\xff\xd8\xff\xe0"
 HEADER = "file_name,caption\n"
@@ -332,6 +338,40 @@ def test_text_files_that_decoder_caption_wrote_are_never_learnt_from(
     refused = prepare("folder")
     assert refused.status == 2
     assert "1 text files are named as decoder.caption --sidecar txt names those it" in refused.err
+
+
+@pytest.mark.parametrize(
+    ("file", "columns", "chosen"),
+    [
+        ("x.csv", COLUMNS, "image=path,caption=caption"),
+        ("x.jsonl", (), "image=path,caption=caption"),
+        ("0001.jsonl", (), "image=file_name,caption=caption"),
+        ("pages.csv", Row._fields, "image=picture,caption=text"),
+    ],
+)
+def test_tables_that_decoder_caption_wrote_are_learnt_from_only_if_columns_are_named(
+    prepare: Callable, root: Path, file: str, columns: tuple[str, ...], chosen: str
+) -> None:
+    caption = Caption("A dog.", True, 0.3, -9.5, labels=("a grey wolf", "an arctic fox"))
+    more = {"text": "A dog.", "written": "A dog."} if "text" in columns else {}
+    image = chosen.split(",")[0].removeprefix("image=")
+    rows = [{image: name, **caption.as_json(), **more} for name in ("a.jpg", "b.jpg")]
+    text = io.StringIO()
+    if columns:
+        writer = csv.DictWriter(text, columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        text.writelines(json.dumps(row) + "\n" for row in rows)
+    write(root, {file: text.getvalue()})
+    refused = prepare("folder")
+    assert refused.status == 2
+    assert f"{file} was written by decoder.caption; captions of a captioner must" in refused.err
+    assert f"add --columns {chosen};" in refused.err
+    assert prepare("folder", "--columns", chosen).texts == {
+        "a.jpg": ["A dog."],
+        "b.jpg": ["A dog."],
+    }
 
 
 # Names of pictures

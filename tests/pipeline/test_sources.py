@@ -75,6 +75,26 @@ def test_ids_stay_when_a_data_set_is_added_or_given_twice(two: list[str], tmp_pa
     assert len({i.id for i in captions.load(work / "captions.json").images}) == 6
 
 
+def test_the_order_of_images_does_not_depend_on_what_is_known(
+    two: list[str], tmp_path: Path
+) -> None:
+    for name, first in (("one", 50), ("two", 7)):
+        images = [
+            {"id": first + n, "file_name": f"{letter}.jpg", "split": split}
+            for n, (letter, split) in enumerate(zip("abc", ("train", "val", "test"), strict=True))
+        ]
+        texts = [{"image_id": one["id"], "id": one["id"], "caption": "A cow"} for one in images]
+        content = {"images": images, "annotations": texts}
+        (tmp_path / name / "captions.csv").unlink()
+        (tmp_path / name / "captions.json").write_text(json.dumps(content))
+    assert main(two) == 0
+    table = tmp_path / "work" / "captions.json"
+    assert [image.id for image in captions.load(table).images] == [7, 8, 9, 50, 51, 52]
+    written = table.read_bytes()
+    assert main([*two, "--force"]) == 0
+    assert table.read_bytes() == written
+
+
 def test_a_picture_of_two_data_sets_is_reported(
     two: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

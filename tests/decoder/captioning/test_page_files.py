@@ -157,6 +157,8 @@ def test_a_table_in_the_album_takes_the_last_text_of_a_person(tmp_path):
         assert row.startswith(f"dog.jpg,{kept},false,")
     with pytest.raises(UserError, match="save text or XMP files"):
         page_files.save({tmp_path / "a\nb.jpg": one}, tmp_path, "csv", "writer", False)
+    with pytest.raises(UserError, match=r"another captioner .*; move the file elsewhere, or save"):
+        page_files.save({picture: one}, tmp_path, "csv", "another", True)
     with pytest.raises(UserError, match="expected one of csv, txt"):
         page_files.save({picture: one}, tmp_path, "exe", "writer", False)
 

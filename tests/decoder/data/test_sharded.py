@@ -15,6 +15,7 @@ from decoder.cider import CiderD, all_words_encoded
 from decoder.data import frequencies
 from decoder.data.sharded import ShardedReader
 from decoder.ranking.consensus import count_frequencies
+from decoder.runs import checkpoints
 from decoder.training.rewards import MixedReward
 from decoder.training.streamed_reward import StreamedReward
 from evaluation import report, score
@@ -124,7 +125,7 @@ def test_a_run_over_shards_stopped_in_each_phase_ends_as_one_never_stopped(shard
     assert unlike(work / "runs" / "small", tmp_path / "never_stopped") == []
 
 
-def test_two_processes_divide_the_shards_and_train(sharded, tmp_path):
+def test_two_processes_divide_the_shards_and_train(sharded, tmp_path, capsys):
     images: list[int] = []
     for rank in ("0", "1"):
         with pytest.MonkeyPatch.context() as patch:
@@ -143,6 +144,15 @@ def test_two_processes_divide_the_shards_and_train(sharded, tmp_path):
     ], output.with_suffix(".rank0").read_text()
     lines = (work / "runs" / "two" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["phase"] for line in lines] == ["xe", "rl"]
+    state = WorkFolder(work).run("two").state
+    tensors, header = checkpoints.load(state, torch.device("cpu"))
+    header["progress"] |= {"epoch": 0, "batch": 1}  # as if it had been stopped there
+    checkpoints.save(state, tensors, header)
+    (work / "runs" / "two" / ".done" / "train.json").unlink()
+    capsys.readouterr()
+    assert train.main([*options, "--rl.samples", "2", "--resume"]) == 0
+    said = "this epoch was begun by 2 processes and is divided among 1 now"
+    assert said in capsys.readouterr().out
 
 
 def test_a_run_over_shards_is_captioned_scored_reported_exported_and_examined(
