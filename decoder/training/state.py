@@ -103,7 +103,7 @@ class TrainingState:
         self.config = config
         self.model = model
         self.progress = Progress()
-        self.processes: int = config["machine"]["processes"]
+        self.processes: int = config.get("machine", {}).get("processes", 1)
         """Those that trained the run until here."""
         parameters = dict(model.named_parameters())
         self.optimizer = Adam(parameters.values())
