@@ -172,7 +172,7 @@ def test_a_file_that_is_not_ours_is_left_alone(captioner, album, kind, capsys):
     out = album.parent / f"captions.{kind}"
     out.write_text("name;age\nAnn;7\n")
     assert caption.main(command(captioner, album, out)) == 2
-    assert f"{out}, line 1: expected a caption written by this command" in capsys.readouterr().err
+    assert f"{out}, line 1: expected a caption written by decoder.caption" in capsys.readouterr().err
     assert out.read_text() == "name;age\nAnn;7\n"
 
 
@@ -210,7 +210,7 @@ def test_a_damaged_row_is_refused_with_its_line_number(captioner, album, capsys)
     for name, value in {"bytes": float("inf"), "path": "a\0b", "modified": None}.items():
         out.write_text(json.dumps({**first, name: value}) + "\n")
         assert caption.main(command(captioner, album, out)) == 2
-        assert "line 1: expected a caption written by this command" in capsys.readouterr().err
+        assert "line 1: expected a caption written by decoder.caption" in capsys.readouterr().err
 
 
 def test_a_killed_run_continues_to_the_same_captions(captioner, tmp_path):

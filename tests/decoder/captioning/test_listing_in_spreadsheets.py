@@ -119,7 +119,7 @@ def test_a_file_of_somebody_else_is_never_emptied(album: Path, name, content, ca
     out = album.parent / name
     out.write_bytes(content)
     assert caption.main([str(album), "--out", str(out)]) == 2
-    assert "line 1: expected a caption written by this command" in capsys.readouterr().err
+    assert "line 1: expected a caption written by decoder.caption" in capsys.readouterr().err
     assert out.read_bytes() == content
 
 

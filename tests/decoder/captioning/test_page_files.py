@@ -127,12 +127,12 @@ def test_a_correction_replaces_a_generated_text_beside_its_picture_but_no_text_o
             named = dict(zip(pictures, captions, strict=True))
             return page_files.save(named, pictures[0].parent, kind, "writer", replace).said
 
-        assert save("Generated.", False).startswith("2 files written")
+        assert save("Generated.", False).startswith("2 files saved")
         assert "2 are already there" in save("Generated again.", False)
-        assert save("By a person.", True).startswith("2 files written")
+        assert save("By a person.", True).startswith("2 files saved")
         assert all("By a person." in file.read_text() for file in beside)
         assert "2 are already there" in save("By another person.", True)
-        assert save("By another person.", True, replace=True).startswith("2 files written")
+        assert save("By another person.", True, replace=True).startswith("2 files saved")
         assert all("By another person." in file.read_text() for file in beside)
         if kind == "txt":
             assert json.loads((tmp_path / kind / REGISTRY).read_text()) == {}
