@@ -172,7 +172,9 @@ def test_a_file_that_is_not_ours_is_left_alone(captioner, album, kind, capsys):
     out = album.parent / f"captions.{kind}"
     out.write_text("name;age\nAnn;7\n")
     assert caption.main(command(captioner, album, out)) == 2
-    assert f"{out}, line 1: expected a caption written by decoder.caption" in capsys.readouterr().err
+    assert (
+        f"{out}, line 1: expected a caption written by decoder.caption" in capsys.readouterr().err
+    )
     assert out.read_text() == "name;age\nAnn;7\n"
 
 
