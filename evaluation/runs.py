@@ -71,6 +71,8 @@ def inputs(run: RunFolder, split: str) -> list[Path]:
         run.attention(split),
         *(run.captions(split, way) for way in ways),
         *(run.scores(split, way) for way in ways),
+        # They tell whether the scores are those of the captions.
+        *(run.path / ".done" / f"{run.scores(split, way).stem}.json" for way in ways),
     ]
 
 

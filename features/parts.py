@@ -59,8 +59,7 @@ class PartWriter:
         self._advice = advice
         self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
         # Names are in the order of time, also after the clock was set back.
-        last = max((int(path.name.partition("-")[0]) for path in _part_files(folder)), default=0)
-        now = max(time.time_ns(), last + 1)
+        now = max(time.time_ns(), *(1 + _time_of(path) for path in _part_files(folder)), 0)
         self.path = folder / f"{now}-{uuid.uuid4().hex[:8]}.part"
         with self._disk_errors():
             self._file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
@@ -186,7 +185,13 @@ def _part_files(folder: Path) -> list[Path]:
         return []
     except OSError as error:
         raise unreadable(folder, error) from error
-    return sorted(folder / name for name in names if name.endswith(".part"))
+    # macOS writes files such as ._1764.part beside them on some disks.
+    parts = [folder / name for name in names if name.endswith(".part") and name[:1].isdigit()]
+    return sorted(parts, key=lambda path: (_time_of(path), path.name))
+
+
+def _time_of(part: Path) -> int:
+    return int(part.name.partition("-")[0])
 
 
 def read_record(place: Place, row_format: RowFormat) -> Record:

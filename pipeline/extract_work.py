@@ -102,7 +102,8 @@ def extract_work(options: ExtractOptions) -> None:
             return
         merge(store_path, row_format, old, list(paths), versions(), options.prune)
         seconds = time.perf_counter() - start
-        pictures.save(work, now if options.prune else {**known, **now})
+        kept = {**known, **now}
+        pictures.save(work, {i: e for i, e in kept.items() if not options.prune or i in paths})
 
     store = FeatureStore(store_path)
     failures = store.failures()

@@ -1,5 +1,6 @@
 # Sourced by run_all.sh, tests/run.sh and .ci/run: `install [EXTRA ...]` creates .venv beside setup.cfg if
-# there is none, and installs the project with these extras into it, in place, again whenever setup.cfg changes.
+# there is none, and installs the project with these extras into it, in place, again whenever setup.cfg changes or
+# the project moves.
 # Without an NVIDIA GPU, PyTorch comes from TORCH_INDEX, an index of its builds for the CPU; if that cannot be
 # reached or is set to nothing, pip takes its default, which is much larger on Linux. Modules are compiled when
 # they are first imported: compiling all of them takes pip half a minute, those of captioning two seconds.
@@ -55,13 +56,13 @@ install_cpu_torch() {
     if are_installed "${packages[@]}"; then
         echo "updating the installation in .venv"
     elif [[ $(uname) != Linux || -z $TORCH_INDEX ]] || nvidia-smi > /dev/null 2>&1; then
-        [[ $(uname) != Linux ]] || larger=", and 4.6 GB for NVIDIA GPUs"
+        [[ $(uname) != Linux ]] || larger=", and 4.5 GB for NVIDIA GPUs"
         echo "installing into .venv: about $size$larger; some minutes the first time"
     elif can_open "$TORCH_INDEX/torch/"; then
         echo "installing into .venv: about $size, with PyTorch for the CPU; some minutes the first time"
         "$VENV_PYTHON" -m pip install --quiet --no-compile --disable-pip-version-check --index-url "$TORCH_INDEX" "${packages[@]}"
     else
-        larger=", and 4.6 GB for NVIDIA GPUs, since PyTorch's index of CPU builds cannot be reached"
+        larger=", and 4.5 GB for NVIDIA GPUs, since PyTorch's index of CPU builds cannot be reached"
         echo "installing into .venv: about $size$larger; some minutes the first time"
     fi
 }

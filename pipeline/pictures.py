@@ -9,11 +9,13 @@ the file names are recorded.
 
 import os
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from features.errors import UserError, first_few
 from features.files import write_json
+from features.store import FeatureStore
 from features.store_writing import parts_folder
 from pipeline import captions
 from pipeline.captions import CaptionTable
@@ -76,9 +78,14 @@ def look(table: CaptionTable, known: Pictures) -> tuple[Pictures, set[int]]:
 def known_ids(work: WorkFolder) -> dict[str, int]:
     """Return the image ids that a work directory has given to pictures, by file name and by path.
 
-    These are the ids in captions.json, and those of removed pictures that still have features.
+    These are the ids in captions.json, and those of removed pictures that still have features;
+    where their names are not recorded, under names that no picture has.
     """
-    known = {name: image_id for image_id, name in _names(work).items()}
+    names = _names(work)
+    known = {name: image_id for image_id, name in names.items()}
+    with suppress(UserError, OSError):  # features of removed pictures that nothing names any more
+        stored = FeatureStore(work.path / "features.h5").image_ids.tolist()
+        known |= {f"\0{image_id}": image_id for image_id in stored if image_id not in names}
     if (table := _table(work)) is not None:
         root = table.root.resolve()
         known |= {str(root / image.file_name): image.id for image in table.images}

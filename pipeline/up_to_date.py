@@ -109,11 +109,19 @@ def recorded_options(folder: Path, stage: str) -> dict[str, Any] | None:
 
 
 def changed_inputs(folder: Path, stage: str) -> list[str]:
-    """Return the inputs of a stage of `folder` that have changed since it finished."""
+    """Return the inputs of a stage of `folder` that have changed since it finished.
+
+    One that is recorded with its absolute path, and is not there any more, may only have moved.
+    """
     try:
         inputs = _record(folder, stage)["inputs"].items()
-        changed = [name for name, state in inputs if _has_changed(folder / name, state)]
-        return [os.path.normpath(folder / n) if n.startswith("..") else n for n in changed]
+        changed = [
+            name
+            for name, state in inputs
+            if _has_changed(folder / name, state)
+            and ((folder / name).exists() or not Path(name).is_absolute())
+        ]
+        return [os.path.realpath(folder / n) if n.startswith("..") else n for n in changed]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return []  # no record or a damaged one: the stage will run
 

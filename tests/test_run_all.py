@@ -228,5 +228,5 @@ def test_with_a_gpu_or_without_the_index_pytorch_is_the_default_build(
     gpu.chmod(0o755)
     done, calls = install(TORCH_INDEX=index if has_gpu else "http://127.0.0.1:9")
     assert len(calls) == 1
-    assert "4.6 GB for NVIDIA GPUs" in done.stdout
+    assert "4.5 GB for NVIDIA GPUs" in done.stdout
     assert ("cannot be reached" in done.stdout) == (not has_gpu)

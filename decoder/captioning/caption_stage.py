@@ -122,6 +122,7 @@ def _other_run(out: Path, stage: str, run: RunFolder) -> Path | None:
     recorded = recorded_options(out.parent, stage)
     if recorded is None or not out.exists():
         return None
-    first = next(iter(recorded.get("run") or ()), None)
+    runs = recorded.get("run")
+    first = runs[0] if isinstance(runs, list) and runs and isinstance(runs[0], str) else None
     before = captioner_folder(None if first is None else out.parent / first).path
     return before if before.exists() and not before.samefile(run.path) else None

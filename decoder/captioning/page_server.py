@@ -55,7 +55,6 @@ class Page:
         album: folder of `search` into which the page may write; None if it may not.
         max_upload: largest picture accepted, in megabytes.
         max_queue: number of requests that may wait for the models.
-        folder: where uploads lie until they are captioned.
     """
 
     def __init__(
@@ -66,7 +65,6 @@ class Page:
         *,
         max_upload: int,
         max_queue: int,
-        folder: Path,
     ) -> None:
         self._captioner = captioner
         self._search = search
@@ -322,7 +320,7 @@ def serve(
 ) -> None:
     """Serve the page until SIGTERM or Ctrl-C, and print its address.
 
-    An uploaded file lies in a temporary folder until it is captioned.
+    An uploaded file is a temporary file until it is captioned.
 
     Args:
         captioner: captions the pictures.
@@ -334,33 +332,25 @@ def serve(
         max_upload: largest picture accepted, in megabytes.
         max_queue: number of pictures and searches that may wait; further ones are refused.
     """
-    with tempfile.TemporaryDirectory(prefix="captions-") as folder:
-        page = Page(
-            captioner,
-            search,
-            album,
-            max_upload=max_upload,
-            max_queue=max_queue,
-            folder=Path(folder),
-        )
-        app: Application = page.application()
-        guard = Guard(app, hosts=hosts, password=password, max_body=max_upload * 2**20)
-        address, port = listening.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        needs = "" if password is None else "needs the password, with any user name; "
+    page = Page(captioner, search, album, max_upload=max_upload, max_queue=max_queue)
+    app: Application = page.application()
+    guard = Guard(app, hosts=hosts, password=password, max_body=max_upload * 2**20)
+    address, port = listening.getsockname()[:2]
+    shown = f"[{address}]" if ":" in address else address
+    needs = "" if password is None else "needs the password, with any user name; "
 
-        class Server(uvicorn.Server):
-            async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-                await super().startup(sockets)
-                print(f"demo: http://{shown}:{port}/ ({needs}Ctrl-C ends it)", flush=True)
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            print(f"demo: http://{shown}:{port}/ ({needs}Ctrl-C ends it)", flush=True)
 
-        # When it has stopped, the server raises again the signal that ended it.
-        signal.signal(signal.SIGTERM, lambda *_: None)
-        config = uvicorn.Config(
-            guard,
-            http="h11",
-            ws="none",  # the page needs no websockets
-            log_level="error",
-            timeout_graceful_shutdown=3,
-        )
-        Server(config).run(sockets=[listening])
+    # When it has stopped, the server raises again the signal that ended it.
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    config = uvicorn.Config(
+        guard,
+        http="h11",
+        ws="none",  # the page needs no websockets
+        log_level="error",
+        timeout_graceful_shutdown=3,
+    )
+    Server(config).run(sockets=[listening])

@@ -118,7 +118,7 @@ def _measured(
             return measure(new, run, table, device)
         except (UserError, ModuleNotFoundError) as error:
             reason = f"the validation split cannot be captioned and scored: {error}"
-    result = "the card has no scores and captions have no confidence"
+    result = "the card has no validation scores and captions have no confidence"
     if scored:
         result = "the card has the scores of the run, and unfamiliar pictures are not recognised"
     print(f"export: {result}, because {reason}")

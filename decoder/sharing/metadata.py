@@ -191,7 +191,7 @@ def _are_its_own(recorded: Mapping[str, Any], weights: str, default: Any) -> boo
     return (
         recorded.get("generate") == default
         and recorded.get("weights", weights) == weights
-        and len(recorded.get("run") or [""]) == 1
+        and (recorded.get("run") or ["."]) == ["."]  # itself
         and recorded.get("work") is None
     )
 

@@ -236,8 +236,7 @@ def _data(run: RunFolder) -> list[dict[str, Any]]:
             return data.get("sources") or [{"name": name, "dataset": name}]
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(
-                f"{file} is not what {made_by} writes ({error!r:.200}); copy the whole original "
-                "folder again"
+                f"{file} is not what {made_by} writes ({error!r:.200}); restore the file"
             ) from error
     if run.work.captions.exists():
         return [described(source) for source in load_table(run.work.captions).sources]
