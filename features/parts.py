@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from string import digits
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -191,7 +192,8 @@ def _part_files(folder: Path) -> list[Path]:
 
 
 def _time_of(part: Path) -> int:
-    return int(part.name.partition("-")[0])
+    """Return when a part was started, as its name says, which begins with digits."""
+    return int(part.name[: -len(part.name.lstrip(digits))])
 
 
 def read_record(place: Place, row_format: RowFormat) -> Record:

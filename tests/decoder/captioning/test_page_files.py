@@ -194,7 +194,7 @@ def open_page(tmp_path):
     from decoder.captioning.page_server import Page
 
     def opened(*pictures: Path) -> Any:
-        options = {"max_upload": 1, "max_queue": 1, "folder": tmp_path}
+        options = {"max_upload": 1, "max_queue": 1}
         captioner = SimpleNamespace(identity="writer")
         return Page(captioner, Found(tmp_path, *pictures), tmp_path, **options)
 
