@@ -43,7 +43,7 @@ _NOT_IDENTIFYING = (
 )
 
 # Parts of config.json that may change while a run is continued: only last digits depend on the
-# first two, and what a preset sets and what the data are are compared by themselves.
+# first two, and the options that a preset sets and the data are compared by themselves.
 ENVIRONMENT = ("versions", "machine", "preset", "data")
 
 # What was in effect in runs that are older than an option.
